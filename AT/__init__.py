@@ -1,0 +1,1 @@
+"""Import paths of existing notebooks; the library is the package `attention_transfer`."""

@@ -1,0 +1,97 @@
+"""Attention transfer: a small image classifier learns to look where a large one looks.
+
+    total = cross_entropy + alpha * KD + beta * AT
+
+after Zagoruyko & Komodakis, "Paying More Attention to Attention" (ICLR 2017). The names below load torch when they
+are first used, so that `import attention_transfer` and the command line's `--help` are instant.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from attention_transfer.config import DEFAULT_CONFIG, Config, create_at_config
+from attention_transfer.errors import (
+    AttentionTransferError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DivergenceError,
+    TeacherError,
+)
+
+if TYPE_CHECKING:
+    from attention_transfer.attention import attention_loss, attention_map, distillation_loss
+    from attention_transfer.checkpoint import load_model
+    from attention_transfer.data.loaders import prepare_dataloaders
+    from attention_transfer.evaluation import evaluate_model
+    from attention_transfer.networks.registry import create_model, register_network
+    from attention_transfer.teacher.loading import load_teacher_model
+    from attention_transfer.training.epoch import train_epoch, validate
+    from attention_transfer.training.objective import compute_at_loss
+    from attention_transfer.training.run import train_at
+    from attention_transfer.visualization import (
+        attention_figure,
+        extract_attention_maps,
+        visualize_attention_maps,
+    )
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "attention_figure": "visualization",
+    "attention_loss": "attention",
+    "attention_map": "attention",
+    "compute_at_loss": "training.objective",
+    "create_model": "networks.registry",
+    "distillation_loss": "attention",
+    "evaluate_model": "evaluation",
+    "extract_attention_maps": "visualization",
+    "load_model": "checkpoint",
+    "load_teacher_model": "teacher.loading",
+    "prepare_dataloaders": "data.loaders",
+    "register_network": "networks.registry",
+    "train_at": "training.run",
+    "train_epoch": "training.epoch",
+    "validate": "training.epoch",
+    "visualize_attention_maps": "visualization",
+}
+
+__all__ = [
+    "DEFAULT_CONFIG",
+    "AttentionTransferError",
+    "CheckpointError",
+    "Config",
+    "ConfigError",
+    "DataError",
+    "DivergenceError",
+    "TeacherError",
+    "attention_figure",
+    "attention_loss",
+    "attention_map",
+    "compute_at_loss",
+    "create_at_config",
+    "create_model",
+    "distillation_loss",
+    "evaluate_model",
+    "extract_attention_maps",
+    "load_model",
+    "load_teacher_model",
+    "prepare_dataloaders",
+    "register_network",
+    "train_at",
+    "train_epoch",
+    "validate",
+    "visualize_attention_maps",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

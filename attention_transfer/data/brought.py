@@ -1,0 +1,150 @@
+"""Loaders that a user brings: whatever their batches look like, they work or say what is wrong."""
+
+from __future__ import annotations
+
+import logging
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset, Subset
+
+from attention_transfer.data.batches import Batch
+from attention_transfer.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+_IMAGE_KEYS = ("images", "image", "pixel_values", "x", "input", "inputs")
+_LABEL_KEYS = ("labels", "label", "y", "target", "targets")
+
+
+def unpack(batch: object) -> Batch:
+    """Any usual batch as a `Batch`.
+
+    Taken are a `Batch`, a list or tuple that begins with images and labels, and a dict with images and labels under
+    one of the usual names (images, image, pixel_values, x, input; labels, label, y, target).
+
+    Returns:
+        images [B, C, H, W] floating-point, labels int64 [B]; indices and view only if `batch` is a `Batch`.
+
+    Raises:
+        DataError: `batch` is something else, its images are no float images, or its labels are not one whole
+            number an image.
+    """
+    if isinstance(batch, Batch):
+        return Batch(batch.images, _whole_numbers(batch.labels), batch.indices, batch.view)
+    images, labels = _find_pair(batch)
+    images, labels = _as_tensor("images", images), _whole_numbers(_as_tensor("labels", labels))
+    if images.ndim != 4 or not images.is_floating_point():
+        raise DataError(
+            f"The images of a batch are {_describe(images)}; they must be floating-point of shape [B, C, H, W]. "
+            "Convert and normalise them in the data set's transform."
+        )
+    if labels.shape != images.shape[:1]:
+        raise DataError(
+            f"The labels of a batch are {_describe(labels)} for {len(images)} images; "
+            "they must be one class number an image, of shape [B] (no one-hot or mixed labels)."
+        )
+    return Batch(images, labels)
+
+
+def _find_pair(batch: object) -> tuple[object, object]:
+    if isinstance(batch, Mapping):
+        image_key = next((key for key in _IMAGE_KEYS if key in batch), None)
+        label_key = next((key for key in _LABEL_KEYS if key in batch), None)
+        if image_key and label_key:
+            return batch[image_key], batch[label_key]
+    elif isinstance(batch, list | tuple) and len(batch) >= 2:
+        return batch[0], batch[1]
+    raise DataError(
+        f"A batch is {_describe(batch)}; it must be a pair (images, labels), "
+        f"or a dict with one of {', '.join(_IMAGE_KEYS)} and one of {', '.join(_LABEL_KEYS)}."
+    )
+
+
+def _as_tensor(name: str, values: object) -> Tensor:
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"The {name} of a batch are {_describe(values)}, of which no tensor can be made ({error}); "
+            "use a collate_fn that stacks them into one tensor."
+        ) from error
+
+
+def _whole_numbers(labels: Tensor) -> Tensor:
+    whole = labels.long()
+    if (labels.is_floating_point() or labels.is_complex()) and not torch.equal(
+        whole.to(labels.dtype), labels
+    ):
+        raise DataError(
+            f"The labels of a batch are {_describe(labels)} and not whole; "
+            "they must be one class number an image (no one-hot or mixed labels)."
+        )
+    return whole
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a {value.dtype} tensor of shape {list(value.shape)}"
+    if isinstance(value, Mapping):
+        return f"a {type(value).__name__} with the keys {', '.join(map(repr, value)) or '(none)'}"
+    if isinstance(value, list | tuple):
+        return f"a {type(value).__name__} of {len(value)} values ({', '.join(type(v).__name__ for v in value[:3])})"
+    return f"a {type(value).__name__}"
+
+
+def check_loader(loader: object, role: str) -> None:
+    """Refuse, before training, a loader that could not be iterated every epoch.
+
+    The loader is not iterated, for that would start its workers.
+
+    Args:
+        loader: what the user gave.
+        role: its name in the message, as in "train_loader".
+
+    Raises:
+        DataError: it ends after one pass (a generator), is a data set, is empty, or cannot be iterated at all.
+    """
+    remedy = "give a torch DataLoader, a list of batches, or an object of a class with __iter__"
+    if isinstance(loader, Iterator):
+        raise DataError(f"{role} is a {type(loader).__name__}, which ends after one pass: {remedy}.")
+    if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
+        raise DataError(f"{role} is a data set, which gives single images: wrap it in torch's DataLoader.")
+    if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
+        raise DataError(f"{role} is a {type(loader).__name__}, which cannot be iterated: {remedy}.")
+    if operator.length_hint(loader, 1) == 0:
+        raise DataError(f"{role} is empty: give it at least one batch.")
+
+
+def classes_of(loader: object) -> tuple[str, ...] | None:
+    """The names of the classes, from the loader's data set (looked up through `Subset`s); None if it has none."""
+    dataset: Any = getattr(loader, "dataset", None)
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    classes = getattr(dataset, "classes", None)
+    if isinstance(classes, Sequence) and not isinstance(classes, str) and classes:
+        return tuple(str(name) for name in classes)
+    return None
+
+
+def count_classes(loader: Iterable[Any]) -> int:
+    """The number of classes, as one more than the greatest label of one pass over the loader.
+
+    Raises:
+        DataError: there is no label, or one is negative or not whole.
+    """
+    logger.info("the loader does not name its classes; they are counted in one pass over its labels")
+    greatest = -1
+    for batch in loader:
+        labels = unpack(batch).labels
+        if not len(labels):
+            continue
+        if labels.min() < 0:
+            raise DataError(f"A batch has the label {int(labels.min())}; labels must be 0 or greater.")
+        greatest = max(greatest, int(labels.max()))
+    if greatest < 0:
+        raise DataError("The loader gives no labels: give it at least one batch that is not empty.")
+    return greatest + 1

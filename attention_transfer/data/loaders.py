@@ -1,0 +1,155 @@
+"""From a folder of images to the three loaders of a run."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+
+import torch
+from torch.utils.data import DataLoader
+
+from attention_transfer.config import IMAGENET_MEAN, IMAGENET_STD
+from attention_transfer.data.batches import Example, collate
+from attention_transfer.data.dataset import ImageDataset
+from attention_transfer.data.folder import find_splits
+from attention_transfer.data.images import Triple
+from attention_transfer.data.sampler import EpochBatchSampler
+from attention_transfer.data.views import Augmentation
+from attention_transfer.errors import DataError
+
+_IMAGE_SIZES = (8, 4096)
+
+
+def prepare_dataloaders(
+    data_dir: str | os.PathLike[str],
+    batch_size: int = 32,
+    augment: bool = False,
+    num_workers: int = 4,
+    *,
+    image_size: int = 128,
+    seed: int = 0,
+    split_seed: int = 0,
+    mean: Triple = IMAGENET_MEAN,
+    std: Triple = IMAGENET_STD,
+    augmentation: Augmentation | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    pin_memory: bool | None = None,
+) -> tuple[DataLoader[Example], DataLoader[Example], DataLoader[Example]]:
+    """The (train, val, test) loaders of an image folder.
+
+    `for images, labels in loader` gives normalised float32 images [B, 3, image_size, image_size] and int64 labels
+    [B]. Each batch is a `Batch`, which also carries `indices` and `view`. Iterating train gives a new order
+    each time, and with `augment` new views. Orders and pixels are functions of the arguments and of the epoch:
+    never of the workers, the batch size or a global random generator, none of which is drawn from.
+
+    Args:
+        data_dir: train/, val/ (or valid/, validation/) and test/ folders of class folders, or class folders; see
+            `find_splits` for what is cut where a split is missing.
+        batch_size: images a step, over all processes.
+        augment: give random views of the training images instead of the whole images.
+        num_workers: processes that load images, for each loader; they stay alive between epochs.
+        image_size: side of the images in pixels, from 8 to 4096.
+        seed: seed of the orders and views.
+        split_seed: seed of the cut of a missing val or test.
+        mean: mean of each channel, of pixels in [0, 1].
+        std: standard deviation of each channel, of pixels in [0, 1].
+        augmentation: how far a view may differ from the whole image, if `augment`; None: the defaults.
+        rank: this process, from 0 to world_size - 1.
+        world_size: number of processes that share each batch.
+        pin_memory: page-locked batches for a faster copy to a GPU; None: if there is a CUDA GPU.
+
+    Raises:
+        DataError: a value is out of range, or the folder is not what `find_splits` expects. While iterating: a
+            file cannot be read as an image, from a worker process too.
+
+    Example:
+        train, val, test = prepare_dataloaders("photos", batch_size=64, augment=True)
+        for images, labels in train:
+            ...
+    """
+    _check("batch_size", batch_size, 1)
+    _check("num_workers", num_workers, 0)
+    _check("image_size", image_size, *_IMAGE_SIZES)
+    _check("seed", seed, 0)
+    _check("split_seed", split_seed, 0)
+    _check("world_size", world_size, 1)
+    _check("rank", rank, 0, world_size - 1)
+    mean, std = _three("mean", mean), _three("std", std)
+    if min(std) <= 0:
+        raise DataError(f"std is {std}; each standard deviation must be greater than 0.")
+
+    splits = find_splits(data_dir, split_seed)
+    views_of_train = (augmentation or Augmentation()) if augment else None
+    loaders = []
+    for samples, training in ((splits.train, True), (splits.val, False), (splits.test, False)):
+        dataset = ImageDataset(
+            samples,
+            splits.classes,
+            image_size,
+            mean=mean,
+            std=std,
+            augmentation=views_of_train if training else None,
+            seed=seed,
+        )
+        batches = EpochBatchSampler(
+            len(dataset),
+            batch_size,
+            shuffle=training,
+            seed=seed,
+            views=None if training and augment else 1,
+            rank=rank,
+            world_size=world_size,
+        )
+        loaders.append(_loader(dataset, batches, num_workers, pin_memory))
+    train, val, test = loaders
+    return train, val, test
+
+
+def _loader(
+    dataset: ImageDataset, batches: EpochBatchSampler, num_workers: int, pin_memory: bool | None
+) -> DataLoader[Example]:
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=functools.partial(collate, image_size=dataset.image_size),
+        pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
+        worker_init_fn=prepare_worker,
+        persistent_workers=num_workers > 0,
+        # A DataLoader without a generator of its own draws its workers' seed from torch's global one.
+        generator=torch.Generator().manual_seed(dataset.seed),
+    )
+
+
+def prepare_worker(worker_id: int) -> None:
+    """Make a worker use one thread, and leave Ctrl-C to the main process, which ends its workers itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def _check(name: str, value: int, least: int, most: int | None = None) -> None:
+    allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int)
+        or value < least
+        or (most is not None and value > most)
+    ):
+        raise DataError(f"{name} is {value!r}; it must be an integer {allowed}.")
+
+
+def _three(name: str, values: Triple) -> Triple:
+    if len(values) != 3:
+        raise DataError(
+            f"{name} is {values!r}; it must be three numbers, one for each of red, green and blue."
+        )
+    red, green, blue = values
+    return float(red), float(green), float(blue)
+
+
+def close_loader(loader: DataLoader[Example]) -> None:
+    """End the workers of a loader now, rather than when Python gets to it; it can be iterated again."""
+    # Persistent workers live as long as the iterator that the DataLoader keeps.
+    loader._iterator = None

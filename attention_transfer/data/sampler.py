@@ -1,0 +1,91 @@
+"""In which order, and in which shares, the samples of an epoch are seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+Key = tuple[int, int]
+"""(view, index): which view of which sample."""
+
+
+class EpochBatchSampler(Sampler[list[Key]]):
+    """Batches of (view, index) keys whose order is a function of (seed, epoch) alone.
+
+    Every iteration is the next epoch, so a plain loop sees a fresh order and fresh views each time. The epoch
+    travels in the keys: persistent workers, which never hear of it otherwise, cannot lag behind.
+
+    With several processes each global batch of `batch_size` is split in contiguous shares that differ by at most
+    one sample. A share may be empty; it is emitted as an empty list, so that all processes take as many steps.
+
+    Args:
+        num_samples: samples in the data set.
+        batch_size: samples a step, over all processes.
+        shuffle: a new order each epoch; False keeps the order of the data set.
+        seed: seed of the orders, at least 0.
+        views: how many different views there are. The view is the epoch modulo `views`; None: the epoch itself.
+        rank: this process, from 0 to world_size - 1.
+        world_size: number of processes.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int = 0,
+        views: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.views = views
+        self.rank = rank
+        self.world_size = world_size
+        self.next_epoch = 0
+        self.start_batch = 0
+
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """Make the next iteration epoch `epoch`, from its batch `start_batch` on; it goes on from `epoch + 1`."""
+        self.next_epoch = epoch
+        self.start_batch = start_batch
+
+    def global_sizes(self) -> list[int]:
+        """The number of samples in each batch of a whole epoch, over all processes."""
+        return [
+            min(self.batch_size, self.num_samples - first)
+            for first in range(0, self.num_samples, self.batch_size)
+        ]
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch."""
+        return len(range(0, self.num_samples, self.batch_size))
+
+    # A generator, so that an iterator that is made and never asked (a DataLoader makes one) takes no epoch.
+    def __iter__(self) -> Iterator[list[Key]]:
+        epoch, start_batch = self.next_epoch, self.start_batch
+        self.set_epoch(epoch + 1)
+        order = self._order(epoch)
+        view = epoch if self.views is None else epoch % self.views
+        for first in range(start_batch * self.batch_size, self.num_samples, self.batch_size):
+            batch = order[first : first + self.batch_size]
+            yield [(view, index) for index in self._share(batch)]
+
+    def _order(self, epoch: int) -> list[int]:
+        if not self.shuffle:
+            return list(range(self.num_samples))
+        # The spawn key parts this stream from the views': SeedSequence((seed, epoch)) equals (seed, epoch, 0).
+        entropy = np.random.SeedSequence((self.seed, epoch), spawn_key=(0,))
+        order: list[int] = np.random.default_rng(entropy).permutation(self.num_samples).tolist()
+        return order
+
+    def _share(self, batch: list[int]) -> list[int]:
+        size, larger = divmod(len(batch), self.world_size)
+        first = self.rank * size + min(self.rank, larger)
+        return batch[first : first + size + (self.rank < larger)]

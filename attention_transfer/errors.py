@@ -1,0 +1,37 @@
+"""Every error that this library raises on purpose.
+
+    AttentionTransferError
+    ├── ConfigError        a setting is unknown, of the wrong type, out of range or contradictory
+    ├── DataError          a folder, an image, a label or a loader is not what training needs
+    ├── CheckpointError    a file is not a checkpoint of ours, is damaged or does not fit
+    ├── TeacherError       the teacher cannot be recognised, loaded or compared with the student
+    └── DivergenceError    the loss is no longer a finite number
+
+Catch the base class to catch them all; the command line prints the message and exits with 2.
+"""
+
+from __future__ import annotations
+
+
+class AttentionTransferError(Exception):
+    """Base of all errors below; its message is a sentence that says what to do."""
+
+
+class ConfigError(AttentionTransferError, ValueError):
+    """A setting is unknown, of the wrong type, out of range or contradicts another one."""
+
+
+class DataError(AttentionTransferError, ValueError):
+    """A data folder, an image, a label or a loader is not what training needs."""
+
+
+class CheckpointError(AttentionTransferError, ValueError):
+    """A file is not a checkpoint of this library, is damaged, or does not fit the run."""
+
+
+class TeacherError(AttentionTransferError, ValueError):
+    """The teacher cannot be recognised, loaded or compared with the student."""
+
+
+class DivergenceError(AttentionTransferError, ArithmeticError):
+    """The loss is no longer a finite number; training has stopped."""

@@ -1,0 +1,162 @@
+"""Networks by name: building them, knowing them again, adding a family.
+
+A family lives in one file, which describes it as an `Architecture`; this module only looks it up. Its name, an
+example and a summary stand in `config.NETWORKS`, which needs no torch.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from attention_transfer.config import NETWORKS, NetworkFamily, canonical_network_name
+from attention_transfer.errors import ConfigError
+from attention_transfer.networks import cifar_resnet, multibranch, resnet, wide_resnet
+from attention_transfer.networks.architecture import Architecture, Shapes
+from attention_transfer.taps import unwrapped
+
+logger = logging.getLogger(__name__)
+
+_architectures: list[Architecture] = [
+    *multibranch.ARCHITECTURES,
+    *resnet.ARCHITECTURES,
+    *cifar_resnet.ARCHITECTURES,
+    *wide_resnet.ARCHITECTURES,
+]
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a checkpoint needs to build a network again; a network built by name has it as its attribute `card`."""
+
+    name: str
+    num_classes: int
+    class_names: tuple[str, ...] | None = None
+
+
+def create_model(name: str, num_classes: int = 10, weights: str | None = None) -> nn.Module:
+    """A new network by its name: float images [B, 3, H, W] to logits [B, num_classes].
+
+    Args:
+        name: as in `config.NETWORKS`, in any case: 'MultiBranchNet', 'ResNet18', 'CifarResNet-20', ...
+        num_classes: number of logits, at least 1.
+        weights: torchvision's pretrained weights for ResNet18 or ResNet50, such as 'IMAGENET1K_V1' or 'DEFAULT'.
+            Where they tell another number of classes apart, the head alone stays as initialised.
+
+    Raises:
+        ConfigError: an unknown name, a depth or width that the family does not have, no class, or weights that do
+            not exist or cannot be fetched.
+
+    Example:
+        >>> create_model("cifarresnet-20", num_classes=4).card
+        ModelCard(name='CifarResNet-20', num_classes=4, class_names=None)
+    """
+    if num_classes < 1:
+        raise ConfigError(f"num_classes is {num_classes}; a network needs at least 1.")
+    name = canonical_network_name(name)
+    architecture = _architecture_of(name)
+    model = _build(architecture, name, num_classes)
+    if weights is not None:
+        _load_pretrained(model, architecture, name, weights)
+    model.card = ModelCard(name, num_classes)  # type: ignore[assignment]
+    return model
+
+
+def card_of(model: nn.Module) -> ModelCard | None:
+    """The card of a network that was built by name, also inside wrappers; None for any other."""
+    card = getattr(unwrapped(model), "card", None)
+    return card if isinstance(card, ModelCard) else None
+
+
+def taps_of(model: nn.Module) -> tuple[str, ...] | None:
+    """The modules that are the stages of a network that was built by name, shallow to deep; None for any other."""
+    card = card_of(model)
+    return None if card is None else _architecture_of(card.name).taps
+
+
+def recognise(shapes: Shapes) -> list[tuple[str, int]]:
+    """The (name, num_classes) of every registered network whose state_dict has exactly these keys and shapes.
+
+    Example:
+        >>> weights = create_model("CifarResNet-20", num_classes=4).state_dict()
+        >>> recognise({key: tuple(tensor.shape) for key, tensor in weights.items()})
+        [('CifarResNet-20', 4)]
+    """
+    found = []
+    for architecture in _architectures:
+        head = shapes.get(f"{architecture.head}.weight", ())
+        if len(head) == 2:
+            names = architecture.candidates(shapes)
+            found += [(name, head[0]) for name in names if _fits(architecture, name, head[0], shapes)]
+    return found
+
+
+def register_network(architecture: Architecture, *, example: str, summary: str) -> None:
+    """Add a family, so that its networks can be built, trained by name, and recognised from their weights.
+
+    Args:
+        architecture: how the family is built and recognised.
+        example: a name in the family, in the spelling that errors and `attention-transfer info` show.
+        summary: the family in half a sentence.
+
+    Raises:
+        ConfigError: the family or its example is registered already, the pattern does not match the example, or
+            the example lacks a module that `taps` or `head` names.
+    """
+    for known in NETWORKS:
+        if known.pattern == architecture.name_pattern or re.fullmatch(known.pattern, example, re.IGNORECASE):
+            raise ConfigError(
+                f"{example!r} is a name of the registered network {known.example}; choose another one."
+            )
+    if re.fullmatch(architecture.name_pattern, example) is None:
+        raise ConfigError(
+            f"name_pattern {architecture.name_pattern!r} does not match the example {example!r}."
+        )
+    modules = dict(_on_meta(architecture, example, num_classes=2).named_modules())
+    for module in (*architecture.taps, architecture.head):
+        if module not in modules:
+            raise ConfigError(f"{example} has no module {module!r}; name modules of its named_modules().")
+    _architectures.append(architecture)
+    NETWORKS.append(NetworkFamily(architecture.name_pattern, example, summary))
+
+
+def _architecture_of(name: str) -> Architecture:
+    return next(known for known in _architectures if re.fullmatch(known.name_pattern, name))
+
+
+def _build(architecture: Architecture, name: str, num_classes: int) -> nn.Module:
+    match = re.fullmatch(architecture.name_pattern, name)
+    numbers = [int(number) for number in match.groups()] if match else []
+    return architecture.build(*numbers, num_classes=num_classes)
+
+
+def _on_meta(architecture: Architecture, name: str, num_classes: int) -> nn.Module:
+    with torch.device("meta"):
+        return _build(architecture, name, num_classes)
+
+
+def _fits(architecture: Architecture, name: str, num_classes: int, shapes: Shapes) -> bool:
+    state = _on_meta(architecture, name, num_classes).state_dict()
+    return {key: tuple(tensor.shape) for key, tensor in state.items()} == dict(shapes)
+
+
+def _load_pretrained(model: nn.Module, architecture: Architecture, name: str, weights: str) -> None:
+    if architecture.pretrained is None:
+        have = ", ".join(known.name_pattern for known in _architectures if known.pretrained is not None)
+        raise ConfigError(
+            f"{name} has no pretrained weights, but weights is {weights!r}; networks that do: {have}."
+        )
+    state = architecture.pretrained(weights)
+    fresh = {
+        key: tensor for key, tensor in model.state_dict().items() if key.startswith(f"{architecture.head}.")
+    }
+    if any(state[key].shape != tensor.shape for key, tensor in fresh.items()):
+        logger.info(
+            "%s %s tells other classes apart: its head %r starts afresh", name, weights, architecture.head
+        )
+        state |= fresh
+    model.load_state_dict(state)

@@ -1,0 +1,95 @@
+"""Wide residual networks: Zagoruyko & Komodakis 2016, https://arxiv.org/abs/1605.07146, without dropout."""
+
+from __future__ import annotations
+
+import re
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attention_transfer.errors import ConfigError
+from attention_transfer.networks.architecture import Architecture, Shapes
+from attention_transfer.networks.initialisation import he_initialise
+
+BASE_WIDTH = 16
+
+
+class PreActivationBlock(nn.Module):
+    """B(3, 3) of the paper, batch norm and ReLU first: [B, width_in, H, W] to [B, width, H/stride, W/stride].
+
+    Where the shape changes, the shortcut is a 1x1 convolution of the activated input.
+    """
+
+    def __init__(self, width_in: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(width_in)
+        self.conv1 = nn.Conv2d(width_in, width, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        changes = stride != 1 or width_in != width
+        self.shortcut = nn.Conv2d(width_in, width, 1, stride, bias=False) if changes else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        activated = F.relu(self.bn1(x))
+        out: Tensor = self.conv2(F.relu(self.bn2(self.conv1(activated))))
+        return out + (x if self.shortcut is None else self.shortcut(activated))
+
+
+class WideResNet(nn.Module):
+    """WRN-depth-width: float images [B, 3, H, W] to logits [B, num_classes].
+
+    Args:
+        depth: 6n + 4 for n blocks in each of the three groups: 10, 16, 22, 28, 40, ...
+        width: factor of the groups' 16, 32 and 64 channels.
+        num_classes: number of logits.
+
+    Raises:
+        ConfigError: no n gives this depth, or the width is 0.
+    """
+
+    def __init__(self, depth: int, width: int, num_classes: int = 10) -> None:
+        super().__init__()
+        blocks, rest = divmod(depth - 4, 6)
+        if rest or blocks < 1:
+            raise ConfigError(
+                f"WideResNet-{depth}-{width}: the depth must be 6n + 4, as in 10, 16, 22, 28 or 40."
+            )
+        if width < 1:
+            raise ConfigError(
+                f"WideResNet-{depth}-{width}: the width must be at least 1, as in WideResNet-16-2."
+            )
+        widths = [BASE_WIDTH * factor * width for factor in (1, 2, 4)]
+        self.conv1 = nn.Conv2d(3, BASE_WIDTH, 3, padding=1, bias=False)
+        self.group1 = _group(BASE_WIDTH, widths[0], stride=1, blocks=blocks)
+        self.group2 = _group(widths[0], widths[1], stride=2, blocks=blocks)
+        self.group3 = _group(widths[1], widths[2], stride=2, blocks=blocks)
+        self.bn = nn.BatchNorm2d(widths[2])
+        self.fc = nn.Linear(widths[2], num_classes)
+        he_initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.group3(self.group2(self.group1(self.conv1(x))))
+        logits: Tensor = self.fc(F.relu(self.bn(x)).mean(dim=(2, 3)))
+        return logits
+
+
+def _group(width_in: int, width: int, stride: int, blocks: int) -> nn.Sequential:
+    rest = (PreActivationBlock(width, width, stride=1) for _ in range(blocks - 1))
+    return nn.Sequential(PreActivationBlock(width_in, width, stride), *rest)
+
+
+def _candidates(shapes: Shapes) -> list[str]:
+    blocks = sum(re.fullmatch(r"group1\.\d+\.conv1\.weight", key) is not None for key in shapes)
+    width = shapes.get("group1.0.conv1.weight", (0,))[0] // BASE_WIDTH
+    return [f"WideResNet-{6 * blocks + 4}-{width}"] if blocks and width else []
+
+
+ARCHITECTURES = (
+    Architecture(
+        name_pattern=r"WideResNet-(\d+)-(\d+)",
+        build=WideResNet,
+        taps=("group1", "group2", "group3"),
+        head="fc",
+        candidates=_candidates,
+    ),
+)

@@ -1,0 +1,163 @@
+"""Listening to a network: which modules to listen to, and what they put out while it runs.
+
+No network has to know that it is being watched: forward hooks are set when a `Taps` context opens and are gone
+when it closes, also after an error.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attention_transfer.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+MOST_STAGES = 4
+_found: weakref.WeakKeyDictionary[nn.Module, tuple[str, ...]] = weakref.WeakKeyDictionary()
+
+
+class Taps:
+    """Collects what named modules put out while a network runs.
+
+    Args:
+        model: any network; wrappers (DistributedDataParallel, torch.compile) are looked through.
+        names: dotted module names, as in `model.named_modules()`.
+
+    Raises:
+        ConfigError: a name that the network does not have; the message lists those that it has.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+        >>> with Taps(net, ["0"]) as taps:
+        ...     _ = net(torch.zeros(1, 3, 8, 8))
+        >>> taps.features[0].shape
+        torch.Size([1, 8, 6, 6])
+    """
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        modules = dict(unwrapped(model).named_modules())
+        missing = [name for name in names if name not in modules]
+        if missing:
+            known = ", ".join(name for name in modules if name and name.count(".") < 2)
+            raise ConfigError(f"{type(model).__name__} has no module {missing[0]!r}; it has {known}.")
+        self.names = tuple(names)
+        self._modules = [modules[name] for name in names]
+        self._outputs: dict[str, Tensor] = {}
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+
+    def __enter__(self) -> Taps:
+        for name, module in zip(self.names, self._modules, strict=True):
+            self._hooks.append(module.register_forward_hook(self._listener(name)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    def _listener(self, name: str) -> Any:
+        def listen(module: nn.Module, args: Any, output: Any) -> None:
+            if not isinstance(output, Tensor) or output.dim() != 4:
+                what = (
+                    f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+                )
+                raise ConfigError(f"module {name!r} puts out {what}; attention needs [B, C, H, W].")
+            self._outputs[name] = output
+
+        return listen
+
+    @property
+    def features(self) -> list[Tensor]:
+        """The outputs [B, C, H, W] of the last forward pass, in the order of `names`."""
+        silent = [name for name in self.names if name not in self._outputs]
+        if silent:
+            raise ConfigError(f"module {silent[0]!r} took no part in the forward pass; choose other layers.")
+        return [self._outputs[name] for name in self.names]
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The user's own network inside DistributedDataParallel, DataParallel or torch.compile wrappers."""
+    while True:
+        inner = getattr(model, "_orig_mod", None) or _parallel_inner(model)
+        if inner is None:
+            return model
+        model = inner
+
+
+def _parallel_inner(model: nn.Module) -> nn.Module | None:
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    return model.module if isinstance(model, wrappers) else None
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
+    """Inside, the network is in eval mode without gradients; after, every module is in the mode it was in.
+
+    In eval mode no buffer changes either, so the network is left as it was found.
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield model
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def discover_stages(model: nn.Module, images: Tensor) -> tuple[str, ...]:
+    """The stages of an unknown network: the last module to put out each resolution, at most the deepest four.
+
+    Args:
+        model: any convolutional network; it is run once, in eval mode.
+        images: [B, 3, H, W] on the network's device.
+
+    Returns:
+        module names, shallow to deep; maps of 1x1 carry no signal and are left out.
+
+    Raises:
+        ConfigError: no module puts out [B, C, H, W] with a resolution below the image's.
+    """
+    network = unwrapped(model)
+    if network not in _found:
+        _found[network] = _last_module_of_each_size(network, images[:1])
+        logger.info("stages of %s, found by running it: %s", type(network).__name__, ", ".join(_found[network]))
+    return _found[network]
+
+
+def _last_module_of_each_size(network: nn.Module, image: Tensor) -> tuple[str, ...]:
+    last: dict[tuple[int, int], str] = {}
+
+    def listener(name: str) -> Any:
+        def listen(module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.dim() == 4:
+                size = (output.shape[2], output.shape[3])
+                last.pop(size, None)
+                last[size] = name
+
+        return listen
+
+    hooks = [module.register_forward_hook(listener(name)) for name, module in network.named_modules() if name]
+    try:
+        with undisturbed(network):
+            network(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    sizes = [size for size in last if size != (1, 1) and size < (image.shape[2], image.shape[3])]
+    if not sizes:
+        raise ConfigError(
+            f"{type(network).__name__} has no module whose output is a map smaller than the image; "
+            "name the modules to compare with the key 'layers'."
+        )
+    return tuple(last[size] for size in sizes[-MOST_STAGES:])

@@ -1,0 +1,1 @@
+"""The teacher: recognising its checkpoint, running it, and what it answers."""

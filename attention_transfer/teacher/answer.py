@@ -1,0 +1,37 @@
+"""A teacher is a thing that answers; the training loop knows no more about it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from attention_transfer.data.batches import Batch
+
+
+class Answer(NamedTuple):
+    """What a teacher says of a batch.
+
+    Attributes:
+        maps: the normalised attention maps [B, H, W] of each stage at the teacher's own resolution.
+        logits: [B, K], or None where there is no teacher.
+    """
+
+    maps: tuple[Tensor, ...]
+    logits: Tensor | None
+
+
+class Teacher(Protocol):
+    """Anything that answers a batch."""
+
+    def answer(self, batch: Batch) -> Answer:
+        """What this teacher says of the very pixels in `batch`."""
+        ...
+
+
+class NoTeacher:
+    """Training without a teacher: the answer is silence."""
+
+    def answer(self, batch: Batch) -> Answer:
+        """No maps and no logits."""
+        return Answer((), None)

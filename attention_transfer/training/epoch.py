@@ -1,0 +1,225 @@
+"""One pass over a loader: training, or measuring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from attention_transfer.config import Config, resolve_config
+from attention_transfer.data.batches import Batch
+from attention_transfer.data.brought import unpack
+from attention_transfer.data.sampler import EpochBatchSampler
+from attention_transfer.devices import resolve_device
+from attention_transfer.errors import DivergenceError
+from attention_transfer.taps import undisturbed, unwrapped
+from attention_transfer.training.objective import Losses, Objective, make_teacher, say_once
+from attention_transfer.training.runtime import Runtime
+from attention_transfer.training.sums import BadStep, FiniteWatch, Means, Sums
+
+STEPS_BETWEEN_CHECKS = 20
+
+OnBatch = Callable[[int, Sums], None]
+
+
+def shares(loader: Iterable[Any], runtime: Runtime) -> Iterator[tuple[Batch, int]]:
+    """This process's share of every batch, on its device, with the size of the whole global batch.
+
+    Our own loaders are already cut into shares by their sampler; of a loader that the user brings, every process
+    reads all and keeps its part.
+    """
+    sampler = getattr(loader, "batch_sampler", None)
+    if isinstance(sampler, EpochBatchSampler):
+        sizes = sampler.global_sizes()[sampler.start_batch :]
+        for batch, size in zip(loader, sizes, strict=True):
+            yield _arrived(batch, runtime), size
+        return
+    for raw in loader:
+        batch = unpack(raw)
+        mine = slice(runtime.rank, None, runtime.world_size)
+        yield _arrived(Batch(batch.images[mine], batch.labels[mine]), runtime), len(batch.labels)
+
+
+def _arrived(batch: Batch, runtime: Runtime) -> Batch:
+    batch = batch.to(runtime.device, non_blocking=True)
+    return replace(batch, images=batch.images.contiguous(memory_format=runtime.memory_format))
+
+
+def run_training_epoch(
+    objective: Objective,
+    student: nn.Module,
+    loader: Iterable[Any],
+    optimizer: torch.optim.Optimizer,
+    runtime: Runtime,
+    on_batch: OnBatch | None = None,
+) -> Means:
+    """One epoch of training; see `train_epoch`.
+
+    Raises:
+        DivergenceError: a loss was not a finite number.
+        DataError: the loader was empty.
+    """
+    student.train()
+    sums, watch = Sums(runtime.device), FiniteWatch(runtime.device)
+    for step, (batch, global_size) in enumerate(shares(loader, runtime)):
+        optimizer.zero_grad(set_to_none=True)
+        losses = _train_step(objective, student, batch, global_size, optimizer, runtime)
+        watch.look(losses, step)
+        sums.add(losses, batch.labels)
+        if step % STEPS_BETWEEN_CHECKS == 0:
+            check_finite(watch)
+        if on_batch is not None:
+            on_batch(step, sums)
+    check_finite(watch)
+    return sums.means(runtime)
+
+
+def _train_step(
+    objective: Objective,
+    student: nn.Module,
+    batch: Batch,
+    global_size: int,
+    optimizer: torch.optim.Optimizer,
+    runtime: Runtime,
+) -> Losses:
+    size = len(batch.labels)
+    if size == 0:
+        batch = _stand_in(batch)
+    with _batch_norm_by_size(student, len(batch.labels)):
+        losses = objective(student, batch)
+    # Gradients are averaged over processes, so that a share weighs as much as it has of the global batch.
+    weight = size * runtime.world_size / global_size
+    runtime.step(losses.total if weight == 1 else losses.total * weight, optimizer)
+    return losses if size else _nothing(losses)
+
+
+def _stand_in(batch: Batch) -> Batch:
+    """One black image in place of an empty share: every process must take part in averaging gradients."""
+    images = batch.images.new_zeros((1, *batch.images.shape[1:]))
+    return Batch(images, batch.labels.new_zeros(1))
+
+
+def _nothing(losses: Losses) -> Losses:
+    """The losses of a stand-in as they count: not at all."""
+    zero = torch.zeros_like(losses.total)
+    return Losses(zero, zero, zero, zero, tuple(zero for _ in losses.per_stage), losses.logits[:0])
+
+
+@contextmanager
+def _batch_norm_by_size(student: nn.Module, size: int) -> Iterator[None]:
+    """A batch of one has no variance: batch normalisation then uses its running statistics."""
+    norms = [module for module in student.modules() if isinstance(module, _BatchNorm) and module.training]
+    if size > 1 or not norms:
+        yield
+        return
+    say_once("a batch has a single image: for it, batch normalisation uses its running statistics")
+    for norm in norms:
+        norm.eval()
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.train()
+
+
+def check_finite(watch: FiniteWatch) -> None:
+    """Raise what the watch has seen.
+
+    Raises:
+        DivergenceError: names the batch and the component.
+    """
+    bad = watch.bad_step()
+    if bad is not None:
+        raise DivergenceError(_divergence_sentence(bad))
+
+
+def _divergence_sentence(bad: BadStep) -> str:
+    values = ", ".join(f"{name} {value:g}" for name, value in bad.values.items())
+    return (
+        f"the loss is not a finite number at batch {bad.batch}: {bad.component} ({values}); lower lr or beta, or "
+        "look for bad values in the images"
+    )
+
+
+def run_validation_epoch(objective: Objective, student: nn.Module, loader: Iterable[Any], runtime: Runtime) -> Means:
+    """One pass of measuring; see `validate`."""
+    sums = Sums(runtime.device)
+    network = unwrapped(student)
+    with undisturbed(network):
+        for batch, _ in shares(loader, runtime):
+            if len(batch.labels):
+                sums.add(objective(network, batch), batch.labels)
+            else:
+                losses = _nothing(objective(network, _stand_in(batch)))
+                sums.add(losses, batch.labels)
+    return sums.means(runtime)
+
+
+def train_epoch(
+    student_model: nn.Module,
+    teacher_model: nn.Module | None,
+    train_loader: Iterable[Any],
+    optimizer: torch.optim.Optimizer,
+    device: str | torch.device = "auto",
+    config: Config | Mapping[str, Any] | None = None,
+) -> dict[str, float]:
+    """Train for one pass over a loader.
+
+    A loop of one's own around this function gets a fresh order and fresh augmentation in each pass, as our
+    loaders advance by themselves.
+
+    Args:
+        student_model: trained in place, in train mode.
+        teacher_model: compared with, left as it is; None trains by cross-entropy alone.
+        train_loader: any iterable of (images, labels).
+        optimizer: over the student's parameters.
+        device: where to compute; the networks are moved there.
+        config: alpha, beta, temperature and layers are used.
+
+    Returns:
+        means over samples: loss, accuracy (fraction), classification, kd, attention, attention_stage_i.
+
+    Raises:
+        DivergenceError: a loss was not a finite number; names the batch and the component.
+        DataError: the loader was empty, or a label out of range.
+    """
+    objective, runtime = _set_up(student_model, teacher_model, device, config)
+    return run_training_epoch(objective, student_model, train_loader, optimizer, runtime).figures
+
+
+def validate(
+    student_model: nn.Module,
+    teacher_model: nn.Module | None,
+    val_loader: Iterable[Any],
+    device: str | torch.device = "auto",
+    config: Config | Mapping[str, Any] | None = None,
+) -> dict[str, float]:
+    """Measure a student on a loader: eval mode, no gradients, everything left as it was found.
+
+    Returns:
+        means over samples: loss, accuracy (fraction), classification, kd, attention, attention_stage_i.
+
+    Raises:
+        DataError: the loader was empty, or a label out of range.
+    """
+    objective, runtime = _set_up(student_model, teacher_model, device, config)
+    return run_validation_epoch(objective, student_model, val_loader, runtime).figures
+
+
+def _set_up(
+    student: nn.Module,
+    teacher: nn.Module | None,
+    device: str | torch.device,
+    config: Config | Mapping[str, Any] | None,
+) -> tuple[Objective, Runtime]:
+    config = resolve_config(config)
+    runtime = Runtime(resolve_device(device))
+    student.to(runtime.device)
+    if teacher is not None:
+        teacher.to(runtime.device)
+    return Objective(config, make_teacher(teacher, config, runtime), runtime), runtime

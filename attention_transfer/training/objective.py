@@ -1,0 +1,230 @@
+"""What is minimised: total = cross-entropy + alpha KD + beta AT."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from attention_transfer.attention import StagePair, distillation_loss, energy, map_distance, pair_stages
+from attention_transfer.config import Config, resolve_config
+from attention_transfer.data.batches import Batch
+from attention_transfer.devices import device_of
+from attention_transfer.errors import ConfigError, DataError, TeacherError
+from attention_transfer.networks.registry import card_of
+from attention_transfer.networks.stages import split_layers, stage_names
+from attention_transfer.taps import Taps
+from attention_transfer.teacher.answer import Answer, NoTeacher, Teacher
+from attention_transfer.teacher.live import LiveTeacher
+from attention_transfer.training.runtime import Runtime
+
+logger = logging.getLogger(__name__)
+
+
+class Losses(NamedTuple):
+    """The loss of a batch and what it is made of.
+
+    Attributes:
+        total: classification + alpha * kd + beta * attention; the only one to call backward() on.
+        classification: cross-entropy, mean over the batch.
+        kd: distillation, unweighted; 0 without a teacher.
+        attention: AT, unweighted, the sum of per_stage; 0 without a teacher.
+        per_stage: AT of each compared pair of stages, shallow to deep; empty without a teacher.
+        logits: [B, K] of the student.
+    """
+
+    total: Tensor
+    classification: Tensor
+    kd: Tensor
+    attention: Tensor
+    per_stage: tuple[Tensor, ...]
+    logits: Tensor
+
+
+def combine(student_maps: Sequence[Tensor], logits: Tensor, labels: Tensor, answer: Answer, config: Config) -> Losses:
+    """The losses out of what student and teacher put out; a pure function of tensors.
+
+    Args:
+        student_maps: energies or normalised maps [B, H, W] of the student's stages.
+        logits: [B, K] of the student.
+        labels: [B], in 0 .. K - 1.
+        answer: the teacher's maps and logits, or silence.
+        config: alpha, beta, temperature and layers are used.
+
+    Raises:
+        ConfigError: beta > 0 and no pair of stages has a signal.
+        TeacherError: alpha > 0 and teacher and student have heads of different size.
+    """
+    classification = F.cross_entropy(logits.float(), labels)
+    silence = classification.new_zeros(())
+    per_stage = _attention_of_each_stage(student_maps, answer.maps, config)
+    attention = torch.stack(per_stage).sum() if per_stage else silence
+    kd = silence
+    if answer.logits is not None and config.alpha > 0:
+        check_equal_heads(logits.shape[1], answer.logits.shape[1])
+        kd = distillation_loss(logits, answer.logits, config.temperature)
+    total = classification
+    if config.alpha > 0:
+        total = total + config.alpha * kd
+    if config.beta > 0:
+        total = total + config.beta * attention
+    return Losses(total, classification, kd, attention, per_stage, logits)
+
+
+def check_equal_heads(student_classes: int, teacher_classes: int) -> None:
+    """Distillation compares class by class, so both heads must be equally wide."""
+    if student_classes != teacher_classes:
+        raise TeacherError(
+            f"alpha > 0 distils logits, but the student tells {student_classes} classes apart and the teacher "
+            f"{teacher_classes}; set alpha=0 (attention transfer alone), or train a teacher on these classes."
+        )
+
+
+def check_equal_class_order(student: Sequence[str] | None, teacher: Sequence[str] | None) -> None:
+    """Distillation compares class by class, so both must number their classes alike."""
+    if student and teacher and list(student) != list(teacher) and set(student) == set(teacher):
+        raise TeacherError(
+            f"alpha > 0 distils logits, but the teacher numbers its classes {', '.join(teacher)} and the student "
+            f"{', '.join(student)}; put the student's class_names into the teacher's order, or set alpha=0."
+        )
+
+
+def _attention_of_each_stage(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], config: Config
+) -> tuple[Tensor, ...]:
+    if not teacher:
+        return ()
+    pairs = _pairs(student, teacher, config)
+    if not pairs and config.beta > 0:
+        raise ConfigError(
+            "beta > 0, but no pair of stages is larger than 1x1: the images are too small for these networks; "
+            "enlarge image_size, name shallower modules in layers, or set beta=0."
+        )
+    with torch.set_grad_enabled(torch.is_grad_enabled() and config.beta > 0):
+        return tuple(map_distance(student[pair.student], teacher[pair.teacher], pair.size) for pair in pairs)
+
+
+def _pairs(student: Sequence[Tensor], teacher: Sequence[Tensor], config: Config) -> list[StagePair]:
+    student_sizes = [(x.shape[-2], x.shape[-1]) for x in student]
+    teacher_sizes = [(x.shape[-2], x.shape[-1]) for x in teacher]
+    if config.layers is None:
+        pairs = pair_stages(student_sizes, teacher_sizes)
+    else:
+        one_by_one = [pair_stages([s], [t])[0] for s, t in zip(student_sizes, teacher_sizes, strict=True)]
+        pairs = [StagePair(i, i, pair.size) for i, pair in enumerate(one_by_one)]
+    for pair in pairs:
+        if not pair.has_signal:
+            say_once(
+                f"stage {pair.student} of the student (with stage {pair.teacher} of the teacher) is 1x1 where they "
+                "are compared: it carries no attention and is left out"
+            )
+    return [pair for pair in pairs if pair.has_signal]
+
+
+@lru_cache(maxsize=1024)
+def say_once(message: str) -> None:
+    """Log something that holds for every batch the first time alone; `say_once.cache_clear()` starts anew."""
+    logger.info("%s", message)
+
+
+class Objective:
+    """The loss of a batch: runs the student under taps, asks the teacher, combines.
+
+    Args:
+        config: alpha, beta, temperature and layers are used.
+        teacher: who answers.
+        runtime: gives the number format.
+    """
+
+    def __init__(self, config: Config, teacher: Teacher, runtime: Runtime) -> None:
+        self.config = config
+        self.teacher = teacher
+        self.runtime = runtime
+        self.student_layers, _ = split_layers(config.layers)
+
+    def __call__(self, student: nn.Module, batch: Batch) -> Losses:
+        """The losses of `batch`, which must be on the student's device."""
+        answer = self.teacher.answer(batch)
+        names = stage_names(student, batch.images, self.student_layers) if answer.maps else ()
+        with self.runtime.autocast(), Taps(student, names) as taps:
+            logits = student(batch.images)
+        if not isinstance(logits, Tensor) or logits.dim() != 2:
+            raise ConfigError(f"the student must put out logits [B, K], but puts out {describe(logits)}.")
+        check_labels(batch.labels, logits.shape[1])
+        return combine([energy(x) for x in taps.features], logits, batch.labels, answer, self.config)
+
+
+def describe(value: object) -> str:
+    """A tensor by its shape, anything else by its type; for error messages."""
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def check_labels(labels: Tensor, num_classes: int) -> None:
+    """Labels on the CPU are checked here; on a GPU the check would stall every step and CUDA asserts instead."""
+    if labels.device.type != "cpu" or not labels.numel():
+        return
+    lowest, highest = (int(x) for x in torch.aminmax(labels))
+    if lowest < 0 or highest >= num_classes:
+        wrong = lowest if lowest < 0 else highest
+        raise DataError(
+            f"a label is {wrong}, but the network tells {num_classes} classes apart (labels 0 to "
+            f"{num_classes - 1}); mend the labels or set num_classes."
+        )
+
+
+def _class_names(model: nn.Module) -> tuple[str, ...] | None:
+    card = card_of(model)
+    return None if card is None else card.class_names
+
+
+def make_teacher(teacher_model: nn.Module | None, config: Config, runtime: Runtime) -> Teacher:
+    """Who answers: the live network, or nobody."""
+    if teacher_model is None:
+        return NoTeacher()
+    _, teacher_layers = split_layers(config.layers)
+    return LiveTeacher(teacher_model, teacher_layers, runtime.autocast)
+
+
+def compute_at_loss(
+    student_model: nn.Module,
+    teacher_model: nn.Module | None,
+    x: Tensor,
+    y: Tensor,
+    config: Config | Mapping[str, Any] | None = None,
+) -> Losses:
+    """The attention-transfer loss of one batch.
+
+    total = cross-entropy + alpha KD + beta AT; KD = T^2 KL(teacher || student), AT = the sum over stages of the
+    mean squared difference of normalised attention maps.
+
+    Args:
+        student_model: in the mode in which the caller has it (train mode for training).
+        teacher_model: runs in eval mode without gradients, whatever mode it is in, and is left as it was found;
+            None makes kd and attention zero.
+        x: [B, 3, H, W]; moved to the student's device.
+        y: [B], integers in 0 .. K - 1; moved to the student's device.
+        config: alpha, beta, temperature and layers are used; a partial dict is completed by the defaults.
+
+    Raises:
+        ConfigError: beta > 0 and no pair of stages is larger than 1x1.
+        TeacherError: alpha > 0 with heads of different size, or with the same classes in another order.
+        DataError: a label out of range.
+
+    Example:
+        >>> from attention_transfer import create_model
+        >>> student, teacher = create_model("MultiBranchNet", 10), create_model("ResNet18", 10)
+        >>> losses = compute_at_loss(student, teacher, torch.rand(4, 3, 64, 64), torch.arange(4))
+        >>> losses.total.backward()
+    """
+    config = resolve_config(config)
+    device = device_of(student_model)
+    runtime = Runtime(device)
+    if teacher_model is not None and config.alpha > 0:
+        check_equal_class_order(config.class_names or _class_names(student_model), _class_names(teacher_model))
+    objective = Objective(config, make_teacher(teacher_model, config, runtime), runtime)
+    return objective(student_model, Batch(x, y).to(device))

@@ -1,0 +1,98 @@
+"""What observers are told, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from attention_transfer.config import Config
+from attention_transfer.training.artefacts import Artefacts
+from attention_transfer.training.runtime import Runtime
+from attention_transfer.training.state import EpochRecord, RunState
+from attention_transfer.training.sums import Sums
+
+
+@dataclass
+class Run:
+    """A run as its observers see it.
+
+    Attributes:
+        config: the resolved configuration.
+        state: where the run is.
+        artefacts: where files go.
+        runtime: device, precision, processes.
+        teacher: the teacher's network, or None.
+        splits: number of images of each split, None where a loader does not tell.
+        batches: batches an epoch, None before the first epoch of a loader that does not tell.
+        validates: whether there is a validation loader.
+        images: a fixed handful of validation (or training) images [B, 3, H, W], to draw attention on.
+        outcome: filled at the end: test results, wall time, error.
+    """
+
+    config: Config
+    state: RunState
+    artefacts: Artefacts
+    runtime: Runtime
+    teacher: nn.Module | None
+    splits: dict[str, int | None]
+    batches: int | None
+    validates: bool
+    images: Tensor | None = None
+    outcome: dict[str, Any] = field(default_factory=dict)
+
+
+class Observer:
+    """Hears of a run's events; each method may be left out."""
+
+    def start(self, run: Run) -> None:
+        """The run begins, or goes on after a checkpoint."""
+
+    def epoch_start(self, run: Run, epoch: int) -> None:
+        """Epoch `epoch` (from 1) begins."""
+
+    def batch(self, run: Run, batch: int, sums: Sums) -> None:
+        """Batch `batch` (from 0) of the epoch is done; reading `sums` waits for the device."""
+
+    def epoch(self, run: Run, record: EpochRecord, is_best: bool) -> None:
+        """An epoch is done and validated; the state counts it already."""
+
+    def end(self, run: Run, status: str) -> None:
+        """The run is over: status is finished, stopped or failed."""
+
+    def close(self) -> None:
+        """Let go of files and handlers; called also after an error in `start`."""
+
+
+class Observers:
+    """Tells a list of observers, in the main process alone."""
+
+    def __init__(self, observers: Sequence[Observer], run: Run) -> None:
+        self._observers: Iterable[Observer] = observers if run.runtime.is_main else ()
+        self._run = run
+
+    def start(self) -> None:
+        for observer in self._observers:
+            observer.start(self._run)
+
+    def epoch_start(self, epoch: int) -> None:
+        for observer in self._observers:
+            observer.epoch_start(self._run, epoch)
+
+    def batch(self, batch: int, sums: Sums) -> None:
+        for observer in self._observers:
+            observer.batch(self._run, batch, sums)
+
+    def epoch(self, record: EpochRecord, is_best: bool) -> None:
+        for observer in self._observers:
+            observer.epoch(self._run, record, is_best)
+
+    def end(self, status: str) -> None:
+        for observer in self._observers:
+            observer.end(self._run, status)
+
+    def close(self) -> None:
+        for observer in self._observers:
+            observer.close()

@@ -1,0 +1,115 @@
+"""The .log file of a run, and its lines on standard output."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+
+from tqdm.auto import tqdm
+
+from attention_transfer.progress import someone_is_watching
+from attention_transfer.training.observers.base import Observer, Run
+from attention_transfer.training.runtime import Runtime
+from attention_transfer.training.state import EpochRecord
+from attention_transfer.training.sums import Sums
+
+LIBRARY = "attention_transfer"
+logger = logging.getLogger(__name__)
+
+
+class _AboveTheBars(logging.Handler):
+    """Writes lines to standard output without breaking the progress bars."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+
+
+class Log(Observer):
+    """A line every print_freq batches and every epoch, in the .log and on a standard output that is no terminal."""
+
+    def __init__(self) -> None:
+        self._handlers: list[logging.Handler] = []
+        self._level = logging.NOTSET
+        self._epoch_began = 0.0
+
+    def start(self, run: Run) -> None:
+        run.artefacts.log.parent.mkdir(parents=True, exist_ok=True)
+        to_file = logging.FileHandler(run.artefacts.log, mode="a" if run.state.epoch else "w", encoding="utf-8")
+        to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        to_screen = _AboveTheBars()
+        to_screen.setFormatter(logging.Formatter("%(message)s"))
+        if someone_is_watching():
+            to_screen.addFilter(lambda record: record.name != __name__)
+        self._handlers = [to_file, to_screen]
+        library = logging.getLogger(LIBRARY)
+        self._level = library.level
+        library.setLevel(logging.INFO)
+        for handler in self._handlers:
+            library.addHandler(handler)
+        logger.info("%s", _opening(run))
+
+    def epoch_start(self, run: Run, epoch: int) -> None:
+        self._epoch_began = time.perf_counter()
+
+    def batch(self, run: Run, batch: int, sums: Sums) -> None:
+        if (batch + 1) % run.config.print_freq:
+            return
+        means = sums.means(Runtime(run.runtime.device)).figures
+        speed = sums.count / (time.perf_counter() - self._epoch_began)
+        logger.info(
+            "epoch %d batch %d%s: %s, %.0f images/s",
+            run.state.epoch + 1,
+            batch + 1,
+            f"/{run.batches}" if run.batches else "",
+            _figures(means),
+            speed,
+        )
+
+    def epoch(self, run: Run, record: EpochRecord, is_best: bool) -> None:
+        train = {key.removeprefix("train_"): value for key, value in record.items() if key.startswith("train_")}
+        val = {key.removeprefix("val_"): value for key, value in record.items() if key.startswith("val_")}
+        logger.info(
+            "epoch %d/%d: train %s%s, lr %g, %.1f s, %.0f images/s%s",
+            run.state.epoch,
+            run.config.epochs,
+            _figures(train),
+            f"; val {_figures(val)}" if val else "",
+            record["lr"],
+            record["seconds"],
+            record["images_per_second"],
+            ", best so far" if is_best and run.validates else "",
+        )
+
+    def end(self, run: Run, status: str) -> None:
+        where = run.outcome.get("error") or f"best accuracy {run.state.best_accuracy:.2%}"
+        logger.info("%s after %d of %d epochs: %s", status, run.state.epoch, run.config.epochs, where)
+
+    def close(self) -> None:
+        library = logging.getLogger(LIBRARY)
+        for handler in self._handlers:
+            library.removeHandler(handler)
+            handler.close()
+        if self._handlers:
+            library.setLevel(self._level)
+        self._handlers = []
+
+
+def _opening(run: Run) -> str:
+    config = run.config
+    teacher = "no teacher (cross-entropy alone)"
+    if run.teacher is not None:
+        name = config.teacher_model or type(run.teacher).__name__
+        teacher = f"teacher {name}, alpha {config.alpha:g}, beta {config.beta:g}"
+    processes = f" in {run.runtime.world_size} processes" if run.runtime.world_size > 1 else ""
+    begins = f"goes on after epoch {run.state.epoch}" if run.state.epoch else "begins"
+    return (
+        f"{run.artefacts.name} {begins}: {type(run.state.student).__name__}, {teacher}, on {run.runtime.device}"
+        f"{processes} in {run.runtime.precision}"
+    )
+
+
+def _figures(means: dict[str, float]) -> str:
+    words = [f"loss {means['loss']:.4f}", f"accuracy {means['accuracy']:.2%}"]
+    words += [f"{key} {means[key]:.4g}" for key in ("kd", "attention") if means.get(key)]
+    return ", ".join(words)

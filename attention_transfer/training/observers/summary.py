@@ -1,0 +1,65 @@
+"""The summary of a run as JSON, written also when it fails or is stopped."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from importlib.metadata import version
+from typing import Any
+
+from attention_transfer.training.observers.base import Observer, Run
+from attention_transfer.training.state import EpochRecord
+
+LIBRARIES = ("torch", "torchvision", "accelerate", "timm", "numpy", "pillow")
+
+
+class Summary(Observer):
+    """Resolved config, versions, class names, split sizes, history, results, paths, wall time and status."""
+
+    def __init__(self) -> None:
+        self._began = 0.0
+
+    def start(self, run: Run) -> None:
+        self._began = time.time()
+        self._write(run, "running")
+
+    def epoch(self, run: Run, record: EpochRecord, is_best: bool) -> None:
+        self._write(run, "running")
+
+    def end(self, run: Run, status: str) -> None:
+        self._write(run, status)
+
+    def _write(self, run: Run, status: str) -> None:
+        path = run.artefacts.summary
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(".json.draft")
+        draft.write_text(json.dumps(self._content(run, status), indent=2) + "\n")
+        draft.replace(path)
+
+    def _content(self, run: Run, status: str) -> dict[str, Any]:
+        artefacts = run.artefacts
+        return {
+            "experiment_name": artefacts.name,
+            "status": status,
+            "error": run.outcome.get("error"),
+            "config": run.config.model_dump(),
+            "class_names": list(run.config.class_names or []),
+            "splits": run.splits,
+            "epochs_completed": run.state.epoch,
+            "best_epoch": run.state.best_epoch,
+            "best_accuracy": run.state.best_accuracy,
+            "test_results": run.outcome.get("test_results"),
+            "history": run.state.history,
+            "wall_time_seconds": time.time() - self._began,
+            "precision": run.runtime.precision,
+            "device": str(run.runtime.device),
+            "processes": run.runtime.world_size,
+            "teacher_digest": run.state.teacher_digest,
+            "paths": {
+                "checkpoints": [str(path) for path in artefacts.checkpoints()],
+                "log": str(artefacts.log),
+                "tensorboard": str(artefacts.tensorboard),
+            },
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        }

@@ -1,0 +1,64 @@
+"""The TensorBoard run: scalars, attention figures, hyperparameters. Every point is at the step (batch) of the run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attention_transfer.training.observers.base import Observer, Run
+from attention_transfer.training.runtime import Runtime
+from attention_transfer.training.state import EpochRecord
+from attention_transfer.training.sums import Sums
+from attention_transfer.visualization import attention_figure, figure_to_tensor
+
+
+class TensorBoard(Observer):
+    """Writes events.out.tfevents.* files; points after a resumed checkpoint are purged."""
+
+    def __init__(self) -> None:
+        self._writer: Any = None
+
+    def start(self, run: Run) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        purge_step = run.state.step + 1 if run.state.step else None
+        self._writer = SummaryWriter(str(run.artefacts.tensorboard), purge_step=purge_step)
+
+    def batch(self, run: Run, batch: int, sums: Sums) -> None:
+        if (batch + 1) % run.config.print_freq:
+            return
+        means = sums.means(Runtime(run.runtime.device)).figures
+        for key in ("loss", "accuracy"):
+            self._writer.add_scalar(f"batch/{key}", means[key], run.state.step)
+
+    def epoch(self, run: Run, record: EpochRecord, is_best: bool) -> None:
+        for key, value in record.items():
+            split, _, name = key.partition("_")
+            tag = f"{name}/{split}" if split in ("train", "val") else f"run/{key}"
+            if key != "epoch":
+                self._writer.add_scalar(tag, value, run.state.step)
+        if run.images is not None and _is_due(run):
+            self._writer.add_image("attention", self._figure(run), run.state.step)
+        self._writer.flush()
+
+    def _figure(self, run: Run) -> Any:
+        return figure_to_tensor(attention_figure(run.state.student, run.images, run.config, teacher=run.teacher))
+
+    def end(self, run: Run, status: str) -> None:
+        metrics = {"hparam/best_accuracy": run.state.best_accuracy}
+        test_results = run.outcome.get("test_results")
+        if test_results:
+            metrics["hparam/test_accuracy"] = test_results["accuracy"]
+        settings = {key: _plain(value) for key, value in run.config.model_dump().items() if value is not None}
+        self._writer.add_hparams(settings, metrics, run_name=".", global_step=run.state.step)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _is_due(run: Run) -> bool:
+    return run.state.epoch % run.config.figure_freq == 0 or run.state.epoch in (1, run.config.epochs)
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, (bool, int, float, str)) else str(value)

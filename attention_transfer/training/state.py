@@ -1,0 +1,136 @@
+"""The state of a run: one object, which a checkpoint puts on disk. There is no other state."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import SGD
+from torch.optim.lr_scheduler import StepLR
+
+from attention_transfer.checkpoint import load_weights
+from attention_transfer.config import Config
+from attention_transfer.errors import CheckpointError
+from attention_transfer.networks.registry import card_of
+from attention_transfer.training.runtime import Runtime
+
+EpochRecord = dict[str, float]
+
+
+@dataclass
+class RunState:
+    """Everything that a run would need to go on elsewhere.
+
+    Attributes:
+        config: the resolved configuration.
+        student: the network being trained.
+        optimizer: SGD over its parameters.
+        scheduler: StepLR, stepped once an epoch.
+        teacher_digest: SHA-256 of the teacher's weights; None without a teacher.
+        epoch: completed epochs.
+        step: completed batches, over all epochs.
+        best_accuracy: greatest validation accuracy so far, a fraction; of training where nothing validates.
+        best_epoch: the epoch (from 1) that had it; 0 before the first.
+        history: one record an epoch.
+    """
+
+    config: Config
+    student: nn.Module
+    optimizer: SGD
+    scheduler: StepLR
+    teacher_digest: str | None = None
+    epoch: int = 0
+    step: int = 0
+    best_accuracy: float = 0.0
+    best_epoch: int = 0
+    history: list[EpochRecord] = field(default_factory=list)
+
+    @classmethod
+    def start(cls, config: Config, student: nn.Module, teacher_digest: str | None) -> RunState:
+        """A run before its first epoch."""
+        optimizer = SGD(student.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+        scheduler = StepLR(optimizer, config.step_size, config.gamma)
+        return cls(config, student, optimizer, scheduler, teacher_digest)
+
+    def to_checkpoint(self, runtime: Runtime) -> dict[str, Any]:
+        """The state as plain data and tensors."""
+        card = card_of(self.student)
+        return {
+            "card": asdict(card) if card is not None else None,
+            "model_state_dict": self.student.state_dict(),
+            "config": self.config.model_dump(),
+            "epoch": self.epoch,
+            "best_accuracy": self.best_accuracy,
+            "class_names": list(self.config.class_names or []),
+            "training": {
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(),
+                "scaler": runtime.scaler_state(),
+                "teacher_digest": self.teacher_digest,
+                "step": self.step,
+                "best_epoch": self.best_epoch,
+                "history": self.history,
+                "random": random_state(),
+            },
+        }
+
+    def restore(self, content: dict[str, Any], source: str, runtime: Runtime) -> None:
+        """Become the state that a checkpoint holds, random generators included.
+
+        Raises:
+            CheckpointError: the checkpoint does not fit the student.
+        """
+        training = content["training"]
+        load_weights(self.student, content["model_state_dict"], source)
+        try:
+            self.optimizer.load_state_dict(training["optimizer"])
+        except ValueError as error:
+            raise CheckpointError(f"{source} does not fit the optimizer: {error}") from error
+        self.scheduler.load_state_dict(training["scheduler"])
+        runtime.load_scaler_state(training["scaler"])
+        self.epoch, self.step = content["epoch"], training["step"]
+        self.best_accuracy, self.best_epoch = content["best_accuracy"], training["best_epoch"]
+        self.history = [dict(record) for record in training["history"]]
+        restore_random_state(training["random"])
+
+    def complete_epoch(self, record: EpochRecord, accuracy: float, *, always_best: bool) -> bool:
+        """Count a finished epoch; True where it is the best so far."""
+        self.history.append(record)
+        self.epoch += 1
+        is_best = always_best or self.best_epoch == 0 or accuracy > self.best_accuracy
+        if is_best:
+            self.best_accuracy, self.best_epoch = accuracy, self.epoch
+        return is_best
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators, which initialise weights and drive dropout."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def random_state() -> dict[str, Any]:
+    """The states of the global generators as plain data and tensors."""
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": (str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Set the global generators to states that `random_state` gave."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
