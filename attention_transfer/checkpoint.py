@@ -53,7 +53,7 @@ def read_plain(path: str | os.PathLike[str]) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # torch.load raises UnpicklingError, RuntimeError, EOFError, OSError, ... depending on where it fails
-        if "weights_only" in str(error) and "Unsupported" in str(error):
+        if "Unsupported global" in str(error):
             raise CheckpointError(f"{path} holds pickled code, which is not run. {RESAVE}") from error
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {_first_line(error)}") from error
 

@@ -99,7 +99,10 @@ def test_half_precision_features_are_squared_in_float32(dtype):
 
 
 def test_gradients_of_the_losses_are_right_in_float64():
-    student = [random_features(2, 3, 4, 4).double().requires_grad_(), random_features(2, 3, 5, 3).double().requires_grad_()]
+    student = [
+        random_features(2, 3, 4, 4).double().requires_grad_(),
+        random_features(2, 3, 5, 3).double().requires_grad_(),
+    ]
     teacher = [random_features(2, 3, 4, 4, seed=1).double(), random_features(2, 3, 4, 4, seed=2).double()]
     assert torch.autograd.gradcheck(lambda *s: attention_loss(s, teacher), student)
     logits = random_features(3, 5).double().requires_grad_()

@@ -106,7 +106,12 @@ def test_allowed_values_are_words():
 
 @pytest.mark.parametrize(
     ("name", "canonical"),
-    [("resnet18", "ResNet18"), ("multibranchnet", "MultiBranchNet"), ("CIFARRESNET-56", "CifarResNet-56"), ("WideResNet-16-2", "WideResNet-16-2")],
+    [
+        ("resnet18", "ResNet18"),
+        ("multibranchnet", "MultiBranchNet"),
+        ("CIFARRESNET-56", "CifarResNet-56"),
+        ("WideResNet-16-2", "WideResNet-16-2"),
+    ],
 )
 def test_a_network_is_known_in_any_case(name, canonical):
     assert canonical_network_name(name) == canonical

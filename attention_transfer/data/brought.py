@@ -76,9 +76,7 @@ def _as_tensor(name: str, values: object) -> Tensor:
 
 def _whole_numbers(labels: Tensor) -> Tensor:
     whole = labels.long()
-    if (labels.is_floating_point() or labels.is_complex()) and not torch.equal(
-        whole.to(labels.dtype), labels
-    ):
+    if (labels.is_floating_point() or labels.is_complex()) and not torch.equal(whole.to(labels.dtype), labels):
         raise DataError(
             f"The labels of a batch are {_describe(labels)} and not whole; "
             "they must be one class number an image (no one-hot or mixed labels)."

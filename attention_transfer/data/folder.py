@@ -77,9 +77,7 @@ def find_splits(data_dir: str | os.PathLike[str], split_seed: int = 0) -> Splits
         classes = _common_classes(folders)
         found = {role: _find_samples(root, folder, classes) for role, folder in folders.items()}
     except OSError as error:
-        raise DataError(
-            f"{error.filename} cannot be read ({error.strerror}); repair or remove it."
-        ) from error
+        raise DataError(f"{error.filename} cannot be read ({error.strerror}); repair or remove it.") from error
     missing = [role for role in ("val", "test") if role not in found]
     if missing:
         found |= _cut(found["train"], missing, split_seed, folders["train"], classes)
@@ -101,9 +99,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
     for folder in named:
         role = _ROLES[folder.name.lower()]
         if role in splits:
-            raise DataError(
-                f"{root} holds both {splits[role].name}/ and {folder.name}/; keep one as {role}/."
-            )
+            raise DataError(f"{root} holds both {splits[role].name}/ and {folder.name}/; keep one as {role}/.")
         splits[role] = folder
     if "train" not in splits:
         raise DataError(f"{root} holds {named[0].name}/ but no train/; add it. {_EXPECTED}")
@@ -146,9 +142,7 @@ def _find_samples(root: Path, folder: Path, classes: Sequence[str]) -> list[Samp
             relative = entry.path[prefix:].replace(os.sep, "/")
             of_class.append(Sample(entry.path, relative, label, status.st_size, status.st_mtime_ns))
         if not of_class:
-            raise DataError(
-                f"The class folder {folder / name} holds no image; add images or remove the folder."
-            )
+            raise DataError(f"The class folder {folder / name} holds no image; add images or remove the folder.")
         samples += sorted(of_class, key=lambda sample: sample.relative)
     if passed_over:
         logger.warning(
@@ -176,9 +170,7 @@ def _cut(
         for role in missing:
             parts[role] += itertools.islice(drawn, share)
         parts["train"] += drawn
-    return {
-        role: sorted(part, key=lambda sample: (sample.label, sample.relative)) for role, part in parts.items()
-    }
+    return {role: sorted(part, key=lambda sample: (sample.label, sample.relative)) for role, part in parts.items()}
 
 
 def _lot(sample: Sample, split_seed: int) -> bytes:

@@ -131,20 +131,13 @@ def prepare_worker(worker_id: int) -> None:
 
 def _check(name: str, value: int, least: int, most: int | None = None) -> None:
     allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int)
-        or value < least
-        or (most is not None and value > most)
-    ):
+    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
         raise DataError(f"{name} is {value!r}; it must be an integer {allowed}.")
 
 
 def _three(name: str, values: Triple) -> Triple:
     if len(values) != 3:
-        raise DataError(
-            f"{name} is {values!r}; it must be three numbers, one for each of red, green and blue."
-        )
+        raise DataError(f"{name} is {values!r}; it must be three numbers, one for each of red, green and blue.")
     red, green, blue = values
     return float(red), float(green), float(blue)
 

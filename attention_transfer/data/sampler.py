@@ -58,10 +58,7 @@ class EpochBatchSampler(Sampler[list[Key]]):
 
     def global_sizes(self) -> list[int]:
         """The number of samples in each batch of a whole epoch, over all processes."""
-        return [
-            min(self.batch_size, self.num_samples - first)
-            for first in range(0, self.num_samples, self.batch_size)
-        ]
+        return [min(self.batch_size, self.num_samples - first) for first in range(0, self.num_samples, self.batch_size)]
 
     def __len__(self) -> int:
         """Batches in a whole epoch."""

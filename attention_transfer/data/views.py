@@ -59,9 +59,7 @@ class Augmentation:
     def __post_init__(self) -> None:
         least, greatest = self.crop_scale
         if not 0 < least <= greatest <= 1:
-            raise DataError(
-                f"crop_scale is {self.crop_scale}; it must be two areas with 0 < least <= greatest <= 1."
-            )
+            raise DataError(f"crop_scale is {self.crop_scale}; it must be two areas with 0 < least <= greatest <= 1.")
         if not 0 <= self.rotation <= 180:
             raise DataError(f"rotation is {self.rotation}; it must be in degrees from 0 to 180.")
         if not 0 <= self.color_jitter <= 1:
@@ -125,9 +123,7 @@ def _draw_box(
     return left, top, min(1.0, left + width), min(1.0, top + height)
 
 
-def apply_view(
-    image: Image.Image, parameters: ViewParameters, size: int, fill: Colour | None = None
-) -> Image.Image:
+def apply_view(image: Image.Image, parameters: ViewParameters, size: int, fill: Colour | None = None) -> Image.Image:
     """The view of an RGB image, in a square of `size` pixels.
 
     The crop is taken from the full resolution, bilinear and antialiased; corners that a rotation lays bare get the
@@ -141,9 +137,7 @@ def apply_view(
         image = transforms.horizontal_flip(image)
     if parameters.angle:
         fill = mean_colour() if fill is None else fill
-        image = transforms.rotate(
-            image, parameters.angle, interpolation=InterpolationMode.BILINEAR, fill=list(fill)
-        )
+        image = transforms.rotate(image, parameters.angle, interpolation=InterpolationMode.BILINEAR, fill=list(fill))
     return _jitter(image, parameters)
 
 

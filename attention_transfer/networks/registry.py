@@ -109,13 +109,9 @@ def register_network(architecture: Architecture, *, example: str, summary: str) 
     """
     for known in NETWORKS:
         if known.pattern == architecture.name_pattern or re.fullmatch(known.pattern, example, re.IGNORECASE):
-            raise ConfigError(
-                f"{example!r} is a name of the registered network {known.example}; choose another one."
-            )
+            raise ConfigError(f"{example!r} is a name of the registered network {known.example}; choose another one.")
     if re.fullmatch(architecture.name_pattern, example) is None:
-        raise ConfigError(
-            f"name_pattern {architecture.name_pattern!r} does not match the example {example!r}."
-        )
+        raise ConfigError(f"name_pattern {architecture.name_pattern!r} does not match the example {example!r}.")
     modules = dict(_on_meta(architecture, example, num_classes=2).named_modules())
     for module in (*architecture.taps, architecture.head):
         if module not in modules:
@@ -147,16 +143,10 @@ def _fits(architecture: Architecture, name: str, num_classes: int, shapes: Shape
 def _load_pretrained(model: nn.Module, architecture: Architecture, name: str, weights: str) -> None:
     if architecture.pretrained is None:
         have = ", ".join(known.name_pattern for known in _architectures if known.pretrained is not None)
-        raise ConfigError(
-            f"{name} has no pretrained weights, but weights is {weights!r}; networks that do: {have}."
-        )
+        raise ConfigError(f"{name} has no pretrained weights, but weights is {weights!r}; networks that do: {have}.")
     state = architecture.pretrained(weights)
-    fresh = {
-        key: tensor for key, tensor in model.state_dict().items() if key.startswith(f"{architecture.head}.")
-    }
+    fresh = {key: tensor for key, tensor in model.state_dict().items() if key.startswith(f"{architecture.head}.")}
     if any(state[key].shape != tensor.shape for key, tensor in fresh.items()):
-        logger.info(
-            "%s %s tells other classes apart: its head %r starts afresh", name, weights, architecture.head
-        )
+        logger.info("%s %s tells other classes apart: its head %r starts afresh", name, weights, architecture.head)
         state |= fresh
     model.load_state_dict(state)

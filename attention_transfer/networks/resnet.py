@@ -43,9 +43,7 @@ def published_weights(published: type[WeightsEnum], name: str) -> dict[str, Tens
 
 
 def _family(name: str) -> Architecture:
-    build, published = {"ResNet18": (resnet18, ResNet18_Weights), "ResNet50": (resnet50, ResNet50_Weights)}[
-        name
-    ]
+    build, published = {"ResNet18": (resnet18, ResNet18_Weights), "ResNet50": (resnet50, ResNet50_Weights)}[name]
     return Architecture(
         name_pattern=name,
         build=build,
