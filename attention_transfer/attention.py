@@ -8,10 +8,11 @@ et al., "Distilling the Knowledge in a Neural Network" (2015), section 2.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 Size = tuple[int, int]
@@ -26,7 +27,28 @@ def energy(features: Tensor) -> Tensor:
     Returns:
         [B, H, W], not negative; float32, or float64 for float64 features, because squares overflow in float16.
     """
-    return _at_least_float32(features).pow(2).mean(dim=1)
+    result: Tensor = _Energy.apply(features)
+    return result
+
+
+class _Energy(torch.autograd.Function):
+    """The mean of squares with its backward pass written by hand.
+
+    Autograd would keep the squares and walk over them once more; d energy / d x = 2 x / C needs x alone, which the
+    network keeps anyway. Forward and backward are several times faster, in either memory format.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor) -> Tensor:
+        ctx.save_for_backward(features)
+        return _at_least_float32(features).square().mean(dim=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        features: Tensor = ctx.saved_tensors[0]
+        scaled = gradient * (2 / features.shape[1])
+        return features * scaled.unsqueeze(1).to(features.dtype)
 
 
 def normalize(maps: Tensor) -> Tensor:

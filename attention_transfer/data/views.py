@@ -25,7 +25,7 @@ _LUMA = np.array([0.299, 0.587, 0.114])
 _TO_YIQ = np.array([_LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 _TO_GREY = np.tile(_LUMA, (3, 1))
 _TO_CHROMA = np.eye(3) - _TO_GREY
-_TURN_CHROMA = np.linalg.inv(_TO_YIQ) @ np.array([[0, 0, 0], [0, 0, -1], [0, 1, 0]]) @ _TO_YIQ
+_TURN_CHROMA = np.linalg.inv(_TO_YIQ) @ np.array([[0, 0, 0], [0, 0, 1], [0, -1, 0]]) @ _TO_YIQ
 
 Colour = tuple[int, int, int]
 
@@ -159,5 +159,5 @@ def _jitter(image: Image.Image, parameters: ViewParameters) -> Image.Image:
 
 
 def _mean_grey(image: Image.Image) -> float:
-    red, green, blue = image.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
+    red, green, blue = image.resize((1, 1), Image.Resampling.BOX).tobytes()
     return float(_LUMA @ (red, green, blue))

@@ -1,0 +1,77 @@
+"""Run under torchrun by tests/test_processes.py; not a test by itself."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from attention_transfer import create_model, train_at
+from attention_transfer.config import resolve_config
+from attention_transfer.data.loaders import prepare_dataloaders
+from attention_transfer.training.epoch import run_training_epoch, run_validation_epoch
+from attention_transfer.training.objective import Objective, make_teacher
+from attention_transfer.training.runtime import AcceleratedRuntime
+
+
+class FrozenNorm(nn.Module):
+    """A network whose batch normalisation stays in eval mode, so that a batch can be split without a difference."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.card = network.card
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+    def forward(self, x):
+        return self.network(x)
+
+
+def three_steps(options) -> None:
+    """Train on a tiny folder for one epoch of three steps; write weights, last gradients and figures."""
+    config = resolve_config({"alpha": 0.5, "device": "cpu", "layers": ["network.layer2:layer2", "network.layer3:layer3"]})
+    runtime = AcceleratedRuntime(config)
+    loader, val, _ = prepare_dataloaders(
+        options["data"], options["batch_size"], num_workers=0, image_size=32, rank=runtime.rank, world_size=runtime.world_size
+    )
+    torch.manual_seed(0)
+    student = FrozenNorm(create_model("CifarResNet-8", 10))
+    teacher = create_model("CifarResNet-8", 10)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9)
+    objective = Objective(config, make_teacher(teacher, config, runtime), runtime)
+    figures = run_training_epoch(objective, runtime.wrap(student), loader, optimizer, runtime)
+    measured = run_validation_epoch(objective, student, val, runtime)
+    if runtime.is_main:
+        gradients = {name: parameter.grad for name, parameter in student.named_parameters()}
+        torch.save(
+            {"weights": student.state_dict(), "gradients": gradients, "train": figures._asdict(), "val": measured._asdict()},
+            options["out"],
+        )
+
+
+def whole_run(options) -> None:
+    """A real run; each process writes what it got."""
+    results = train_at(options["config"])
+    weights = torch.cat([value.double().flatten() for value in results["model"].state_dict().values()])
+    runtime_rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    told = {
+        "best_accuracy": results["best_accuracy"],
+        "test_accuracy": results["test_results"]["accuracy"],
+        "name": results["experiment_name"],
+        "checksum": float(weights.sum()),
+    }
+    Path(options["out"]).with_suffix(f".{runtime_rank}.json").write_text(json.dumps(told))
+
+
+if __name__ == "__main__":
+    settings = json.loads(Path(sys.argv[1]).read_text())
+    {"three_steps": three_steps, "whole_run": whole_run}[settings["do"]](settings)
