@@ -1,7 +1,7 @@
 """The README's table of settings, made from the model of the configuration.
 
-    python docs/configuration_table.py          prints the table
-    python docs/configuration_table.py --write  puts it into README.md
+python docs/configuration_table.py          prints the table
+python docs/configuration_table.py --write  puts it into README.md
 """
 
 from __future__ import annotations

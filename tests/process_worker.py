@@ -38,10 +38,17 @@ class FrozenNorm(nn.Module):
 
 def three_steps(options) -> None:
     """Train on a tiny folder for one epoch of three steps; write weights, last gradients and figures."""
-    config = resolve_config({"alpha": 0.5, "device": "cpu", "layers": ["network.layer2:layer2", "network.layer3:layer3"]})
+    config = resolve_config(
+        {"alpha": 0.5, "device": "cpu", "layers": ["network.layer2:layer2", "network.layer3:layer3"]}
+    )
     runtime = AcceleratedRuntime(config)
     loader, val, _ = prepare_dataloaders(
-        options["data"], options["batch_size"], num_workers=0, image_size=32, rank=runtime.rank, world_size=runtime.world_size
+        options["data"],
+        options["batch_size"],
+        num_workers=0,
+        image_size=32,
+        rank=runtime.rank,
+        world_size=runtime.world_size,
     )
     torch.manual_seed(0)
     student = FrozenNorm(create_model("CifarResNet-8", 10))
@@ -53,7 +60,12 @@ def three_steps(options) -> None:
     if runtime.is_main:
         gradients = {name: parameter.grad for name, parameter in student.named_parameters()}
         torch.save(
-            {"weights": student.state_dict(), "gradients": gradients, "train": figures._asdict(), "val": measured._asdict()},
+            {
+                "weights": student.state_dict(),
+                "gradients": gradients,
+                "train": figures._asdict(),
+                "val": measured._asdict(),
+            },
             options["out"],
         )
 

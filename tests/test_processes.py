@@ -34,7 +34,11 @@ def launch(tmp_path, processes, name, launcher="torchrun", **settings):
 def cut(digits, folder, train):
     """A data set of `train` training images, with val and test of their own."""
     files = sorted(digits.rglob("*.png"))
-    for split, chosen in (("train", files[:: len(files) // train][:train]), ("val", files[1::90]), ("test", files[2::90])):
+    for split, chosen in (
+        ("train", files[:: len(files) // train][:train]),
+        ("val", files[1::90]),
+        ("test", files[2::90]),
+    ):
         for label in range(10):
             (folder / split / str(label)).mkdir(parents=True)
         for file in chosen:
@@ -61,7 +65,9 @@ def test_two_processes_take_the_steps_that_one_takes_at_the_same_global_batch(tm
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
-def test_a_real_run_in_two_processes_learns_the_digits_and_leaves_one_set_of_artefacts(tmp_path, digits_folder, launcher):
+def test_a_real_run_in_two_processes_learns_the_digits_and_leaves_one_set_of_artefacts(
+    tmp_path, digits_folder, launcher
+):
     config = {
         "model": "CifarResNet-8", "data_dir": str(digits_folder), "image_size": 32, "num_workers": 0, "epochs": 6,
         "lr": 0.05, "step_size": 4, "device": "cpu", "experiment_name": "two",

@@ -43,7 +43,10 @@ def scalars(folder):
 
 
 def without_clock(history):
-    return [{key: value for key, value in record.items() if key not in ("seconds", "images_per_second")} for record in history]
+    return [
+        {key: value for key, value in record.items() if key not in ("seconds", "images_per_second")}
+        for record in history
+    ]
 
 
 def test_a_resumed_run_ends_bit_identical_to_the_uninterrupted_one(settings, teacher, tmp_path):

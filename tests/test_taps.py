@@ -110,7 +110,7 @@ def test_layers_that_name_nothing_are_an_error(layers):
 
 def test_an_undisturbed_network_keeps_every_modules_mode_and_every_buffer():
     model = create_model("MultiBranchNet", 10)
-    list(model.children())[0].eval()
+    next(model.children()).eval()
     modes = [module.training for module in model.modules()]
     buffers = copy.deepcopy(dict(model.named_buffers()))
     with undisturbed(model):

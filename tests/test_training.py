@@ -74,7 +74,7 @@ def test_a_run_with_a_teacher_gives_everything_that_is_promised(settings, teache
     assert 0 <= results["test_results"]["accuracy"] <= 1
 
     first, second = results["training_history"]
-    stages = {"attention_stage_0", "attention_stage_1", "attention_stage_2"}
+    stages = {"attention_stage_0", "attention_stage_1"}
     figures = {f"{split}_{name}" for split in ("train", "val") for name in FIGURES | stages}
     assert set(first) == {"epoch", "lr", "seconds", "images_per_second"} | figures
     assert (first["epoch"], second["epoch"], first["lr"]) == (1, 2, 0.01)
@@ -113,7 +113,7 @@ def test_the_summary_tells_the_run(settings, tmp_path, few_digits):
     assert summary["test_results"]["accuracy"] == results["test_results"]["accuracy"]
     assert summary["best_epoch"] == 1
     assert summary["wall_time_seconds"] > 0
-    assert summary["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(summary["versions"]["torch"])
     assert all(path.endswith(".pth") for path in summary["paths"]["checkpoints"])
 
 
@@ -134,7 +134,10 @@ def test_the_same_run_twice_gives_the_same_bits(settings, teacher):
 
 
 def without_clock(history):
-    return [{key: value for key, value in record.items() if key not in ("seconds", "images_per_second")} for record in history]
+    return [
+        {key: value for key, value in record.items() if key not in ("seconds", "images_per_second")}
+        for record in history
+    ]
 
 
 def assert_same_weights(one, other):

@@ -68,7 +68,7 @@ def find_splits(data_dir: str | os.PathLike[str], split_seed: int = 0) -> Splits
         DataError: the folder does not exist or cannot be read, has no class folders, its splits differ in
             their classes, a class is empty, or a class that is to be cut has fewer than three images.
     """
-    root = Path(data_dir).expanduser().absolute()
+    root = Path(data_dir).expanduser().resolve()
     if not root.is_dir():
         problem = "is a file" if root.exists() else "does not exist"
         raise DataError(f"The data folder {root} {problem}; data_dir must name a folder. {_EXPECTED}")

@@ -16,13 +16,13 @@ class Architecture:
     """A family of networks that can be built by name.
 
     Attributes:
-        name_pattern: regular expression of the whole name, as in `config.NETWORKS`; its groups are whole numbers.
-        build: called as `build(*numbers, num_classes=...)` with the numbers out of the name. It raises ConfigError
-            for numbers that the family does not have.
+        name_pattern: regular expression of the whole name, as in `config.NETWORKS`; its groups are numbers.
+        build: called as `build(*numbers, num_classes=...)` with the numbers out of the name. It raises
+            ConfigError for numbers that the family does not have.
         taps: names of the modules whose outputs [B, C, H, W] are the stages, shallow to deep.
         head: name of the final `nn.Linear`.
-        candidates: names in this family that a state_dict of these shapes might belong to. It may guess, since
-            each guess is verified; a family of one name can return it always.
+        candidates: names in this family that a state_dict of these shapes might belong to. It may guess,
+            since each guess is verified; a family of one name can return it always.
         pretrained: the published state_dict of a weights name, or None if the family has none.
 
     Example:

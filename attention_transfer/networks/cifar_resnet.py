@@ -14,10 +14,10 @@ from attention_transfer.networks.initialisation import he_initialise
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut without parameters: [B, width_in, H, W] to [B, width, H/stride, W/stride].
+    """Two 3x3 convolutions and a shortcut: [B, width_in, H, W] to [B, width, H / stride, W / stride].
 
-    Where the shape changes, the shortcut takes every second pixel and fills up with channels of zeros, half of
-    them before and half after (option A of section 3.3).
+    The shortcut has no parameters. Where the shape changes it takes every second pixel and fills up with
+    channels of zeros, half of them before and half after (option A of section 3.3).
     """
 
     def __init__(self, width_in: int, width: int, stride: int) -> None:
@@ -41,7 +41,7 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """A ResNet of three stages of 16, 32 and 64 channels: float images [B, 3, H, W] to logits [B, num_classes].
+    """Three stages of 16, 32 and 64 channels: float images [B, 3, H, W] to logits [B, num_classes].
 
     Args:
         depth: layers with weights, 6n + 2 for n blocks in each stage: 20, 32, 44, 56, 110, ...

@@ -1,19 +1,20 @@
 """MultiBranchNet: a small student of parallel branches, designed for this library.
 
-A 3x3 stem of stride 2 and four stages at strides 4, 8, 16 and 32. A stage is a 3x3 convolution of stride 2, which
-sets the width (64, 128, 192, 256), and one, one, two and two blocks that keep it. A block looks at its input through
-four branches of a quarter of the width each,
+A 3x3 stem of stride 2 leads to four stages at strides 4, 8, 16 and 32. Each begins with a 3x3 convolution
+of stride 2, which sets its width (64, 128, 192, 256), and goes on with one, one, two and two blocks that keep
+it. A block looks at its input through four branches of a quarter of the width each,
 
     1x1  |  1x1, 3x3  |  1x1, 1x5, 5x1  |  1x1, 3x3 average pool
 
-concatenates them and fuses them by a 1x1 convolution; Efficient Channel Attention weighs the result, and the
-block's input is added: relu(x + ECA(fuse(branches(x)))). Batch norm follows every convolution, ReLU all but the fusion.
+concatenates them and fuses them by a 1x1 convolution; Efficient Channel Attention (ECA) weighs the result,
+and the block's input is added: relu(x + ECA(fuse(branches(x)))). Batch norm follows every convolution, and
+ReLU every one but the fusion.
 
-    parameters       1,472,780 with 10 classes
-    multiply-adds   99,778,176 for one image of 128x128
+    parameters       1,474,902 with 10 classes
+    multiply-adds   99,786,432 for one image of 128x128
 
-ResNet18 takes 592 million multiply-adds for that image. Branches start at 16 channels, and no convolution is grouped or
-depthwise: these would save multiply-adds and cost time on a CPU.
+ResNet18 takes 592 million multiply-adds for that image. Branches are at least 16 channels wide and no
+convolution is grouped or depthwise: either would save multiply-adds, and cost time on a CPU.
 
 The branches follow Szegedy et al. 2016, "Rethinking the Inception Architecture", https://arxiv.org/abs/1512.00567
 (figures 5 and 6); the attention is Wang et al. 2020, "ECA-Net", https://arxiv.org/abs/1910.03151
@@ -22,7 +23,7 @@ The branches follow Szegedy et al. 2016, "Rethinking the Inception Architecture"
 from __future__ import annotations
 
 import torch
-from timm.layers import EcaModule
+from timm.layers.eca import EcaModule
 from torch import Tensor, nn
 
 from attention_transfer.networks.architecture import Architecture
@@ -44,7 +45,7 @@ class ConvNormAct(nn.Sequential):
 
 
 class MultiBranchBlock(nn.Module):
-    """Four branches, fused, weighed by channel attention and added to the input: [B, C, H, W] to the same shape.
+    """Four branches, fused, weighed by ECA and added to the input: [B, C, H, W] to [B, C, H, W].
 
     Args:
         width: number of channels C, a multiple of 4.
@@ -62,7 +63,7 @@ class MultiBranchBlock(nn.Module):
                     ConvNormAct(quarter, quarter, (1, 5)),
                     ConvNormAct(quarter, quarter, (5, 1)),
                 ),
-                # Pooling commutes with a 1x1 convolution, and is four times cheaper on a quarter of the channels.
+                # Pooling last, on a quarter of the channels, costs a quarter of pooling first.
                 nn.Sequential(
                     ConvNormAct(width, quarter), nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
                 ),

@@ -1,7 +1,7 @@
 """Networks by name: building them, knowing them again, adding a family.
 
-A family lives in one file, which describes it as an `Architecture`; this module only looks it up. Its name, an
-example and a summary stand in `config.NETWORKS`, which needs no torch.
+A family lives in one file, which describes it as an `Architecture`; this module only looks it up. Its name,
+an example and a summary stand in `config.NETWORKS`, which needs no torch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _architectures: list[Architecture] = [
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a checkpoint needs to build a network again; a network built by name has it as its attribute `card`."""
+    """What a checkpoint needs to build a network again; one built by name has it as its attribute `card`."""
 
     name: str
     num_classes: int
@@ -44,12 +44,12 @@ def create_model(name: str, num_classes: int = 10, weights: str | None = None) -
     Args:
         name: as in `config.NETWORKS`, in any case: 'MultiBranchNet', 'ResNet18', 'CifarResNet-20', ...
         num_classes: number of logits, at least 1.
-        weights: torchvision's pretrained weights for ResNet18 or ResNet50, such as 'IMAGENET1K_V1' or 'DEFAULT'.
-            Where they tell another number of classes apart, the head alone stays as initialised.
+        weights: torchvision's pretrained weights for ResNet18 or ResNet50, such as 'IMAGENET1K_V1' or
+            'DEFAULT'. Where they tell another number of classes apart, the head alone starts afresh.
 
     Raises:
-        ConfigError: an unknown name, a depth or width that the family does not have, no class, or weights that do
-            not exist or cannot be fetched.
+        ConfigError: an unknown name, a depth or width that the family does not have, fewer than one class,
+            or weights that do not exist or cannot be fetched.
 
     Example:
         >>> create_model("cifarresnet-20", num_classes=4).card
@@ -72,8 +72,14 @@ def card_of(model: nn.Module) -> ModelCard | None:
     return card if isinstance(card, ModelCard) else None
 
 
+def network_name(model: nn.Module) -> str:
+    """The registered name of a network of ours, else the name of its class."""
+    card = card_of(model)
+    return type(unwrapped(model)).__name__ if card is None else card.name
+
+
 def taps_of(model: nn.Module) -> tuple[str, ...] | None:
-    """The modules that are the stages of a network that was built by name, shallow to deep; None for any other."""
+    """The stages of a network that was built by name, shallow to deep; None for any other."""
     card = card_of(model)
     return None if card is None else _architecture_of(card.name).taps
 
@@ -104,14 +110,18 @@ def register_network(architecture: Architecture, *, example: str, summary: str) 
         summary: the family in half a sentence.
 
     Raises:
-        ConfigError: the family or its example is registered already, the pattern does not match the example, or
-            the example lacks a module that `taps` or `head` names.
+        ConfigError: the family or its example is registered already, the pattern does not match the example,
+            or the example lacks a module that `taps` or `head` names.
     """
     for known in NETWORKS:
         if known.pattern == architecture.name_pattern or re.fullmatch(known.pattern, example, re.IGNORECASE):
-            raise ConfigError(f"{example!r} is a name of the registered network {known.example}; choose another one.")
+            raise ConfigError(
+                f"{example!r} is taken by the registered network {known.example}; choose another."
+            )
     if re.fullmatch(architecture.name_pattern, example) is None:
-        raise ConfigError(f"name_pattern {architecture.name_pattern!r} does not match the example {example!r}.")
+        raise ConfigError(
+            f"name_pattern {architecture.name_pattern!r} does not match its example {example!r}."
+        )
     modules = dict(_on_meta(architecture, example, num_classes=2).named_modules())
     for module in (*architecture.taps, architecture.head):
         if module not in modules:
@@ -121,7 +131,10 @@ def register_network(architecture: Architecture, *, example: str, summary: str) 
 
 
 def _architecture_of(name: str) -> Architecture:
-    return next(known for known in _architectures if re.fullmatch(known.name_pattern, name))
+    for architecture in _architectures:
+        if re.fullmatch(architecture.name_pattern, name):
+            return architecture
+    raise ConfigError(f"the network {name!r} is not registered here; call register_network first.")
 
 
 def _build(architecture: Architecture, name: str, num_classes: int) -> nn.Module:
@@ -143,10 +156,11 @@ def _fits(architecture: Architecture, name: str, num_classes: int, shapes: Shape
 def _load_pretrained(model: nn.Module, architecture: Architecture, name: str, weights: str) -> None:
     if architecture.pretrained is None:
         have = ", ".join(known.name_pattern for known in _architectures if known.pretrained is not None)
-        raise ConfigError(f"{name} has no pretrained weights, but weights is {weights!r}; networks that do: {have}.")
+        raise ConfigError(f"weights is {weights!r}, but {name} has no pretrained weights; {have} have.")
     state = architecture.pretrained(weights)
-    fresh = {key: tensor for key, tensor in model.state_dict().items() if key.startswith(f"{architecture.head}.")}
+    head = f"{architecture.head}."
+    fresh = {key: tensor for key, tensor in model.state_dict().items() if key.startswith(head)}
     if any(state[key].shape != tensor.shape for key, tensor in fresh.items()):
-        logger.info("%s %s tells other classes apart: its head %r starts afresh", name, weights, architecture.head)
+        logger.info("the head of %s %s tells other classes apart, so a new one is trained", name, weights)
         state |= fresh
     model.load_state_dict(state)

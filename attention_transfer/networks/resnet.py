@@ -5,11 +5,12 @@ He et al. 2015, "Deep Residual Learning for Image Recognition", https://arxiv.or
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights, ResNet50_Weights, WeightsEnum, resnet18, resnet50
 
 from attention_transfer.errors import ConfigError
@@ -24,8 +25,8 @@ def published_weights(published: type[WeightsEnum], name: str) -> dict[str, Tens
         name: an entry of it, such as 'IMAGENET1K_V1' or 'DEFAULT', in any case.
 
     Raises:
-        ConfigError: the table has no such entry, or the file can be neither read nor fetched; the message then
-            says where to put it by hand.
+        ConfigError: the table has no such entry, or the file can be neither read nor fetched; the message
+            then says where to put it by hand.
     """
     if name.upper() not in published.__members__:
         known = ", ".join(published.__members__)
@@ -42,8 +43,7 @@ def published_weights(published: type[WeightsEnum], name: str) -> dict[str, Tens
         ) from error
 
 
-def _family(name: str) -> Architecture:
-    build, published = {"ResNet18": (resnet18, ResNet18_Weights), "ResNet50": (resnet50, ResNet50_Weights)}[name]
+def _family(name: str, build: Callable[..., nn.Module], published: type[WeightsEnum]) -> Architecture:
     return Architecture(
         name_pattern=name,
         build=build,
@@ -54,4 +54,7 @@ def _family(name: str) -> Architecture:
     )
 
 
-ARCHITECTURES = (_family("ResNet18"), _family("ResNet50"))
+ARCHITECTURES = (
+    _family("ResNet18", resnet18, ResNet18_Weights),
+    _family("ResNet50", resnet50, ResNet50_Weights),
+)

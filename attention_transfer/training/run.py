@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -14,11 +14,13 @@ from attention_transfer.config import Config, resolve_config
 from attention_transfer.data.sampler import EpochBatchSampler
 from attention_transfer.errors import DivergenceError
 from attention_transfer.evaluation import evaluate_model
+from attention_transfer.networks.registry import network_name
 from attention_transfer.training.artefacts import FINISHED, Artefacts, name_run
 from attention_transfer.training.epoch import run_training_epoch, run_validation_epoch
 from attention_transfer.training.objective import Objective, make_teacher, say_once
 from attention_transfer.training.observers import Run, all_observers
 from attention_transfer.training.observers.base import Observers
+from attention_transfer.training.observers.log import listening
 from attention_transfer.training.resume import refuse_another_teacher, resumed_config
 from attention_transfer.training.runtime import AcceleratedRuntime
 from attention_transfer.training.setup import (
@@ -26,7 +28,6 @@ from attention_transfer.training.setup import (
     Loaders,
     batches_of,
     images_to_draw,
-    network_name,
     open_loaders,
     open_student,
     open_teacher,
@@ -76,13 +77,24 @@ def train_at(
     """
     say_once.cache_clear()
     config = resolve_config(config)
+    with listening() as said:
+        return _run(config, (train_loader, val_loader, test_loader), student, teacher, said)
+
+
+def _run(
+    config: Config,
+    brought: tuple[Loader | None, Loader | None, Loader | None],
+    student: nn.Module | None,
+    teacher: nn.Module | None,
+    said: Iterable[logging.LogRecord],
+) -> dict[str, Any]:
     checkpoint = None
     if config.resume is not None:
         checkpoint = read_checkpoint(config.resume)
         config = resumed_config(config, checkpoint, config.resume)
     runtime = AcceleratedRuntime(config)
     seed_everything(config.seed)
-    loaders = open_loaders(config, runtime, train_loader, val_loader, test_loader)
+    loaders = open_loaders(config, runtime, *brought)
     try:
         config = with_classes(config.model_copy(update={"precision": runtime.precision}), loaders)
         teacher = open_teacher(config, teacher, runtime)
@@ -102,7 +114,7 @@ def train_at(
         if checkpoint is not None:
             refuse_another_teacher(state.teacher_digest, checkpoint, str(config.resume))
             state.restore(checkpoint, str(config.resume), runtime)
-        elif runtime.is_main:
+        if not goes_on and runtime.is_main:
             artefacts.clear()
         run = Run(
             config=config,
@@ -114,6 +126,7 @@ def train_at(
             batches=batches_of(loaders.train),
             validates=loaders.val is not None,
             images=images,
+            said_before=said,
         )
         return _train(run, loaders)
     finally:

@@ -148,12 +148,6 @@ def open_student(config: Config, student: nn.Module | None) -> nn.Module:
     return network
 
 
-def network_name(network: nn.Module) -> str:
-    """The registered name of a network of ours, else the name of its class."""
-    card = card_of(network)
-    return type(network).__name__ if card is None else card.name
-
-
 def open_teacher(config: Config, teacher: nn.Module | None, runtime: Runtime) -> nn.Module | None:
     """The module that the user brings, or the one that teacher_model names; checked against the student's classes.
 

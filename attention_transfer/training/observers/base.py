@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,7 @@ class Run:
         batches: batches an epoch, None before the first epoch of a loader that does not tell.
         validates: whether there is a validation loader.
         images: a fixed handful of validation (or training) images [B, 3, H, W], to draw attention on.
+        said_before: what the library said before the run's log was open.
         outcome: filled at the end: test results, wall time, error.
     """
 
@@ -41,6 +43,7 @@ class Run:
     batches: int | None
     validates: bool
     images: Tensor | None = None
+    said_before: Iterable[logging.LogRecord] = ()
     outcome: dict[str, Any] = field(default_factory=dict)
 
 

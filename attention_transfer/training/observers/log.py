@@ -5,17 +5,32 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from tqdm.auto import tqdm
 
+from attention_transfer.networks.registry import network_name
 from attention_transfer.progress import someone_is_watching
 from attention_transfer.training.observers.base import Observer, Run
 from attention_transfer.training.runtime import Runtime
 from attention_transfer.training.state import EpochRecord
 from attention_transfer.training.sums import Sums
 
-LIBRARY = "attention_transfer"
+LIBRARY = logging.getLogger("attention_transfer")
 logger = logging.getLogger(__name__)
+
+
+class _Keep(logging.Handler):
+    """Keeps what is said before there is a file to write it to; bounded, for it listens on until the run ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: deque[logging.LogRecord] = deque(maxlen=100)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
 
 
 class _AboveTheBars(logging.Handler):
@@ -25,12 +40,24 @@ class _AboveTheBars(logging.Handler):
         tqdm.write(self.format(record), file=sys.stdout)
 
 
+@contextmanager
+def listening() -> Iterator[Iterable[logging.LogRecord]]:
+    """For the time of a run the library speaks; what it says before the log is open is kept."""
+    level, keep = LIBRARY.level, _Keep()
+    LIBRARY.setLevel(logging.INFO)
+    LIBRARY.addHandler(keep)
+    try:
+        yield keep.records
+    finally:
+        LIBRARY.removeHandler(keep)
+        LIBRARY.setLevel(level)
+
+
 class Log(Observer):
     """A line every print_freq batches and every epoch, in the .log and on a standard output that is no terminal."""
 
     def __init__(self) -> None:
         self._handlers: list[logging.Handler] = []
-        self._level = logging.NOTSET
         self._epoch_began = 0.0
 
     def start(self, run: Run) -> None:
@@ -40,13 +67,13 @@ class Log(Observer):
         to_screen = _AboveTheBars()
         to_screen.setFormatter(logging.Formatter("%(message)s"))
         if someone_is_watching():
+            # the bars show there what these lines say, except what the rest of the library has to tell
             to_screen.addFilter(lambda record: record.name != __name__)
         self._handlers = [to_file, to_screen]
-        library = logging.getLogger(LIBRARY)
-        self._level = library.level
-        library.setLevel(logging.INFO)
         for handler in self._handlers:
-            library.addHandler(handler)
+            for record in run.said_before:
+                handler.handle(record)
+            LIBRARY.addHandler(handler)
         logger.info("%s", _opening(run))
 
     def epoch_start(self, run: Run, epoch: int) -> None:
@@ -57,14 +84,9 @@ class Log(Observer):
             return
         means = sums.means(Runtime(run.runtime.device)).figures
         speed = sums.count / (time.perf_counter() - self._epoch_began)
-        logger.info(
-            "epoch %d batch %d%s: %s, %.0f images/s",
-            run.state.epoch + 1,
-            batch + 1,
-            f"/{run.batches}" if run.batches else "",
-            _figures(means),
-            speed,
-        )
+        of_all = f"/{run.batches}" if run.batches else ""
+        figures = _figures(means)
+        logger.info("epoch %d batch %d%s: %s, %.0f images/s", run.state.epoch + 1, batch + 1, of_all, figures, speed)
 
     def epoch(self, run: Run, record: EpochRecord, is_best: bool) -> None:
         train = {key.removeprefix("train_"): value for key, value in record.items() if key.startswith("train_")}
@@ -86,25 +108,22 @@ class Log(Observer):
         logger.info("%s after %d of %d epochs: %s", status, run.state.epoch, run.config.epochs, where)
 
     def close(self) -> None:
-        library = logging.getLogger(LIBRARY)
         for handler in self._handlers:
-            library.removeHandler(handler)
+            LIBRARY.removeHandler(handler)
             handler.close()
-        if self._handlers:
-            library.setLevel(self._level)
         self._handlers = []
 
 
 def _opening(run: Run) -> str:
     config = run.config
-    teacher = "no teacher (cross-entropy alone)"
+    teacher = "no teacher"
     if run.teacher is not None:
         name = config.teacher_model or type(run.teacher).__name__
         teacher = f"teacher {name}, alpha {config.alpha:g}, beta {config.beta:g}"
     processes = f" in {run.runtime.world_size} processes" if run.runtime.world_size > 1 else ""
     begins = f"goes on after epoch {run.state.epoch}" if run.state.epoch else "begins"
     return (
-        f"{run.artefacts.name} {begins}: {type(run.state.student).__name__}, {teacher}, on {run.runtime.device}"
+        f"{run.artefacts.name} {begins}: {network_name(run.state.student)}, {teacher}, on {run.runtime.device}"
         f"{processes} in {run.runtime.precision}"
     )
 

@@ -1,0 +1,239 @@
+"""What a trained network is worth: how often it is right, how sure it is of itself, and what it costs."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from attention_transfer.config import Config, resolve_config
+from attention_transfer.data.brought import classes_of, unpack
+from attention_transfer.devices import device_of
+from attention_transfer.errors import ConfigError, DataError, DivergenceError
+from attention_transfer.networks.registry import card_of
+from attention_transfer.progress import progress_bar
+from attention_transfer.taps import undisturbed, unwrapped
+
+logger = logging.getLogger(__name__)
+
+CALIBRATION_BINS = 15
+
+
+def evaluate_model(
+    model: nn.Module, test_loader: Iterable[Any], config: Config | Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Measure a classifier on a test set.
+
+    The network runs in eval mode, in its own number format and on its own device, and is left as it was found.
+
+    Args:
+        model: images [B, C, H, W] to logits [B, K], K at least 2.
+        test_loader: any iterable of (images, labels).
+        config: class_names is used; without it the names are those that the network was trained with, else those of
+            the loader's data set, else '0', '1', ...
+
+    Returns:
+        plain numbers, lists and dicts that can be written as JSON:
+        accuracy, top5_accuracy (in [0, 1]; the top K where K is below 5), loss (mean cross-entropy),
+        per_class (precision, recall, f1 and support by class name; 0 where undefined),
+        confusion_matrix (K lists of K counts: a row for each true class, a column for each predicted one),
+        calibration_error (expected calibration error of 15 bins, in [0, 1]; Guo et al. 2017, equation 3),
+        parameters, multiply_adds (of convolutions and matrix products, for one image at the loader's size),
+        images_per_second (forward passes alone, the first batch left out as a warm-up if there are more), samples.
+
+    Raises:
+        DataError: the loader is empty, a label is not among the network's classes, or the loader numbers its
+            classes differently from the network.
+        ConfigError: class_names has not K names, or the network does not put out logits [B, K].
+        DivergenceError: the loss of a batch is not a finite number.
+
+    Example:
+        >>> from attention_transfer import create_model
+        >>> batches = [(torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 1, 0]))]
+        >>> report = evaluate_model(create_model("CifarResNet-20", 2), batches)
+        >>> report["samples"], report["multiply_adds"]
+        (4, 40551040)
+    """
+    config = resolve_config(config)
+    clock = Stopwatch(device_of(model))
+    tally: Tally | None = None
+    with undisturbed(model):
+        for raw in progress_bar(test_loader, desc="evaluating", unit="batch"):
+            batch = unpack(raw)
+            if not len(batch.labels):
+                continue
+            images = batch.images.to(clock.device)
+            with clock.timing(len(images)):
+                logits = model(images)
+            if tally is None:
+                tally = Tally(_count_logits(logits))
+            tally.add(logits.cpu().float(), batch.labels.cpu())
+        if tally is None:
+            raise DataError("test_loader gave no image; it must give at least one batch of them.")
+        multiply_adds = count_multiply_adds(model, images[:1])
+    names = _name_classes(tally.num_classes, config.class_names, model, test_loader)
+    return {
+        **tally.report(names),
+        "parameters": sum(parameter.numel() for parameter in unwrapped(model).parameters()),
+        "multiply_adds": multiply_adds,
+        "images_per_second": clock.images_per_second(),
+    }
+
+
+def _count_logits(logits: object) -> int:
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        what = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise ConfigError(f"the network must put out logits [B, K], but puts out {what}.")
+    if logits.shape[1] < 2:
+        raise ConfigError("the network puts out a single logit; a classifier needs one for each of at least 2 classes.")
+    return logits.shape[1]
+
+
+class Tally:
+    """Counts over samples, on the CPU, batch by batch; no logits are kept."""
+
+    def __init__(self, num_classes: int) -> None:
+        from torchmetrics import MetricCollection
+        from torchmetrics import classification as metrics
+
+        self.num_classes = num_classes
+        # `add` checks what these would check once more
+        common: dict[str, Any] = {"num_classes": num_classes, "validate_args": False}
+        self._of_logits = MetricCollection(
+            {
+                "accuracy": metrics.MulticlassAccuracy(average="micro", **common),
+                "top5_accuracy": metrics.MulticlassAccuracy(average="micro", top_k=min(5, num_classes), **common),
+                "precision": metrics.MulticlassPrecision(average=None, **common),
+                "recall": metrics.MulticlassRecall(average=None, **common),
+                "f1": metrics.MulticlassF1Score(average=None, **common),
+                "confusion_matrix": metrics.MulticlassConfusionMatrix(**common),
+            }
+        )
+        self._calibration = metrics.MulticlassCalibrationError(n_bins=CALIBRATION_BINS, norm="l1", **common)
+        self._loss = 0.0
+        self._samples = 0
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: float32 logits [B, K] and labels [B], both on the CPU.
+
+        Raises:
+            DataError: a label below 0 or above K - 1.
+            DivergenceError: the loss is not a finite number.
+        """
+        outside = labels[(labels < 0) | (labels >= self.num_classes)]
+        if len(outside):
+            raise DataError(
+                f"a label is {int(outside[0])}, but the network tells {self.num_classes} classes apart (labels 0 to "
+                f"{self.num_classes - 1}); mend the labels, or take a network with a logit for each class."
+            )
+        loss = float(F.cross_entropy(logits, labels, reduction="sum"))
+        if not math.isfinite(loss):
+            raise DivergenceError(
+                f"the loss is {loss} after {self._samples} good images; look for bad values in the images that "
+                "follow, or in the network's weights."
+            )
+        self._loss += loss
+        self._samples += len(labels)
+        self._of_logits.update(logits, labels)
+        # torchmetrics takes logits that all happen to lie in [0, 1] for probabilities
+        self._calibration.update(logits.softmax(dim=1), labels)
+
+    def report(self, names: Sequence[str]) -> dict[str, Any]:
+        """The figures of all samples added, of which there must be at least one."""
+        values = {name: value.tolist() for name, value in self._of_logits.compute().items()}
+        confusion = values["confusion_matrix"]
+        columns = (values["precision"], values["recall"], values["f1"], [sum(row) for row in confusion])
+        rows = zip(*columns, strict=True)
+        return {
+            "accuracy": values["accuracy"],
+            "top5_accuracy": values["top5_accuracy"],
+            "loss": self._loss / self._samples,
+            "per_class": {
+                name: dict(zip(("precision", "recall", "f1", "support"), row, strict=True))
+                for name, row in zip(names, rows, strict=True)
+            },
+            "confusion_matrix": confusion,
+            "calibration_error": float(self._calibration.compute()),
+            "samples": self._samples,
+        }
+
+
+class Stopwatch:
+    """Times forward passes on a device; what lies between them does not count."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._passes: list[tuple[int, float]] = []
+
+    @contextmanager
+    def timing(self, images: int) -> Iterator[None]:
+        """Time what is inside as one pass over so many images."""
+        self._wait()
+        start = time.perf_counter()
+        yield
+        self._wait()
+        self._passes.append((images, time.perf_counter() - start))
+
+    def _wait(self) -> None:
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
+
+    def images_per_second(self) -> float:
+        """Of all passes but the first, which warms up; of the first where it is the only one."""
+        passes = self._passes[1:] or self._passes
+        return sum(images for images, _ in passes) / sum(seconds for _, seconds in passes)
+
+
+def count_multiply_adds(model: nn.Module, images: Tensor) -> int:
+    """Multiplications with addition in convolutions and matrix products of one forward pass.
+
+    Args:
+        model: run once, without its wrappers, inside of which operations cannot be seen.
+        images: [B, C, H, W] on the network's device.
+    """
+    with undisturbed(model), FlopCounterMode(display=False) as counter:
+        unwrapped(model)(images)
+    return counter.get_total_flops() // 2
+
+
+def _name_classes(
+    num_classes: int, configured: Sequence[str] | None, model: nn.Module, loader: Iterable[Any]
+) -> list[str]:
+    card, in_loader = card_of(model), classes_of(loader)
+    if configured is not None and len(configured) != num_classes:
+        raise ConfigError(
+            f"class_names has {len(configured)} names, but the network tells {num_classes} classes apart; leave "
+            "class_names out or name each class."
+        )
+    names = configured or (card and card.class_names)
+    if names is not None and in_loader is not None:
+        check_class_order(names, in_loader)
+    names = names or in_loader
+    if names is not None and len(names) == num_classes:
+        return list(names)
+    if names is not None:
+        logger.info("%d class names do not fit %d logits: classes go by their numbers", len(names), num_classes)
+    return [str(label) for label in range(num_classes)]
+
+
+def check_class_order(network: Sequence[str], loader: Sequence[str]) -> None:
+    """A loader must number the classes that it shares with a network as the network does.
+
+    Raises:
+        DataError: a class has another number in the loader than in the network.
+    """
+    numbers = {name: label for label, name in enumerate(network)}
+    for label, name in enumerate(loader):
+        if numbers.get(name, label) != label:
+            raise DataError(
+                f"{name!r} is class {label} of the loader, but class {numbers[name]} of the network, so that figures "
+                f"would be wrong; let the loader number its classes {', '.join(network)}."
+            )

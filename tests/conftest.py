@@ -1,0 +1,75 @@
+"""Real images for every test: scikit-learn's digits as files, and what lies in shared/ beside the project."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ImageFolder = Callable[[Mapping[str, int]], Path]
+
+
+@pytest.fixture(scope="session")
+def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The 1,797 handwritten digits as 32x32 PNG files in the class folders 0 to 9."""
+    from sklearn.datasets import load_digits
+
+    root: Path = tmp_path_factory.mktemp("digits")
+    digits = load_digits()
+    pixels = (digits.images * (255 / 16)).round().astype(np.uint8).repeat(4, axis=1).repeat(4, axis=2)
+    for label in range(10):
+        (root / str(label)).mkdir()
+    for number, (image, label) in enumerate(zip(pixels, digits.target, strict=True)):
+        Image.fromarray(image).save(root / str(label) / f"{number:04d}.png", compress_level=1)
+    return root
+
+
+@pytest.fixture(scope="session")
+def shared_folder() -> Path:
+    """The folder shared/ beside the project, with data and weights that are not part of it."""
+    shared = Path(__file__).resolve().parents[2] / "shared"
+    if not shared.is_dir():
+        pytest.skip("there is no folder shared/ beside the project")
+    return shared
+
+
+@pytest.fixture(scope="session")
+def photos_folder(shared_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """398 images of ants and bees: train/ and val/, with a palette .gif, and stray .DS_Store files."""
+    archive = shared_folder / "data" / "hymenoptera-photos.tar"
+    if not archive.is_file():
+        pytest.skip("shared/ has no data/hymenoptera-photos.tar")
+    root: Path = tmp_path_factory.mktemp("photos")
+    with tarfile.open(archive) as photos:
+        photos.extractall(root, filter="data")
+    return root
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> ImageFolder:
+    """Writes tmp_path/data with so many small images in each folder, as in image_folder({"train/cat": 3})."""
+
+    def write(counts: Mapping[str, int]) -> Path:
+        root = tmp_path / "data"
+        for name, count in counts.items():
+            (root / name).mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (8, 8), (number % 256, 100, 200)).save(root / name / f"{number:03d}.png")
+        return root
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def few_digits(digits_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 of the digits of each class, for runs of which only the mechanics matter."""
+    root: Path = tmp_path_factory.mktemp("few-digits")
+    for folder in sorted(digits_folder.iterdir()):
+        (root / folder.name).mkdir()
+        for file in sorted(folder.iterdir())[:12]:
+            (root / folder.name / file.name).symlink_to(file)
+    return root
