@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,8 +21,6 @@ from attention_transfer.networks.registry import card_of
 from attention_transfer.progress import progress_bar
 from attention_transfer.taps import undisturbed, unwrapped
 
-logger = logging.getLogger(__name__)
-
 CALIBRATION_BINS = 15
 
 
@@ -37,8 +34,8 @@ def evaluate_model(
     Args:
         model: images [B, C, H, W] to logits [B, K], K at least 2.
         test_loader: any iterable of (images, labels).
-        config: class_names is used; without it the names are those that the network was trained with, else those of
-            the loader's data set, else '0', '1', ...
+        config: class_names is used. Without it the names are those that the network was trained with, else those of
+            the loader's data set; classes that have none go by their numbers '0', '1', ...
 
     Returns:
         plain numbers, lists and dicts that can be written as JSON:
@@ -52,7 +49,7 @@ def evaluate_model(
     Raises:
         DataError: the loader is empty, a label is not among the network's classes, or the loader numbers its
             classes differently from the network.
-        ConfigError: class_names has not K names, or the network does not put out logits [B, K].
+        ConfigError: the network does not put out logits [B, K], K at least 2.
         DivergenceError: the loss of a batch is not a finite number.
 
     Example:
@@ -60,10 +57,10 @@ def evaluate_model(
         >>> batches = [(torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 1, 0]))]
         >>> report = evaluate_model(create_model("CifarResNet-20", 2), batches)
         >>> report["samples"], report["multiply_adds"]
-        (4, 40551040)
+        (4, 40550528)
     """
     config = resolve_config(config)
-    clock = Stopwatch(device_of(model))
+    names, clock = _name_classes(model, test_loader, config), Stopwatch(device_of(model))
     tally: Tally | None = None
     with undisturbed(model):
         for raw in progress_bar(test_loader, desc="evaluating", unit="batch"):
@@ -74,14 +71,13 @@ def evaluate_model(
             with clock.timing(len(images)):
                 logits = model(images)
             if tally is None:
-                tally = Tally(_count_logits(logits))
+                tally = Tally(names, _count_logits(logits))
             tally.add(logits.cpu().float(), batch.labels.cpu())
         if tally is None:
             raise DataError("test_loader gave no image; it must give at least one batch of them.")
         multiply_adds = count_multiply_adds(model, images[:1])
-    names = _name_classes(tally.num_classes, config.class_names, model, test_loader)
     return {
-        **tally.report(names),
+        **tally.report(),
         "parameters": sum(parameter.numel() for parameter in unwrapped(model).parameters()),
         "multiply_adds": multiply_adds,
         "images_per_second": clock.images_per_second(),
@@ -98,13 +94,19 @@ def _count_logits(logits: object) -> int:
 
 
 class Tally:
-    """Counts over samples, on the CPU, batch by batch; no logits are kept."""
+    """Counts over samples, on the CPU, batch by batch; no logits are kept.
 
-    def __init__(self, num_classes: int) -> None:
+    Args:
+        names: of the classes; those that it does not reach go by their numbers.
+        num_classes: K, at least 2.
+    """
+
+    def __init__(self, names: Sequence[str], num_classes: int) -> None:
         from torchmetrics import MetricCollection
         from torchmetrics import classification as metrics
 
         self.num_classes = num_classes
+        self._names = [names[label] if label < len(names) else str(label) for label in range(num_classes)]
         # `add` checks what these would check once more
         common: dict[str, Any] = {"num_classes": num_classes, "validate_args": False}
         self._of_logits = MetricCollection(
@@ -146,9 +148,9 @@ class Tally:
         # torchmetrics takes logits that all happen to lie in [0, 1] for probabilities
         self._calibration.update(logits.softmax(dim=1), labels)
 
-    def report(self, names: Sequence[str]) -> dict[str, Any]:
+    def report(self) -> dict[str, Any]:
         """The figures of all samples added, of which there must be at least one."""
-        values = {name: value.tolist() for name, value in self._of_logits.compute().items()}
+        values = {name: _plain(value) for name, value in self._of_logits.compute().items()}
         confusion = values["confusion_matrix"]
         columns = (values["precision"], values["recall"], values["f1"], [sum(row) for row in confusion])
         rows = zip(*columns, strict=True)
@@ -158,12 +160,17 @@ class Tally:
             "loss": self._loss / self._samples,
             "per_class": {
                 name: dict(zip(("precision", "recall", "f1", "support"), row, strict=True))
-                for name, row in zip(names, rows, strict=True)
+                for name, row in zip(self._names, rows, strict=True)
             },
             "confusion_matrix": confusion,
-            "calibration_error": float(self._calibration.compute()),
+            "calibration_error": _plain(self._calibration.compute()),
             "samples": self._samples,
         }
+
+
+def _plain(figures: Tensor) -> Any:
+    # torchmetrics divides in float32, whose seven digits read as 0.8949999809265137 when all are written
+    return figures.double().round(decimals=7).tolist() if figures.is_floating_point() else figures.tolist()
 
 
 class Stopwatch:
@@ -201,27 +208,16 @@ def count_multiply_adds(model: nn.Module, images: Tensor) -> int:
     """
     with undisturbed(model), FlopCounterMode(display=False) as counter:
         unwrapped(model)(images)
-    return counter.get_total_flops() // 2
+    multiply_adds: int = counter.get_total_flops() // 2
+    return multiply_adds
 
 
-def _name_classes(
-    num_classes: int, configured: Sequence[str] | None, model: nn.Module, loader: Iterable[Any]
-) -> list[str]:
+def _name_classes(model: nn.Module, loader: Iterable[Any], config: Config) -> tuple[str, ...]:
     card, in_loader = card_of(model), classes_of(loader)
-    if configured is not None and len(configured) != num_classes:
-        raise ConfigError(
-            f"class_names has {len(configured)} names, but the network tells {num_classes} classes apart; leave "
-            "class_names out or name each class."
-        )
-    names = configured or (card and card.class_names)
-    if names is not None and in_loader is not None:
+    names = config.class_names or (card.class_names if card else None)
+    if names and in_loader:
         check_class_order(names, in_loader)
-    names = names or in_loader
-    if names is not None and len(names) == num_classes:
-        return list(names)
-    if names is not None:
-        logger.info("%d class names do not fit %d logits: classes go by their numbers", len(names), num_classes)
-    return [str(label) for label in range(num_classes)]
+    return names or in_loader or ()
 
 
 def check_class_order(network: Sequence[str], loader: Sequence[str]) -> None:

@@ -46,7 +46,9 @@ def test_the_python_blocks_run_one_after_another(workshop, few_digits):
     code = [f"import sys; sys.path.insert(0, {str(ROOT)!r})"]
     code += [substituted(block, few_digits, workshop / "teacher.pth") for block in blocks("python")]
     script = workshop / "readme.py"
-    script.write_text("if __name__ == '__main__':\n" + "\n".join("    " + line for line in "\n".join(code).splitlines()))
+    script.write_text(
+        "if __name__ == '__main__':\n" + "\n".join("    " + line for line in "\n".join(code).splitlines())
+    )
     run([sys.executable, str(script)], workshop)
     assert (workshop / "attention.png").exists()
 
@@ -76,7 +78,10 @@ def test_the_table_of_settings_is_the_one_that_the_code_has():
 def test_the_table_of_networks_tells_their_true_sizes():
     for row in re.findall(r"^\| `(\w[\w-]*)` .*\| ([\d.]+) M \|", README, flags=re.MULTILINE):
         name, millions = row
-        count = sum(parameter.numel() for parameter in create_model(name, 1000 if name.startswith("ResNet") else 10).parameters())
+        count = sum(
+            parameter.numel()
+            for parameter in create_model(name, 1000 if name.startswith("ResNet") else 10).parameters()
+        )
         assert count / 1e6 == pytest.approx(float(millions), abs=0.05), name
 
 
@@ -93,8 +98,12 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     notebook = nbformat.read(ROOT / "examples" / "attention_transfer.ipynb", as_version=4)
     for cell in notebook.cells:
         cell.source = re.sub(r"epochs = \d+", "epochs = 1", cell.source)
-    client = NotebookClient(notebook, timeout=500, kernel_name="python3", resources={"metadata": {"path": str(ROOT / "examples")}})
+    client = NotebookClient(
+        notebook, timeout=500, kernel_name="python3", resources={"metadata": {"path": str(ROOT / "examples")}}
+    )
     monkeypatch.setenv("AT_EXAMPLE_FOLDER", str(tmp_path))
     client.execute()
-    pictures = [output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
+    pictures = [
+        output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
+    ]
     assert pictures, "the notebook draws no attention"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -86,6 +87,8 @@ class AcceleratedRuntime(Runtime):
             mixed_precision="no" if self.precision == "fp32" else self.precision,
         )
         self.world_size = self._accelerator.num_processes
+        if self.world_size > 1:
+            atexit.register(leave_process_group)
         self.rank = self._accelerator.process_index
         super().__init__(self._accelerator.device if self.world_size > 1 else device)
 
@@ -131,6 +134,12 @@ class AcceleratedRuntime(Runtime):
     def load_scaler_state(self, state: dict[str, Any] | None) -> None:
         if state is not None and self._accelerator.scaler is not None:
             self._accelerator.scaler.load_state_dict(state)
+
+
+def leave_process_group() -> None:
+    """Take leave of the other processes; one that exits without may abort, and take a finished run down with it."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

@@ -1,0 +1,177 @@
+"""Drawing attention: an image in colours, a map laid over it, and the page that both are put on."""
+
+from __future__ import annotations
+
+from functools import partial
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PIXELS = 384
+"""About as high as pictures are drawn."""
+COLOURS = "inferno"
+OPACITY = 0.6
+
+# a page's measures in inches
+CELL = 1.25
+GAP = 0.05
+GROUP_GAP = 0.2
+LABEL = 0.4
+LINE = 0.24
+MARGIN = 0.12
+DPI = 150
+
+INK, FAINT = "#1a1a1a", "#767676"
+
+
+def denormalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Normalised images [B, 3, H, W] in colours of [0, 1] again, on the CPU.
+
+    Images of another number of channels have no known colours: the mean of their channels becomes a grey image that
+    goes from black to white.
+    """
+    images = images.cpu().float()
+    if images.shape[1] == len(mean):
+        colours = images * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
+        return colours.clamp(0, 1)
+    grey = images.mean(dim=1, keepdim=True)
+    low, high = grey.amin(dim=(2, 3), keepdim=True), grey.amax(dim=(2, 3), keepdim=True)
+    return ((grey - low) / (high - low).clamp(min=1e-12)).expand(-1, 3, -1, -1)
+
+
+def enlarge(pictures: Tensor) -> Tensor:
+    """Pictures [B, 3, H, W] at the size they are drawn in: pixels of small ones stay squares, others are smoothed."""
+    height, width = pictures.shape[2:]
+    factor = PIXELS // height
+    if factor > 4:
+        return pictures.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
+    size = (PIXELS, max(1, round(width * PIXELS / height)))
+    return F.interpolate(pictures, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+
+
+def overlay(picture: Tensor, attention: Tensor) -> Tensor:
+    """A map in colours over the picture in grey, so that every colour is the map's.
+
+    Args:
+        picture: [3, H, W] in [0, 1].
+        attention: [h, w] in [0, 1], enlarged bilinearly to the picture.
+
+    Returns:
+        [3, H, W] in [0, 1].
+    """
+    from matplotlib import colormaps
+
+    height, width = picture.shape[1:]
+    attention = F.interpolate(attention[None, None].cpu().float(), size=(height, width), mode="bilinear")[0, 0]
+    colours = torch.from_numpy(colormaps[COLOURS](attention.numpy())[..., :3]).float().permute(2, 0, 1)
+    luminance = (picture * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(dim=0)
+    return (1 - OPACITY) * luminance + OPACITY * colours
+
+
+class Page:
+    """A figure of photos, each with a block of overlays at its right: a row for each network, a column for each size.
+
+    It is made of matplotlib's objects alone, never through pyplot: there is no global state and nothing to close.
+
+    Args:
+        photos: number of photos.
+        rows: networks, and so rows of overlays, beside each photo.
+        columns: overlays in a row.
+        aspect: width over height of the photos.
+        has_titles: whether there is a line above each photo.
+    """
+
+    def __init__(self, photos: int, rows: int, columns: int, aspect: float, has_titles: bool) -> None:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        block = rows * (CELL + GAP) - GAP
+        between = GROUP_GAP + (LINE if has_titles else 0)
+        self._aspect = aspect
+        self._photo_height = CELL if rows == 1 else 2 * CELL + GAP
+        self._pitch = block + between
+        self._left_of_overlays = MARGIN + self._photo_height * aspect + (LABEL if rows > 1 else LABEL / 1.5)
+        self._width = self._left_of_overlays + columns * (CELL * aspect + GAP) - GAP + MARGIN
+        self._height = MARGIN + LINE + photos * self._pitch - between + LINE + MARGIN
+        self.figure = Figure(figsize=(self._width, self._height), dpi=DPI, facecolor="white")
+        FigureCanvasAgg(self.figure)
+        # a notebook shows whatever has this method, also where pyplot was never imported
+        self.figure._repr_png_ = partial(png_of, self.figure)  # type: ignore[attr-defined]
+
+    def photo(self, photo: int, picture: Tensor, title: str | None = None) -> None:
+        """Draw a photo [3, H, W], and its title above it."""
+        self._image(picture, MARGIN, self._top_of(photo), self._photo_height)
+        if title is not None:
+            self._write(title, MARGIN, self._top_of(photo) - 0.07, size=8)
+
+    def overlay(self, photo: int, row: int, column: int, picture: Tensor) -> None:
+        """Draw an overlay [3, H, W] in its place beside a photo."""
+        self._image(picture, self._left_of(column), self._top_of(photo) + row * (CELL + GAP), CELL)
+
+    def heading(self, column: int, text: str) -> None:
+        """Write what a column shows."""
+        self._write(text, self._left_of(column) + CELL * self._aspect / 2, self._top_of(0) - 0.07, align="center")
+
+    def name(self, photo: int, row: int, role: str, name: str) -> None:
+        """Write along a row of overlays which network it is."""
+        middle = self._top_of(photo) + row * (CELL + GAP) + CELL / 2
+        lines = [(text, colour) for text, colour in ((role, INK), (name, FAINT)) if text]
+        for i, (text, colour) in enumerate(reversed(lines)):
+            self._write(text, self._left_of_overlays - 0.06 - 0.13 * i, middle, colour=colour, upright=True)
+
+    def scale(self) -> None:
+        """Draw which colours stand for little and for much attention."""
+        length, thickness = CELL * self._aspect, 0.07
+        left, top = self._width - MARGIN - length, self._height - MARGIN - thickness
+        axes = self._axes(left, top, length, thickness)
+        axes.imshow(torch.linspace(0, 1, 256).view(1, -1).numpy(), cmap=COLOURS, aspect="auto")
+        self._write("attention, from least to most", left - 0.08, top + thickness, colour=FAINT, align="right")
+
+    def _top_of(self, photo: int) -> float:
+        return MARGIN + LINE + photo * self._pitch
+
+    def _left_of(self, column: int) -> float:
+        return self._left_of_overlays + column * (CELL * self._aspect + GAP)
+
+    def _axes(self, left: float, top: float, width: float, height: float) -> Axes:
+        bottom = self._height - top - height
+        box = (left / self._width, bottom / self._height, width / self._width, height / self._height)
+        axes = self.figure.add_axes(box)
+        axes.set_axis_off()
+        return axes
+
+    def _image(self, picture: Tensor, left: float, top: float, height: float) -> None:
+        axes = self._axes(left, top, height * self._aspect, height)
+        axes.imshow((picture * 255).round().byte().permute(1, 2, 0).numpy(), aspect="auto")
+
+    def _write(
+        self,
+        text: str,
+        left: float,
+        top: float,
+        *,
+        size: float = 7,
+        colour: str = INK,
+        align: str = "left",
+        upright: bool = False,
+    ) -> None:
+        where = (left / self._width, 1 - top / self._height)
+        style: dict[str, Any] = {"fontsize": size, "color": colour, "parse_math": False}
+        if upright:
+            self.figure.text(*where, text, rotation=90, ha="right", va="center", **style)
+        else:
+            self.figure.text(*where, text, ha=align, va="baseline", **style)
+
+
+def png_of(figure: Figure) -> bytes:
+    """A figure as the bytes of a PNG file."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

@@ -1,0 +1,235 @@
+"""Where a network looks: attention as tensors, and as figures that lay it over the images."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from attention_transfer.attention import attention_map
+from attention_transfer.config import Config, resolve_config
+from attention_transfer.errors import ConfigError, DataError
+from attention_transfer.networks.registry import card_of
+from attention_transfer.networks.stages import split_layers, stage_names
+from attention_transfer.overlays import Page, denormalise, enlarge, overlay, png_of
+from attention_transfer.taps import Taps, undisturbed, unwrapped
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Settings = Config | Mapping[str, Any] | None
+
+
+def extract_attention_maps(model: nn.Module, x: Tensor, config: Settings = None) -> list[Tensor]:
+    """at(x) of every stage: the attention maps that the loss compares, before they are brought to one size.
+
+    The network runs in eval mode without gradients, and is left as it was found.
+
+    Args:
+        model: any convolutional network.
+        x: normalised float images [B, 3, H, W], or one image [3, H, W]; brought to the device and number format of the
+            network.
+        config: layers overrides the stages (of 'student.module:teacher.module' the student's side is taken).
+
+    Returns:
+        for each stage, shallow to deep, [B, H, W] in [0, 1] at the stage's own resolution; the map of each image
+        has the L2 norm 1.
+
+    Raises:
+        DataError: x is not a float tensor of such a shape.
+        ConfigError: layers names a module that the network does not have.
+
+    Example:
+        >>> from attention_transfer import create_model
+        >>> maps = extract_attention_maps(create_model("CifarResNet-20"), torch.rand(2, 3, 32, 32))
+        >>> [tuple(stage.shape) for stage in maps]
+        [(2, 32, 32), (2, 16, 16), (2, 8, 8)]
+    """
+    student_layers, _ = split_layers(resolve_config(config).layers)
+    return _attention(model, _as_batch(model, x), student_layers)
+
+
+def visualize_attention_maps(model: nn.Module, x: Tensor, config: Settings = None, layer_idx: int = 0) -> Tensor:
+    """The attention map of one stage, scaled for display: the least attended place of each image is 0, the most 1.
+
+    Args:
+        model, x, config: as in `extract_attention_maps`.
+        layer_idx: the stage, 0 for the shallowest; negative ones count from the deepest, as in a list.
+
+    Returns:
+        [B, H, W] in [0, 1] at the stage's own resolution; 0 everywhere for an image that is attended evenly.
+
+    Raises:
+        ConfigError: the network has no such stage.
+        DataError: x is not a float tensor of images.
+    """
+    maps = extract_attention_maps(model, x, config)
+    if not -len(maps) <= layer_idx < len(maps):
+        raise ConfigError(
+            f"layer_idx is {layer_idx}, but {type(unwrapped(model)).__name__} has {len(maps)} stages: it must be from "
+            f"{-len(maps)} to {len(maps) - 1}."
+        )
+    return _spread(maps[layer_idx])
+
+
+def _attention(model: nn.Module, images: Tensor, layers: Sequence[str] | None) -> list[Tensor]:
+    weights = next(model.parameters(), None)
+    images = images if weights is None else images.to(weights)
+    # Hooks on a compiled network may never be called: what is inside of the wrappers runs as it is written.
+    network = unwrapped(model)
+    with undisturbed(network), Taps(network, stage_names(network, images, layers)) as taps:
+        network(images)
+    with torch.no_grad():
+        return [attention_map(features) for features in taps.features]
+
+
+def _as_batch(model: nn.Module, x: Tensor) -> Tensor:
+    """Images [B, C, H, W] of x, where a network of ours has C = 3."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        what = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+        raise DataError(f"x is {what}; it must be a float tensor of normalised images [B, 3, H, W].")
+    images = x.unsqueeze(0) if x.dim() == 3 else x
+    if images.dim() != 4 or (card_of(model) is not None and images.shape[1] != 3):
+        raise DataError(f"x has the shape {list(x.shape)}; it must be images [B, 3, H, W], or one image [3, H, W].")
+    return images
+
+
+def _spread(maps: Tensor) -> Tensor:
+    """Each map of [B, H, W] from its least value at 0 to its greatest at 1; 0 where all are equal up to rounding."""
+    low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
+    is_even = high - low <= 1e-6 * high
+    return torch.where(is_even, 0.0, (maps - low) / (high - low))
+
+
+class Column(NamedTuple):
+    """Where an overlay stands: stages of one size, in whatever network, stand above each other.
+
+    `repeat` counts the stages of this size that the same network has before.
+    """
+
+    height: int
+    width: int
+    repeat: int
+
+
+class Row(NamedTuple):
+    """A network in a figure: its role and name, and for each stage its maps [N, H, W] in [0, 1]."""
+
+    role: str
+    name: str
+    maps: dict[Column, Tensor]
+
+
+def attention_figure(
+    student: nn.Module,
+    images: Tensor,
+    config: Settings = None,
+    *,
+    teacher: nn.Module | None = None,
+    others: Mapping[str, nn.Module] | None = None,
+    titles: Sequence[str] | None = None,
+    max_images: int = 8,
+) -> Figure:
+    """A figure of where networks look: each image, and beside it a row of overlays for each network.
+
+    Overlays of equal resolution stand above each other, so that teacher and student are compared at a glance. Each
+    overlay goes from the least attended place of its image (dark) to the most attended one (bright).
+
+    Args:
+        student: its stages, or the student's side of config's layers.
+        images: normalised float images [B, 3, H, W], or one image [3, H, W].
+        config: mean and std bring the images back to colours; layers overrides the stages.
+        teacher: drawn above the student; the teacher's side of layers.
+        others: more networks by name, drawn below the student by their own stages.
+        titles: a line above each image, such as its class.
+        max_images: so many images are drawn, from the first.
+
+    Returns:
+        a figure that pyplot does not know: nothing has to be closed, and no backend is touched.
+
+    Raises:
+        DataError: images is not a float tensor of at least one image.
+        ConfigError: fewer titles than images, or layers names a module that a network does not have.
+    """
+    config = resolve_config(config)
+    images = _as_batch(student, images)[:max_images].detach()
+    if not len(images):
+        raise DataError("there is no image to draw; give at least one, and a max_images of at least 1.")
+    if titles is not None and len(titles) < len(images):
+        raise ConfigError(f"titles has {len(titles)} lines for {len(images)} images; give one for each.")
+    rows = _rows(student, teacher, others or {}, images, config)
+    columns = sorted({column for row in rows for column in row.maps}, key=lambda c: (-c.height * c.width, c))
+    pictures = enlarge(denormalise(images, config.mean, config.std))
+    aspect = images.shape[3] / images.shape[2]
+    page = Page(len(images), len(rows), len(columns), aspect, has_titles=titles is not None)
+    for c, column in enumerate(columns):
+        page.heading(c, _describe(column, rows))
+    for i, picture in enumerate(pictures):
+        page.photo(i, picture, titles[i] if titles is not None else None)
+        for r, row in enumerate(rows):
+            page.name(i, r, row.role, row.name)
+            for column, maps in row.maps.items():
+                page.overlay(i, r, columns.index(column), overlay(picture, maps[i]))
+    page.scale()
+    return page.figure
+
+
+def _rows(
+    student: nn.Module, teacher: nn.Module | None, others: Mapping[str, nn.Module], images: Tensor, config: Config
+) -> list[Row]:
+    student_layers, teacher_layers = split_layers(config.layers)
+    is_alone = teacher is None and not others
+    rows = [_row("" if is_alone else "student", student, images, student_layers)]
+    if teacher is not None:
+        rows.insert(0, _row("teacher", teacher, images, teacher_layers))
+    return rows + [_row(name, model, images, None) for name, model in others.items()]
+
+
+def _row(role: str, model: nn.Module, images: Tensor, layers: Sequence[str] | None) -> Row:
+    card = card_of(model)
+    name = card.name if card is not None else type(unwrapped(model)).__name__
+    sizes: Counter[tuple[int, int]] = Counter()
+    stages = {}
+    for maps in _attention(model, images, layers):
+        height, width = maps.shape[1:]
+        stages[Column(height, width, sizes[height, width])] = _spread(maps).cpu()
+        sizes[height, width] += 1
+    return Row(role, name, stages)
+
+
+def _describe(column: Column, rows: Sequence[Row]) -> str:
+    """The resolution of a column, and its stage where it is the same one in all networks that have it."""
+    stages = {list(row.maps).index(column) for row in rows if column in row.maps}
+    size = f"{column.height} \N{MULTIPLICATION SIGN} {column.width}"
+    return f"stage {stages.pop()}:  {size}" if len(stages) == 1 else size
+
+
+def figure_to_tensor(figure: Figure) -> Tensor:
+    """A figure as an image for TensorBoard's `add_image`: uint8 [3, H, W]."""
+    from PIL import Image
+
+    with Image.open(BytesIO(png_of(figure))) as image:
+        pixels = torch.from_numpy(np.array(image.convert("RGB")))
+    return pixels.permute(2, 0, 1).contiguous()
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write a figure as PNG, or in the format of the path's suffix (.pdf, .svg, ...); missing folders are made.
+
+    The file appears under its name when it is whole.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.draft")
+    try:
+        figure.savefig(draft, format=path.suffix[1:] or "png")
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
