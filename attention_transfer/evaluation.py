@@ -107,8 +107,9 @@ class Tally:
 
         self.num_classes = num_classes
         self._names = [names[label] if label < len(names) else str(label) for label in range(num_classes)]
-        # `add` checks what these would check once more
-        common: dict[str, Any] = {"num_classes": num_classes, "validate_args": False}
+        # `add` checks what these would check once more; of several processes one alone evaluates, so that waiting
+        # for the others would be for ever
+        common: dict[str, Any] = {"num_classes": num_classes, "validate_args": False, "sync_on_compute": False}
         self._of_logits = MetricCollection(
             {
                 "accuracy": metrics.MulticlassAccuracy(average="micro", **common),

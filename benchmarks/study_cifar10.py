@@ -28,10 +28,10 @@ ARMS: dict[str, dict[str, Any]] = {
 RECIPE: dict[str, Any] = {
     "model": "CifarResNet-20",
     "image_size": 32,
-    "batch_size": 128,
+    "batch_size": 64,
     "lr": 0.1,
-    "step_size": 5,
-    "gamma": 0.2,
+    "step_size": 10,
+    "gamma": 0.1,
     "augment": True,
     "crop_scale": (0.6, 1.0),
     "rotation": 0.0,
@@ -114,14 +114,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/cifar10"), help="where everything is kept")
     parser.add_argument("--images", type=int, default=10_000, help="training images")
     parser.add_argument("--epochs", type=int, default=15)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--num-workers", type=int, default=1)
     options = parser.parse_args()
 
     data = draw(options.archive, options.output, options.images)
     runs: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
-    for seed in range(options.seeds):
+    for seed in options.seeds:
         for arm in ARMS:
             runs[arm].append(run(arm, seed, data, options))
 

@@ -240,6 +240,12 @@ def test_num_classes_that_contradicts_the_data_is_an_error(settings):
         train_at({**settings, "num_classes": 7})
 
 
+def test_class_names_in_another_order_than_the_folders_are_an_error_before_training(settings, tmp_path):
+    with pytest.raises(DataError, match="'0' is class 0 of the loader, but class 9"):
+        train_at({**settings, "class_names": list("9876543210")})
+    assert not (tmp_path / "logs").exists()
+
+
 def test_alpha_without_a_teacher_is_an_error(settings):
     with pytest.raises(ConfigError, match=r"alpha is 0\.1, but there is no teacher"):
         train_at({**settings, "alpha": 0.1})
@@ -261,7 +267,7 @@ def test_another_head_or_class_order_matters_to_distillation_alone(settings, few
         train_at({**settings, "alpha": 0.1, "experiment_name": "wide"}, teacher=wide)
     turned = create_model("CifarResNet-8", 10)
     turned.card = ModelCard("CifarResNet-8", 10, tuple("9876543210"))
-    with pytest.raises(TeacherError, match="class_names"):
+    with pytest.raises(TeacherError, match="numbers its classes 9, 8"):
         train_at({**settings, "alpha": 0.1, "experiment_name": "turned"}, teacher=turned)
 
 

@@ -265,7 +265,7 @@ def test_a_figure_becomes_pixels_for_tensorboard(figure):
     assert pixels.dtype == torch.uint8
     assert pixels.shape == (3, height, width)
     assert pixels[:, 0, 0].tolist() == [255, 255, 255]
-    assert len(pixels.flatten(1).unique(dim=1).T) > 1000
+    assert pixels.float().std() > 20
 
 
 def test_a_saved_figure_is_a_whole_file_in_the_format_of_its_suffix(figure, tmp_path):

@@ -57,7 +57,8 @@ def prepare_dataloaders(
         std: standard deviation of each channel, of pixels in [0, 1].
         augmentation: how far a view may differ from the whole image, if `augment`; None: the defaults.
         rank: this process, from 0 to world_size - 1.
-        world_size: number of processes that share each batch.
+        world_size: number of processes that share each batch of train and val. The test split is whole in each of
+            them, for one process to evaluate.
         pin_memory: page-locked batches for a faster copy to a GPU; None: if there is a CUDA GPU.
 
     Raises:
@@ -99,8 +100,8 @@ def prepare_dataloaders(
             shuffle=training,
             seed=seed,
             views=None if training and augment else 1,
-            rank=rank,
-            world_size=world_size,
+            rank=0 if samples is splits.test else rank,
+            world_size=1 if samples is splits.test else world_size,
         )
         loaders.append(_loader(dataset, batches, num_workers, pin_memory))
     train, val, test = loaders

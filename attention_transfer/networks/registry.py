@@ -115,13 +115,9 @@ def register_network(architecture: Architecture, *, example: str, summary: str) 
     """
     for known in NETWORKS:
         if known.pattern == architecture.name_pattern or re.fullmatch(known.pattern, example, re.IGNORECASE):
-            raise ConfigError(
-                f"{example!r} is taken by the registered network {known.example}; choose another."
-            )
+            raise ConfigError(f"{example!r} is taken by the registered network {known.example}; choose another.")
     if re.fullmatch(architecture.name_pattern, example) is None:
-        raise ConfigError(
-            f"name_pattern {architecture.name_pattern!r} does not match its example {example!r}."
-        )
+        raise ConfigError(f"name_pattern {architecture.name_pattern!r} does not match its example {example!r}.")
     modules = dict(_on_meta(architecture, example, num_classes=2).named_modules())
     for module in (*architecture.taps, architecture.head):
         if module not in modules:

@@ -51,13 +51,9 @@ class WideResNet(nn.Module):
         super().__init__()
         blocks, rest = divmod(depth - 4, 6)
         if rest or blocks < 1:
-            raise ConfigError(
-                f"WideResNet-{depth}-{width}: the depth must be 6n + 4, as in 16, 22, 28 or 40."
-            )
+            raise ConfigError(f"WideResNet-{depth}-{width}: the depth must be 6n + 4, as in 16, 22, 28 or 40.")
         if width < 1:
-            raise ConfigError(
-                f"WideResNet-{depth}-{width}: the width must be 1 or more, as in WideResNet-16-2."
-            )
+            raise ConfigError(f"WideResNet-{depth}-{width}: the width must be 1 or more, as in WideResNet-16-2.")
         widths = [BASE_WIDTH * factor * width for factor in (1, 2, 4)]
         self.conv1 = nn.Conv2d(3, BASE_WIDTH, 3, padding=1, bias=False)
         self.group1 = _group(BASE_WIDTH, widths[0], stride=1, blocks=blocks)

@@ -90,7 +90,8 @@ def check_equal_class_order(student: Sequence[str] | None, teacher: Sequence[str
     if student and teacher and list(student) != list(teacher) and set(student) == set(teacher):
         raise TeacherError(
             f"alpha > 0 distils logits, but the teacher numbers its classes {', '.join(teacher)} and the student "
-            f"{', '.join(student)}; put the student's class_names into the teacher's order, or set alpha=0."
+            f"{', '.join(student)}; train a teacher on data that number their classes as the student's do, or set "
+            "alpha=0 (attention transfer alone)."
         )
 
 

@@ -90,7 +90,8 @@ class AcceleratedRuntime(Runtime):
         if self.world_size > 1:
             atexit.register(leave_process_group)
         self.rank = self._accelerator.process_index
-        super().__init__(self._accelerator.device if self.world_size > 1 else device)
+        is_shared_gpu = self.world_size > 1 and device.type != "cpu"
+        super().__init__(self._accelerator.device if is_shared_gpu else device)
 
     def autocast(self) -> AbstractContextManager[Any]:
         context: AbstractContextManager[Any] = self._accelerator.autocast()

@@ -17,6 +17,7 @@ from attention_transfer.data.dataset import ImageDataset
 from attention_transfer.data.loaders import close_loader, prepare_dataloaders
 from attention_transfer.data.views import Augmentation
 from attention_transfer.errors import ConfigError, DataError
+from attention_transfer.evaluation import check_class_order
 from attention_transfer.networks.registry import ModelCard, card_of, create_model
 from attention_transfer.teacher.loading import load_teacher_model
 from attention_transfer.training.objective import check_equal_class_order, check_equal_heads
@@ -95,24 +96,21 @@ def open_loaders(
 
 
 def _open_folder(config: Config, runtime: Runtime) -> list[DataLoader[Any]]:
-    settings: dict[str, Any] = {
-        "batch_size": config.batch_size,
-        "augment": config.augment,
-        "num_workers": config.num_workers,
-        "image_size": config.image_size,
-        "seed": config.seed,
-        "split_seed": config.split_seed,
-        "mean": config.mean,
-        "std": config.std,
-        "augmentation": Augmentation(config.crop_scale, config.flip, config.rotation, config.color_jitter),
-    }
-    train, val, test = prepare_dataloaders(
-        config.data_dir, **settings, rank=runtime.rank, world_size=runtime.world_size
+    loaders = prepare_dataloaders(
+        config.data_dir,
+        batch_size=config.batch_size,
+        augment=config.augment,
+        num_workers=config.num_workers,
+        image_size=config.image_size,
+        seed=config.seed,
+        split_seed=config.split_seed,
+        mean=config.mean,
+        std=config.std,
+        augmentation=Augmentation(config.crop_scale, config.flip, config.rotation, config.color_jitter),
+        rank=runtime.rank,
+        world_size=runtime.world_size,
     )
-    if runtime.world_size > 1:
-        # the main process evaluates the test split alone, whole
-        *_, test = prepare_dataloaders(config.data_dir, **settings)
-    return [train, val, test]
+    return list(loaders)
 
 
 def with_classes(config: Config, loaders: Loaders) -> Config:
@@ -122,9 +120,11 @@ def with_classes(config: Config, loaders: Loaders) -> Config:
 
     Raises:
         ConfigError: the settings contradict the data set.
-        DataError: the data have a single class.
+        DataError: the data have a single class, or a loader numbers its classes otherwise.
     """
     names = config.class_names or classes_of(loaders.train)
+    for loader in loaders.by_role().values():
+        check_class_order(names or (), classes_of(loader) or ())
     number = config.num_classes or (len(names) if names else count_classes(loaders.train))
     if number < 2:
         raise DataError(f"the training data have {number} class; a classifier needs at least 2.")

@@ -37,11 +37,9 @@ class TensorBoard(Observer):
             if key != "epoch":
                 self._writer.add_scalar(tag, value, run.state.step)
         if run.images is not None and _is_due(run):
-            self._writer.add_image("attention", self._figure(run), run.state.step)
+            figure = attention_figure(run.state.student, run.images, run.config, teacher=run.teacher)
+            self._writer.add_image("attention", figure_to_tensor(figure), run.state.step)
         self._writer.flush()
-
-    def _figure(self, run: Run) -> Any:
-        return figure_to_tensor(attention_figure(run.state.student, run.images, run.config, teacher=run.teacher))
 
     def end(self, run: Run, status: str) -> None:
         metrics = {"hparam/best_accuracy": run.state.best_accuracy}

@@ -1,0 +1,65 @@
+"""The command `attention-transfer`: its commands, and how it ends.
+
+It ends with 0 after success, 2 after an error that has a remedy (told in one sentence) or a wrong flag, and 130
+after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+
+from attention_transfer import __version__
+from attention_transfer.cli.demo import demo
+from attention_transfer.cli.evaluate import evaluate
+from attention_transfer.cli.info import info
+from attention_transfer.cli.train import train
+from attention_transfer.cli.visualize import visualize
+from attention_transfer.errors import AttentionTransferError
+
+FAILED, INTERRUPTED = 2, 130
+
+app = App(
+    name="attention-transfer",
+    version=__version__,
+    help="A small image classifier learns to look where a large one looks.",
+    help_format="plaintext",
+)
+for position, command in enumerate((train, evaluate, visualize, demo, info)):
+    app.command(command, sort_key=position)
+
+
+@app.meta.default
+def run(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    debug: Annotated[bool, Parameter(help="show where an error comes from", negative="", show_default=False)] = False,
+) -> int:
+    """Run a command; the result is the exit code of the process."""
+    command, arguments, _ = app.parse_args(tokens, exit_on_error=False)
+    try:
+        return command(*arguments.args, **arguments.kwargs) or 0
+    except AttentionTransferError as error:
+        print(traceback.format_exc() if debug else f"error: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def main(tokens: Sequence[str] | None = None) -> None:
+    """The entry point; `tokens` are the words behind the program's name.
+
+    Raises:
+        SystemExit: always, with the exit code.
+    """
+    try:
+        command, arguments, _ = app.meta.parse_args(tokens, exit_on_error=False)
+        code = command(*arguments.args, **arguments.kwargs)
+    except CycloptsError:
+        # cyclopts has already told what is wrong with the flags
+        code = FAILED
+    sys.exit(code)

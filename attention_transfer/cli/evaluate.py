@@ -1,0 +1,116 @@
+"""`attention-transfer evaluate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from attention_transfer.cli.flags import takes_settings
+from attention_transfer.cli.networks import open_network
+from attention_transfer.cli.tables import facts, millions, percent, table
+from attention_transfer.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.utils.data import DataLoader
+
+    from attention_transfer.config import Config
+
+OF_THE_DATA = ("data_dir", "image_size", "mean", "std", "batch_size", "num_workers", "split_seed")
+
+
+@takes_settings("teacher_arch", "device")
+@takes_settings(*OF_THE_DATA, default="the checkpoint's")
+def evaluate(
+    checkpoint: Annotated[
+        str, Parameter(help="a checkpoint that train wrote, or a file of bare weights of a known network")
+    ],
+    /,
+    *,
+    split: Annotated[Literal["test", "val", "train"], Parameter(help="which images")] = "test",
+    json_file: Annotated[
+        str | None, Parameter(name="--json", help="write all figures there, also the confusion matrix")
+    ] = None,
+    **settings: Any,
+) -> int:
+    """Measure a trained network on a split of its data.
+
+    attention-transfer evaluate checkpoints/NAME_best.pth
+    attention-transfer evaluate checkpoints/NAME_best.pth --data-dir other-photos --split val --json figures.json
+    """
+    network, config = open_network(checkpoint, settings)
+
+    from attention_transfer.data.loaders import close_loader
+    from attention_transfer.evaluation import evaluate_model
+
+    loader = open_split(config, split)
+    try:
+        check_same_classes(network, loader, checkpoint)
+        report = evaluate_model(network, loader, config)
+    finally:
+        close_loader(loader)
+    show(f"{checkpoint} on {report['samples']} images of {config.data_dir} ({split})", report)
+    if json_file is not None:
+        target = Path(json_file)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        print(f"\nAll figures are in {target}.")
+    return 0
+
+
+def open_split(config: Config, split: str) -> DataLoader[Any]:
+    """The loader of one split: whole images, without augmentation."""
+    from attention_transfer.data.loaders import prepare_dataloaders
+
+    loaders = prepare_dataloaders(
+        config.data_dir,
+        config.batch_size,
+        num_workers=config.num_workers,
+        image_size=config.image_size,
+        split_seed=config.split_seed,
+        mean=config.mean,
+        std=config.std,
+    )
+    return dict(zip(("train", "val", "test"), loaders, strict=True))[split]
+
+
+def check_same_classes(network: nn.Module, loader: DataLoader[Any], source: str) -> None:
+    """Bare weights do not tell the names of their classes; their number must be that of the data at least.
+
+    Raises:
+        DataError: the numbers differ.
+    """
+    from attention_transfer.data.brought import classes_of
+    from attention_transfer.networks.registry import card_of
+
+    card, names = card_of(network), classes_of(loader) or ()
+    if card is not None and card.class_names is None and card.num_classes != len(names):
+        raise DataError(
+            f"{source} tells {card.num_classes} classes apart, but the data have {len(names)} ({', '.join(names[:5])}"
+            f"{', ...' if len(names) > 5 else ''}); give the data that it was trained for with --data-dir."
+        )
+
+
+def show(title: str, report: dict[str, Any]) -> None:
+    """Print the figures of `evaluate_model`."""
+    facts(
+        title,
+        {
+            "accuracy": percent(report["accuracy"]),
+            "top-5 accuracy": percent(report["top5_accuracy"]),
+            "loss (cross-entropy)": f"{report['loss']:.4f}",
+            "calibration error": percent(report["calibration_error"]),
+            "parameters": millions(report["parameters"]),
+            "multiply-adds": f"{millions(report['multiply_adds'])} an image",
+            "images a second": f"{report['images_per_second']:.0f}",
+        },
+    )
+    print()
+    rows = [
+        [name, percent(row["precision"]), percent(row["recall"]), percent(row["f1"]), str(row["support"])]
+        for name, row in report["per_class"].items()
+    ]
+    table(["class", "precision", "recall", "F1", "images"], rows)

@@ -1,0 +1,110 @@
+"""Flags made from `Config`: name, type, help, allowed values and default of a setting stand there alone."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import cache, wraps
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from cyclopts import Group, Parameter
+
+from attention_transfer.config import Config, allowed_values
+
+Command = Callable[..., int]
+
+HEADINGS = {
+    "model": "Student and teacher",
+    "data_dir": "Data",
+    "augment": "Augmentation of training images",
+    "epochs": "Recipe",
+    "temperature": "Loss: cross-entropy + alpha KD + beta AT",
+    "device": "Machine",
+    "print_freq": "Files",
+}
+"""The heading in --help that begins at a setting, in the order of `Config`."""
+
+
+def takes_settings(*keys: str, default: str | None = None) -> Callable[[Command], Command]:
+    """Decorate a command so that each of these settings is a flag; those that were given arrive as **settings.
+
+    Args:
+        keys: settings; without any, all of them.
+        default: what a flag that is left out means, in words; None tells the setting's default.
+    """
+
+    def decorate(command: Command) -> Command:
+        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind != p.VAR_KEYWORD]
+
+        @wraps(command)
+        def with_given(*arguments: Any, **flags: Any) -> int:
+            known = {parameter.name for parameter in own}
+            given = {key: value for key, value in flags.items() if key in known or value is not None}
+            return command(*arguments, **given)
+
+        flags = [_flag(key, group, default) for key, group in _groups().items() if not keys or key in keys]
+        parameters = [*own, *flags]
+        with_given.__signature__ = inspect.Signature(parameters, return_annotation=int)  # type: ignore[attr-defined]
+        with_given.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return with_given
+
+    return decorate
+
+
+@cache
+def _groups() -> dict[str, Group]:
+    """The heading of each setting."""
+    groups = {}
+    for key in Config.model_fields:
+        if key in HEADINGS:
+            group = Group.create_ordered(HEADINGS[key])
+        groups[key] = group
+    return groups
+
+
+def _flag(key: str, group: Group, default: str | None) -> inspect.Parameter:
+    kind = get_type_hints(Config)[key]
+    is_list = any(get_origin(part) is tuple and get_args(part)[-1] is ... for part in (kind, *get_args(kind)))
+    parameter = Parameter(
+        help=describe(key, default),
+        group=group,
+        consume_multiple=is_list,
+        negative=None if kind is bool else "",
+        show_choices=False,
+    )
+    # None stands for a flag that was not given, so that a flag wins over a file only where there is one
+    annotation = Annotated[kind | None, parameter]
+    return inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def describe(key: str, default: str | None = None) -> str:
+    """The help text of a setting.
+
+    Args:
+        key: a setting.
+        default: the default in words; None tells the setting's default.
+
+    Example:
+        >>> describe("lr")
+        'learning rate of SGD [number, above 0; default 0.01]'
+    """
+    field = Config.model_fields[key]
+    allowed = allowed_values(key).removesuffix(" or none")
+    notes = [] if allowed in ("text", "true or false") else [allowed]
+    if default is not None or field.default is not None:
+        notes.append(f"default {default or in_words(field.default)}")
+    return f"{field.description} [{'; '.join(notes)}]" if notes else str(field.description)
+
+
+def in_words(value: object) -> str:
+    """A setting's value as it is written behind its flag.
+
+    Example:
+        >>> in_words((0.6, 1.0)), in_words(True)
+        ('0.6 1', 'yes')
+    """
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return " ".join(in_words(item) for item in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

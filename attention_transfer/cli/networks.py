@@ -1,0 +1,34 @@
+"""Opening the network that a file holds, for the commands that use one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from attention_transfer.config import Config, resolve_config
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def open_network(path: str, settings: Mapping[str, Any]) -> tuple[nn.Module, Config]:
+    """A network ready to be used, and its settings.
+
+    Args:
+        path: a checkpoint of ours, or a file of bare weights of a registered network.
+        settings: what was given on the command line; it wins over the checkpoint. The device comes from here alone,
+            for a checkpoint may come from another machine.
+
+    Raises:
+        CheckpointError, TeacherError: the file holds no network that can be built.
+        ConfigError: a setting is refused.
+    """
+    given = resolve_config(settings)
+
+    from attention_transfer.checkpoint import is_checkpoint, load_model, read_plain
+    from attention_transfer.teacher.loading import load_teacher_model
+
+    if not is_checkpoint(read_plain(path)):
+        return load_teacher_model(path, device=given.device, teacher_arch=given.teacher_arch), given
+    loaded = load_model(path, given.device)
+    return loaded["model"], resolve_config({**loaded["config"], "device": given.device, **settings})

@@ -1,0 +1,81 @@
+"""`attention-transfer train`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from attention_transfer.cli.flags import takes_settings
+from attention_transfer.cli.settings_file import read_settings
+from attention_transfer.cli.tables import facts, percent
+from attention_transfer.config import resolve_config
+
+STOPPED = 130
+
+
+@takes_settings()
+def train(
+    *,
+    config: Annotated[
+        str | None, Parameter(help="a YAML file of settings, such as batch_size: 64; flags win over it")
+    ] = None,
+    **settings: Any,
+) -> int:
+    """Train a student, with or without a teacher.
+
+        A teacher, by cross-entropy alone:
+        attention-transfer train --data-dir photos --model ResNet18 --experiment-name teacher
+
+        A student that looks where the teacher looks:
+        attention-transfer train --data-dir photos --teacher-model checkpoints/teacher_best.pth
+
+        Settings from a file, but for one of them:
+        attention-transfer train --config run.yaml --lr 0.05
+
+        Going on after Ctrl-C:
+        attention-transfer train --resume checkpoints/NAME_last.pth
+
+    Behind a setting stands what it may be, and what it is if left out.
+    """
+    in_file = read_settings(config) if config is not None else {}
+    resolved = resolve_config({**in_file, **settings})
+
+    from attention_transfer.training.run import train_at
+
+    began = time.perf_counter()
+    result = train_at(resolved)
+    if os.environ.get("RANK", "0") == "0":
+        summarise(result, time.perf_counter() - began)
+    return STOPPED if result["status"] == "stopped" else 0
+
+
+def summarise(result: dict[str, Any], seconds: float) -> None:
+    """Print what a run came to and where its files are; for a stopped run also how to go on."""
+    from attention_transfer.training.artefacts import Artefacts
+
+    config = resolve_config(result["config"])
+    files, history, test = Artefacts(config), result["training_history"], result["test_results"]
+    measured = "validation" if history and "val_accuracy" in history[-1] else "training"
+    print()
+    facts(
+        f"{files.name}: {result['status']}",
+        {
+            "best accuracy": f"{percent(result['best_accuracy'])} ({measured})"
+            if history
+            else "no epoch was completed",
+            **({"test accuracy": f"{percent(test['accuracy'])} on {test['samples']} images"} if test else {}),
+            "epochs": f"{len(history)} of {config.epochs}",
+            "seconds": f"{seconds:.1f}",
+            "checkpoints": ", ".join(str(path) for path in files.checkpoints()) or "none",
+            "log": files.log,
+            "summary": files.summary,
+            "TensorBoard": f"tensorboard --logdir {shlex.quote(config.log_dir)}",
+        },
+    )
+    if result["status"] == "stopped" and files.last.exists():
+        print(f"\nGo on with: attention-transfer train --resume {shlex.quote(str(files.last))}", file=sys.stdout)

@@ -1,0 +1,87 @@
+"""`attention-transfer visualize`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from attention_transfer.cli.flags import takes_settings
+from attention_transfer.cli.networks import open_network
+from attention_transfer.errors import DataError
+
+OF_A_FOLDER = 4
+
+
+@takes_settings("teacher_arch", "device")
+@takes_settings("layers", "image_size", "mean", "std", default="the checkpoint's")
+def visualize(
+    checkpoint: Annotated[
+        str, Parameter(help="a checkpoint that train wrote, or a file of bare weights of a known network")
+    ],
+    /,
+    *images: Annotated[
+        str, Parameter(help=f"image files, or folders, of each of which {OF_A_FOLDER} images are taken")
+    ],
+    teacher: Annotated[str | None, Parameter(help="a teacher to compare with")] = None,
+    output: Annotated[str, Parameter(help="the figure's file: .png, .pdf, .svg")] = "attention.png",
+    **settings: Any,
+) -> int:
+    """Draw where a network looks: each image with the attention of every stage laid over it.
+
+    attention-transfer visualize checkpoints/NAME_best.pth photos/ant/1.jpg photos/bee
+    attention-transfer visualize checkpoints/NAME_best.pth photos --teacher teacher.pth --output attention.png
+    """
+    files = find_images(images)
+    network, config = open_network(checkpoint, settings)
+
+    import torch
+
+    from attention_transfer.data.images import decode_image, resize_whole, to_tensor
+    from attention_transfer.teacher.loading import load_teacher_model
+    from attention_transfer.visualization import attention_figure, save_figure
+
+    guide = None
+    if teacher is not None:
+        guide = load_teacher_model(teacher, device=config.device, teacher_arch=config.teacher_arch)
+    pictures = [resize_whole(decode_image(file), config.image_size) for file in files]
+    figure = attention_figure(
+        network,
+        torch.stack([to_tensor(picture, config.mean, config.std) for picture in pictures]),
+        config,
+        teacher=guide,
+        titles=[file.name for file in files],
+        max_images=len(files),
+    )
+    save_figure(figure, output)
+    print(f"{output} shows where {checkpoint} looks in {len(files)} image{'s' if len(files) > 1 else ''}.")
+    return 0
+
+
+def find_images(paths: tuple[str, ...]) -> list[Path]:
+    """The files that are named, and of each folder a few that lie evenly in the order of their names.
+
+    Raises:
+        DataError: nothing is named, a path does not exist, or a folder has no images.
+    """
+    if not paths:
+        raise DataError("there is no image to draw; name image files or folders behind the checkpoint.")
+    return [file for path in paths for file in _images_at(Path(path))]
+
+
+def _images_at(path: Path) -> list[Path]:
+    from attention_transfer.data.folder import IMAGE_EXTENSIONS
+
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise DataError(f"{path} is neither an image file nor a folder.")
+    found = sorted(
+        file
+        for file in path.rglob("*")
+        if file.suffix.lower() in IMAGE_EXTENSIONS and file.is_file() and not file.name.startswith(".")
+    )
+    if not found:
+        raise DataError(f"{path} holds no image ({', '.join(IMAGE_EXTENSIONS)}).")
+    return found[:: max(1, len(found) // OF_A_FOLDER)][:OF_A_FOLDER]
