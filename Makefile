@@ -20,8 +20,9 @@ $(INSTALLED): pyproject.toml
 demo: install ## teach a small network the handwritten digits, with and without a teacher
 	$(BIN)/attention-transfer demo
 
+# Two tests at a time with a thread each: threads of two trainings would wait for each other.
 test: install ## run the whole test suite
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 check: install ## lint, format, types, layers
 	$(BIN)/ruff check .

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
@@ -29,7 +29,8 @@ app = App(
     help="A small image classifier learns to look where a large one looks.",
     help_format="plaintext",
 )
-for position, command in enumerate((train, evaluate, visualize, demo, info)):
+commands: list[Callable[..., int]] = [train, evaluate, visualize, demo, info]
+for position, command in enumerate(commands):
     app.command(command, sort_key=position)
 
 

@@ -44,7 +44,9 @@ def demo(
     *,
     output: Annotated[str, Parameter(help="folder for the images, the runs and the figure")] = "demo",
     image_size: Annotated[int, Parameter(help=f"side of the images in pixels, at least {LEAST_IMAGE_SIZE}")] = 64,
-    epochs: Annotated[int, Parameter(help=f"epochs of each student; the teacher has {TEACHER_EPOCHS} at most")] = STUDENT_EPOCHS,
+    epochs: Annotated[
+        int, Parameter(help=f"epochs of each student; the teacher has {TEACHER_EPOCHS} at most")
+    ] = STUDENT_EPOCHS,
     seed: Annotated[int, Parameter(help="seed of the weights and of the order of images")] = 0,
 ) -> int:
     """Teach a small network the handwritten digits, with and without a teacher.
@@ -62,13 +64,14 @@ def demo(
 
     teacher = teach("teacher", config, model="ResNet18", epochs=min(epochs, TEACHER_EPOCHS))
     weights = str(Path(config.save_dir) / "teacher_best.pth")
-    students = [teach("student with AT", config, teacher_model=weights), teach("student without AT", config)]
-    distances = {student.name: distances_to(teacher, student, config) for student in students}
+    with_at = teach("student with AT", config, teacher_model=weights)
+    without = teach("student without AT", config)
+    distances = {student.name: distances_to(teacher, student, config) for student in (with_at, without)}
 
-    picture = draw(folder / "attention.png", teacher, *students, config)
+    picture = draw(folder / "attention.png", teacher, with_at, without, config)
     heading(f"\nOn {teacher.test['samples']} test images; AT of a stage is the distance to the teacher's attention:")
-    show([teacher, *students], distances)
-    print(f"\n{verdict(*students, distances)}\n")
+    show([teacher, with_at, without], distances)
+    print(f"\n{verdict(with_at, without, distances)}\n")
     facts(
         f"after {time.perf_counter() - began:.0f} s",
         {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 import time
 from typing import Annotated, Any
 
@@ -78,4 +77,4 @@ def summarise(result: dict[str, Any], seconds: float) -> None:
         },
     )
     if result["status"] == "stopped" and files.last.exists():
-        print(f"\nGo on with: attention-transfer train --resume {shlex.quote(str(files.last))}", file=sys.stdout)
+        print(f"\nGo on with: attention-transfer train --resume {shlex.quote(str(files.last))}")
