@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from attention_transfer import create_model
+from attention_transfer.evaluation import count_multiply_adds
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -76,13 +77,13 @@ def test_the_table_of_settings_is_the_one_that_the_code_has():
 
 
 def test_the_table_of_networks_tells_their_true_sizes():
-    for row in re.findall(r"^\| `(\w[\w-]*)` .*\| ([\d.]+) M \|", README, flags=re.MULTILINE):
-        name, millions = row
-        count = sum(
-            parameter.numel()
-            for parameter in create_model(name, 1000 if name.startswith("ResNet") else 10).parameters()
-        )
-        assert count / 1e6 == pytest.approx(float(millions), abs=0.05), name
+    rows = re.findall(r"^\| `([\w-]+)`.*\| ([\d.]+) M \| ([\d.]+) M \|$", README, flags=re.MULTILINE)
+    assert len(rows) == 5
+    for name, parameters, multiply_adds in rows:
+        network = create_model(name, 10)
+        assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(float(parameters), rel=0.01), name
+        counted = count_multiply_adds(network, torch.zeros(1, 3, 128, 128))
+        assert counted / 1e6 == pytest.approx(float(multiply_adds), rel=0.01), name
 
 
 def test_the_picture_is_there_and_small():

@@ -39,7 +39,9 @@ def evaluate(
     """Measure a trained network on a split of its data.
 
     attention-transfer evaluate checkpoints/NAME_best.pth
-    attention-transfer evaluate checkpoints/NAME_best.pth --data-dir other-photos --split val --json figures.json
+    attention-transfer evaluate student.pth --data-dir photos --json figures.json
+
+    The images are brought to the form that the network was trained with, unless a flag below says otherwise.
     """
     network, config = open_network(checkpoint, settings)
 

@@ -63,7 +63,7 @@ def _groups() -> dict[str, Group]:
 
 
 def _flag(key: str, group: Group, default: str | None) -> inspect.Parameter:
-    kind = get_type_hints(Config)[key]
+    kind: Any = get_type_hints(Config)[key]
     is_list = any(get_origin(part) is tuple and get_args(part)[-1] is ... for part in (kind, *get_args(kind)))
     parameter = Parameter(
         help=describe(key, default),

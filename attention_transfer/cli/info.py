@@ -23,6 +23,8 @@ def info(checkpoint: Annotated[str | None, Parameter(help="tell what this file h
 
     attention-transfer info
     attention-transfer info checkpoints/NAME_best.pth
+
+    Multiply-adds are those of convolutions and matrix products.
     """
     if checkpoint is not None:
         show_file(checkpoint)

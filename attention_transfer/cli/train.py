@@ -27,17 +27,17 @@ def train(
 ) -> int:
     """Train a student, with or without a teacher.
 
-        A teacher, by cross-entropy alone:
-        attention-transfer train --data-dir photos --model ResNet18 --experiment-name teacher
+    A teacher, by cross-entropy alone:
+    attention-transfer train --data-dir photos --model ResNet18
 
-        A student that looks where the teacher looks:
-        attention-transfer train --data-dir photos --teacher-model checkpoints/teacher_best.pth
+    A student that looks where the teacher looks:
+    attention-transfer train --data-dir photos --teacher-model teacher.pth
 
-        Settings from a file, but for one of them:
-        attention-transfer train --config run.yaml --lr 0.05
+    Settings from a file, but for one of them:
+    attention-transfer train --config run.yaml --lr 0.05
 
-        Going on after Ctrl-C:
-        attention-transfer train --resume checkpoints/NAME_last.pth
+    Going on after Ctrl-C:
+    attention-transfer train --resume checkpoints/NAME_last.pth
 
     Behind a setting stands what it may be, and what it is if left out.
     """

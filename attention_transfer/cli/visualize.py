@@ -30,8 +30,10 @@ def visualize(
 ) -> int:
     """Draw where a network looks: each image with the attention of every stage laid over it.
 
-    attention-transfer visualize checkpoints/NAME_best.pth photos/ant/1.jpg photos/bee
-    attention-transfer visualize checkpoints/NAME_best.pth photos --teacher teacher.pth --output attention.png
+    attention-transfer visualize checkpoints/NAME_best.pth ant.jpg bees
+    attention-transfer visualize student.pth photos --teacher teacher.pth
+
+    Colours go from the least attended place of an image (dark) to the most attended one (bright).
     """
     files = find_images(images)
     network, config = open_network(checkpoint, settings)
