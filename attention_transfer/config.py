@@ -56,8 +56,8 @@ def canonical_network_name(name: str) -> str:
     """
     for family in NETWORKS:
         if re.fullmatch(family.pattern, name, flags=re.IGNORECASE):
-            numbers = re.findall(r"-\d+", name)
-            return family.example.split("-")[0] + "".join(numbers)
+            numbers = [int(number) for number in re.findall(r"-(\d+)", name)]
+            return "-".join([family.example.split("-")[0], *map(str, numbers)])
     examples = [family.example for family in NETWORKS]
     raise ConfigError(f"no network is called {name!r}; known are {', '.join(examples)}.{_nearest(name, examples)}")
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
+import attention_transfer
 from attention_transfer import CheckpointError, create_model, load_model
 from attention_transfer.checkpoint import read_checkpoint, weights_digest, write_checkpoint
 
@@ -96,3 +100,15 @@ def test_the_digest_tells_weights_and_buffers_apart(network):
     assert weights_digest(twin) == weights_digest(network)
     next(buffer for buffer in twin.buffers() if buffer.is_floating_point()).add_(1)
     assert weights_digest(twin) != weights_digest(network)
+
+
+def test_nothing_in_the_library_loads_pickled_code():
+    package = Path(attention_transfer.__file__).parent
+    calls = [
+        node
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"
+    ]
+    assert calls
+    assert all("weights_only=True" in ast.unparse(call) for call in calls)

@@ -44,11 +44,16 @@ def run(
     try:
         return command(*arguments.args, **arguments.kwargs) or 0
     except AttentionTransferError as error:
-        print(traceback.format_exc() if debug else f"error: {error}", file=sys.stderr)
+        print(traceback.format_exc() if debug else f"error: {sentence(error)}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def sentence(error: AttentionTransferError) -> str:
+    """An error's own words; one that comes out of a loader's worker carries the worker's traceback before them."""
+    return str(error).rpartition(f"{type(error).__name__}: ")[2] if str(error).startswith("Caught ") else str(error)
 
 
 def main(tokens: Sequence[str] | None = None) -> None:

@@ -18,7 +18,7 @@ from attention_transfer.data.sampler import EpochBatchSampler
 from attention_transfer.devices import resolve_device
 from attention_transfer.errors import DivergenceError
 from attention_transfer.taps import undisturbed, unwrapped
-from attention_transfer.training.objective import Losses, Objective, make_teacher, say_once
+from attention_transfer.training.objective import Losses, Objective, check_labels, make_teacher, say_once
 from attention_transfer.training.runtime import Runtime
 from attention_transfer.training.sums import BadStep, FiniteWatch, Means, Sums
 
@@ -27,25 +27,31 @@ STEPS_BETWEEN_CHECKS = 20
 OnBatch = Callable[[int, Sums], None]
 
 
-def shares(loader: Iterable[Any], runtime: Runtime) -> Iterator[tuple[Batch, int]]:
+def shares(loader: Iterable[Any], runtime: Runtime, num_classes: int | None = None) -> Iterator[tuple[Batch, int]]:
     """This process's share of every batch, on its device, with the size of the whole global batch.
 
     Our own loaders are already cut into shares by their sampler; of a loader that the user brings, every process
-    reads all and keeps its part.
+    reads all and keeps its part. Labels are checked against `num_classes` before they go to a GPU, where looking
+    at them would stall every step.
+
+    Raises:
+        DataError: a label is out of range.
     """
     sampler = getattr(loader, "batch_sampler", None)
     if isinstance(sampler, EpochBatchSampler):
         sizes = sampler.global_sizes()[sampler.start_batch :]
         for batch, size in zip(loader, sizes, strict=True):
-            yield _arrived(batch, runtime), size
+            yield _arrived(batch, runtime, num_classes), size
         return
     for raw in loader:
         batch = unpack(raw)
         mine = slice(runtime.rank, None, runtime.world_size)
-        yield _arrived(Batch(batch.images[mine], batch.labels[mine]), runtime), len(batch.labels)
+        yield _arrived(Batch(batch.images[mine], batch.labels[mine]), runtime, num_classes), len(batch.labels)
 
 
-def _arrived(batch: Batch, runtime: Runtime) -> Batch:
+def _arrived(batch: Batch, runtime: Runtime, num_classes: int | None) -> Batch:
+    if num_classes is not None:
+        check_labels(batch.labels, num_classes)
     batch = batch.to(runtime.device, non_blocking=True)
     return replace(batch, images=batch.images.contiguous(memory_format=runtime.memory_format))
 
@@ -66,7 +72,7 @@ def run_training_epoch(
     """
     student.train()
     sums, watch = Sums(runtime.device), FiniteWatch(runtime.device)
-    for step, (batch, global_size) in enumerate(shares(loader, runtime)):
+    for step, (batch, global_size) in enumerate(shares(loader, runtime, objective.config.num_classes)):
         optimizer.zero_grad(set_to_none=True)
         losses = _train_step(objective, student, batch, global_size, optimizer, runtime)
         watch.look(losses, step)
@@ -151,7 +157,7 @@ def run_validation_epoch(objective: Objective, student: nn.Module, loader: Itera
     sums = Sums(runtime.device)
     network = unwrapped(student)
     with undisturbed(network):
-        for batch, _ in shares(loader, runtime):
+        for batch, _ in shares(loader, runtime, objective.config.num_classes):
             if len(batch.labels):
                 sums.add(objective(network, batch), batch.labels)
             else:

@@ -166,7 +166,11 @@ def describe(value: object) -> str:
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:
-    """Labels on the CPU are checked here; on a GPU the check would stall every step and CUDA asserts instead."""
+    """Labels must be classes of the network; those on a GPU are not looked at, which would stall every step.
+
+    Raises:
+        DataError: names the label.
+    """
     if labels.device.type != "cpu" or not labels.numel():
         return
     lowest, highest = (int(x) for x in torch.aminmax(labels))

@@ -201,6 +201,6 @@ def images_to_draw(loader: Loader | None) -> Tensor | None:
         step = max(1, len(dataset) // DRAWN_IMAGES)
         return torch.stack([dataset[i][0] for i in range(0, len(dataset), step)][:DRAWN_IMAGES])
     before = random_state()
-    batch = unpack(next(iter(loader)))
+    raw = next(iter(loader), None)
     restore_random_state(before)
-    return batch.images[:DRAWN_IMAGES]
+    return None if raw is None else unpack(raw).images[:DRAWN_IMAGES]

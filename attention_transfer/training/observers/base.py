@@ -70,30 +70,32 @@ class Observer:
 
 
 class Observers:
-    """Tells a list of observers, in the main process alone."""
+    """Tells a list of observers, in the main process alone; those whose start failed hear nothing but close."""
 
     def __init__(self, observers: Sequence[Observer], run: Run) -> None:
-        self._observers: Iterable[Observer] = observers if run.runtime.is_main else ()
+        self._observers: Sequence[Observer] = observers if run.runtime.is_main else ()
+        self._started: list[Observer] = []
         self._run = run
 
     def start(self) -> None:
         for observer in self._observers:
             observer.start(self._run)
+            self._started.append(observer)
 
     def epoch_start(self, epoch: int) -> None:
-        for observer in self._observers:
+        for observer in self._started:
             observer.epoch_start(self._run, epoch)
 
     def batch(self, batch: int, sums: Sums) -> None:
-        for observer in self._observers:
+        for observer in self._started:
             observer.batch(self._run, batch, sums)
 
     def epoch(self, record: EpochRecord, is_best: bool) -> None:
-        for observer in self._observers:
+        for observer in self._started:
             observer.epoch(self._run, record, is_best)
 
     def end(self, status: str) -> None:
-        for observer in self._observers:
+        for observer in self._started:
             observer.end(self._run, status)
 
     def close(self) -> None:
