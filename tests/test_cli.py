@@ -305,3 +305,16 @@ def test_tables_align_numbers_to_the_right(capsys):
         "  accuracy  97 %",
     ]
     assert [millions(count) for count in (268_000, 1_474_902, 592_000_000)] == ["0.27 M", "1.47 M", "592 M"]
+
+
+def test_a_damaged_image_is_one_sentence_also_out_of_a_worker(image_folder):
+    root = image_folder({"ant": 8, "bee": 8})
+    for file in (root / "ant").iterdir():
+        file.write_bytes(file.read_bytes()[:40])
+    small = ["--model", "CifarResNet-8", "--image-size", "32", "--num-workers", "1"]
+    words = ["train", *small, "--epochs", 1, "--data-dir", root]
+    _, told = call(*words, folder=root.parent, code=2)
+    error = [line for line in told.splitlines() if "error: " in line]
+    assert len(error) == 1
+    assert ".png" in error[0]
+    assert "Traceback" not in told

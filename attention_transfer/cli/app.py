@@ -64,7 +64,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
     """
     try:
         command, arguments, _ = app.meta.parse_args(tokens, exit_on_error=False)
-        code = command(*arguments.args, **arguments.kwargs)
+        code = command(*arguments.args, **arguments.kwargs) or 0
     except CycloptsError:
         # cyclopts has already told what is wrong with the flags
         code = FAILED

@@ -66,11 +66,12 @@ def demo(
     weights = str(Path(config.save_dir) / "teacher_best.pth")
     with_at = teach("student with AT", config, teacher_model=weights)
     without = teach("student without AT", config)
-    distances = {student.name: distances_to(teacher, student, config) for student in (with_at, without)}
+    networks = [teacher, with_at, without]
+    distances = {network.name: distances_to(teacher, network, config) for network in networks}
 
     picture = draw(folder / "attention.png", teacher, with_at, without, config)
-    heading(f"\nOn {teacher.test['samples']} test images; AT of a stage is the distance to the teacher's attention:")
-    show([teacher, with_at, without], distances)
+    print(f"\nOn {teacher.test['samples']} test images; AT is the distance to the teacher's attention, in 1e-4:\n")
+    show(networks, distances)
     print(f"\n{verdict(with_at, without, distances)}\n")
     facts(
         f"after {time.perf_counter() - began:.0f} s",
@@ -124,11 +125,11 @@ def teach(name: str, config: Config, **settings: Any) -> Trained:
     return Trained(name, result["model"], time.perf_counter() - began, result["test_results"])
 
 
-def distances_to(teacher: Trained, student: Trained, config: Config) -> list[float]:
-    """AT of each stage on the test images, shallow to deep; also for a student that never heard of the teacher."""
+def distances_to(teacher: Trained, network: Trained, config: Config) -> list[float]:
+    """AT of each stage on the test images, shallow to deep; also of a student that never heard of the teacher."""
     from attention_transfer.training.epoch import validate
 
-    figures = validate(student.model, teacher.model, open_split(config, "test"), config.device, config)
+    figures = validate(network.model, teacher.model, open_split(config, "test"), config.device, config)
     return [value for key, value in figures.items() if key.startswith("attention_stage_")]
 
 
@@ -154,22 +155,18 @@ def draw(path: Path, teacher: Trained, with_at: Trained, without: Trained, confi
 
 def show(networks: list[Trained], distances: dict[str, list[float]]) -> None:
     """Print what each network is worth, what it cost, and how far it looks from where the teacher looks."""
-    stages = len(next(iter(distances.values())))
     rows = [
         [
             network.name,
             percent(network.test["accuracy"]),
             millions(network.test["parameters"]),
             f"{network.seconds:.0f}",
-            *(
-                [f"{distance:.1e}" for distance in distances[network.name]]
-                if network.name in distances
-                else ["0"] * stages
-            ),
+            *(f"{1e4 * distance:.2f}" for distance in distances[network.name]),
         ]
         for network in networks
     ]
-    table(["", "accuracy", "parameters", "seconds", *(f"AT stage {i}" for i in range(stages))], rows)
+    stages = range(len(rows[0]) - 4)
+    table(["", "accuracy", "parameters", "seconds", *(f"AT stage {stage}" for stage in stages)], rows)
 
 
 def verdict(with_at: Trained, without: Trained, distances: dict[str, list[float]]) -> str:
