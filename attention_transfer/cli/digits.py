@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from PIL import Image
-
 from attention_transfer.errors import ConfigError
 
 SIDE = 64
@@ -30,6 +28,8 @@ def write_digits(folder: Path) -> int:
             "the demo learns scikit-learn's handwritten digits, and scikit-learn is not installed: "
             'pip install "attention-transfer[demo]".'
         ) from error
+    from PIL import Image
+
     digits = load_digits()
     scans = (digits.images * (255 / 16)).round().astype("uint8")
     for number, (scan, label) in enumerate(zip(scans, digits.target, strict=True)):

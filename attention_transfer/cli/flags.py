@@ -42,13 +42,19 @@ def takes_settings(*keys: str, default: str | None = None) -> Callable[[Command]
             given = {key: value for key, value in flags.items() if key in known or value is not None}
             return command(*arguments, **given)
 
-        flags = [_flag(key, group, default) for key, group in _groups().items() if not keys or key in keys]
+        flags = [_flag(key, default) for key in Config.model_fields if not keys or key in keys]
         parameters = [*own, *flags]
         with_given.__signature__ = inspect.Signature(parameters, return_annotation=int)  # type: ignore[attr-defined]
         with_given.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return with_given
 
     return decorate
+
+
+@cache
+def _types() -> dict[str, Any]:
+    """The type of each setting, without the limits that `Config` checks itself."""
+    return get_type_hints(Config)
 
 
 @cache
@@ -62,12 +68,12 @@ def _groups() -> dict[str, Group]:
     return groups
 
 
-def _flag(key: str, group: Group, default: str | None) -> inspect.Parameter:
-    kind: Any = get_type_hints(Config)[key]
+def _flag(key: str, default: str | None) -> inspect.Parameter:
+    kind: Any = _types()[key]
     is_list = any(get_origin(part) is tuple and get_args(part)[-1] is ... for part in (kind, *get_args(kind)))
     parameter = Parameter(
         help=describe(key, default),
-        group=group,
+        group=_groups()[key],
         consume_multiple=is_list,
         negative=None if kind is bool else "",
         show_choices=False,

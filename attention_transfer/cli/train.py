@@ -10,7 +10,6 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from attention_transfer.cli.flags import takes_settings
-from attention_transfer.cli.settings_file import read_settings
 from attention_transfer.cli.tables import facts, percent
 from attention_transfer.config import resolve_config
 
@@ -41,8 +40,11 @@ def train(
 
     Behind a setting stands what it may be, and what it is if left out.
     """
-    in_file = read_settings(config) if config is not None else {}
-    resolved = resolve_config({**in_file, **settings})
+    if config is not None:
+        from attention_transfer.cli.settings_file import read_settings
+
+        settings = {**read_settings(config), **settings}
+    resolved = resolve_config(settings)
 
     from attention_transfer.training.run import train_at
 
