@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import time
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -140,6 +141,9 @@ class AcceleratedRuntime(Runtime):
 def leave_process_group() -> None:
     """Take leave of the other processes; one that exits without may abort, and take a finished run down with it."""
     if torch.distributed.is_initialized():
+        # Gloo's thread needs the interpreter to free its last tensors, and up to torch 2.6 destroying the group waits
+        # for that thread without giving the interpreter up: a moment of rest, and both end.
+        time.sleep(0.2)
         torch.distributed.destroy_process_group()
 
 
