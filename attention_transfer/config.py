@@ -119,7 +119,7 @@ class Config(BaseModel):
     std: Triple = Field(IMAGENET_STD, description="standard deviation of each channel, of pixels in [0, 1]")
     batch_size: int = Field(32, ge=1, description="images a step, over all processes")
     num_workers: int = Field(4, ge=0, description="processes that load images")
-    split_seed: int = Field(0, ge=0, description="seed of the cut of a missing val or test split")
+    split_seed: int = Field(0, ge=0, lt=2**63, description="seed of the cut of a missing val or test split")
 
     # augmentation
     augment: bool = Field(False, description="random crop, flip, rotation and colour jitter of training images")
@@ -139,7 +139,7 @@ class Config(BaseModel):
     weight_decay: float = Field(5e-4, ge=0, description="weight decay of SGD")
     step_size: int = Field(10, ge=1, description="epochs between two cuts of the learning rate")
     gamma: float = Field(0.1, gt=0, le=1, description="factor of each cut of the learning rate")
-    seed: int = Field(0, ge=0, description="seed of the weights, the order and the augmentation")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of the weights, the order and the augmentation")
 
     # loss
     temperature: float = Field(4.0, gt=0, description="temperature of knowledge distillation")
@@ -206,7 +206,7 @@ class Config(BaseModel):
 
 
 def resolve_config(config: Config | Mapping[str, Any] | None = None) -> Config:
-    """A complete, checked `Config` from a partial dict, from None (all defaults), or from a `Config`.
+    """A complete, checked `Config` from a partial dict, from None (`DEFAULT_CONFIG`), or from a `Config`.
 
     Raises:
         ConfigError: an unknown key, a wrong type or a value out of range; the message names the key, the
@@ -217,7 +217,7 @@ def resolve_config(config: Config | Mapping[str, Any] | None = None) -> Config:
     if config is not None and not isinstance(config, Mapping):
         raise ConfigError(f"config must be a dict, but is {config!r}; start from create_at_config().")
     try:
-        return Config.model_validate(dict(config or {}))
+        return Config.model_validate(dict(DEFAULT_CONFIG if config is None else config))
     except ValidationError as error:
         raise ConfigError("\n".join(_sentence(details) for details in error.errors())) from None
 

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attention_transfer.config import Config, resolve_config
 from attention_transfer.data.brought import classes_of, unpack
-from attention_transfer.devices import device_of
+from attention_transfer.devices import device_of, like_weights
 from attention_transfer.errors import ConfigError, DataError, DivergenceError
 from attention_transfer.networks.registry import card_of
 from attention_transfer.progress import progress_bar
@@ -67,7 +67,7 @@ def evaluate_model(
             batch = unpack(raw)
             if not len(batch.labels):
                 continue
-            images = batch.images.to(clock.device)
+            images = like_weights(batch.images.to(clock.device), model)
             with clock.timing(len(images)):
                 logits = model(images)
             if tally is None:

@@ -21,7 +21,8 @@ from attention_transfer.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 MOST_STAGES = 4
-_found: weakref.WeakKeyDictionary[nn.Module, tuple[str, ...]] = weakref.WeakKeyDictionary()
+Size = tuple[int, int]
+_found: weakref.WeakKeyDictionary[nn.Module, dict[Size, tuple[str, ...]]] = weakref.WeakKeyDictionary()
 
 
 class Taps:
@@ -128,15 +129,16 @@ def discover_stages(model: nn.Module, images: Tensor) -> tuple[str, ...]:
     Raises:
         ConfigError: no module puts out [B, C, H, W] with a resolution below the image's.
     """
-    network = unwrapped(model)
-    if network not in _found:
-        _found[network] = _last_module_of_each_size(network, images[:1])
-        logger.info("stages of %s, found by running it: %s", type(network).__name__, ", ".join(_found[network]))
-    return _found[network]
+    network, size = unwrapped(model), (images.shape[2], images.shape[3])
+    found = _found.setdefault(network, {})
+    if size not in found:
+        found[size] = _last_module_of_each_size(network, images[:1])
+        logger.info("stages of %s, found by running it: %s", type(network).__name__, ", ".join(found[size]))
+    return found[size]
 
 
 def _last_module_of_each_size(network: nn.Module, image: Tensor) -> tuple[str, ...]:
-    last: dict[tuple[int, int], str] = {}
+    last: dict[Size, str] = {}
 
     def listener(name: str) -> Any:
         def listen(module: nn.Module, args: Any, output: Any) -> None:
@@ -154,7 +156,7 @@ def _last_module_of_each_size(network: nn.Module, image: Tensor) -> tuple[str, .
     finally:
         for hook in hooks:
             hook.remove()
-    sizes = [size for size in last if size != (1, 1) and size < (image.shape[2], image.shape[3])]
+    sizes = [size for size in last if 1 < size[0] * size[1] < image.shape[2] * image.shape[3]]
     if not sizes:
         raise ConfigError(
             f"{type(network).__name__} has no module whose output is a map smaller than the image; "

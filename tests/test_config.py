@@ -121,3 +121,9 @@ def test_a_network_is_known_in_any_case(name, canonical):
 def test_the_configuration_imports_no_torch():
     code = "import sys; from attention_transfer import DEFAULT_CONFIG; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_none_is_the_default_config_also_after_a_notebook_has_changed_it(monkeypatch):
+    monkeypatch.setitem(DEFAULT_CONFIG, "epochs", 3)
+    assert resolve_config(None).epochs == 3
+    assert resolve_config({}).epochs == 50

@@ -122,3 +122,58 @@ def test_a_checkpoint_of_another_network_does_not_fit(settings, tmp_path):
     resume = {"resume": str(tmp_path / "checkpoints" / "run_last.pth"), "epochs": 2}
     with pytest.raises(CheckpointError, match="does not fit"):
         train_at(resume, student=create_model("ResNet18", 10))
+
+
+def val_accuracy(results, epoch):
+    return results["training_history"][epoch - 1]["val_accuracy"]
+
+
+@pytest.fixture
+def falling(settings):
+    """Settings of a run that is best early: the learning rate is so high that validation falls apart later."""
+    return {**settings, "augment": False, "num_workers": 0, "lr": 0.02, "step_size": 100, "experiment_name": "run"}
+
+
+def best_of(results):
+    return max(record["val_accuracy"] for record in results["training_history"])
+
+
+@pytest.mark.parametrize("change", [{"experiment_name": "branch"}, {"save_dir": "elsewhere"}])
+def test_the_best_weights_travel_with_a_run_that_goes_on_elsewhere(falling, tmp_path, change):
+    import shutil
+
+    train_at({**falling, "epochs": 3})
+    checkpoint = read_checkpoint(tmp_path / "checkpoints" / "run_last.pth")
+    best = read_checkpoint(tmp_path / "checkpoints" / "run_best.pth")
+    shutil.copy(tmp_path / "checkpoints" / "run_last.pth", tmp_path / "moved.pth")
+    change = {key: str(tmp_path / value) if key == "save_dir" else value for key, value in change.items()}
+    results = train_at({"resume": str(tmp_path / "moved.pth"), **change})
+    assert results["best_accuracy"] == checkpoint["best_accuracy"] == best_of(results)
+    for key, value in best["model_state_dict"].items():
+        assert torch.equal(value, results["model"].state_dict()[key]), key
+    name = change.get("experiment_name", "run")
+    folder = tmp_path / ("checkpoints" if "save_dir" not in change else "elsewhere")
+    assert read_checkpoint(folder / f"{name}_best.pth")["epoch"] == checkpoint["training"]["best_epoch"]
+    assert (folder / f"{name}_final.pth").exists()
+
+
+def test_going_on_from_before_the_best_epoch_forgets_the_best_of_the_other_future(falling, tmp_path):
+    train_at({**falling, "epochs": 4})
+    results = train_at({"resume": str(tmp_path / "checkpoints" / "run_epoch_1.pth"), "epochs": 1})
+    first = read_checkpoint(tmp_path / "checkpoints" / "run_epoch_1.pth")
+    assert results["best_accuracy"] == first["best_accuracy"]
+    assert read_checkpoint(tmp_path / "checkpoints" / "run_best.pth")["epoch"] == 1
+    for key, value in first["model_state_dict"].items():
+        assert torch.equal(value, results["model"].state_dict()[key]), key
+
+
+def test_device_folders_and_frequencies_may_change(settings, tmp_path):
+    train_at({**settings, "epochs": 1, "experiment_name": "run"})
+    free = {
+        "device": "cpu", "num_workers": 0, "print_freq": 7, "save_freq": 3, "log_dir": str(tmp_path / "other-logs"),
+        "save_dir": str(tmp_path / "other"), "data_dir": settings["data_dir"] + "/.", "epochs": 2,
+    }  # fmt: skip
+    results = train_at({"resume": str(tmp_path / "checkpoints" / "run_best.pth"), **free})
+    assert {key: results["config"][key] for key in free} == free
+    assert (tmp_path / "other" / "run_final.pth").exists()
+    assert (tmp_path / "other-logs" / "run_summary.json").exists()

@@ -85,6 +85,13 @@ def test_the_stages_of_an_unknown_network_are_its_deepest_four_resolutions():
     assert hooks_of(model) == 0
 
 
+def test_stages_are_found_anew_for_images_of_another_size():
+    model = Plain()
+    assert len(discover_stages(model, IMAGES[..., :4, :4])) == 1
+    assert len(discover_stages(model, IMAGES)) == 4
+    assert len(discover_stages(model, IMAGES[..., :16, :64])) == 4
+
+
 def test_an_unknown_network_without_maps_is_an_error_that_names_the_key():
     flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 4))
     with pytest.raises(ConfigError, match="'layers'"):

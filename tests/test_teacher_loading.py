@@ -138,6 +138,16 @@ def test_a_teacher_arch_that_does_not_fit_is_an_error_with_the_one_that_does(tmp
         load_teacher_model(tmp_path / "t.pth", 7, "cpu", teacher_arch="ResNet50")
 
 
+def test_a_teacher_arch_that_contradicts_a_checkpoint_of_ours_is_an_error(tmp_path, resnet):
+    from attention_transfer.checkpoint import write_checkpoint
+
+    card = {"name": "ResNet18", "num_classes": 7, "class_names": None}
+    write_checkpoint(tmp_path / "t.pth", {"card": card, "model_state_dict": resnet.state_dict()})
+    assert card_of(load_teacher_model(tmp_path / "t.pth", 7, "cpu", teacher_arch="resnet18")).name == "ResNet18"
+    with pytest.raises(TeacherError, match="holds a ResNet18"):
+        load_teacher_model(tmp_path / "t.pth", 7, "cpu", teacher_arch="ResNet50")
+
+
 def test_pretrained_weights_are_a_teacher_by_name(tmp_path, monkeypatch):
     from torchvision.models import ResNet18_Weights, resnet18
 

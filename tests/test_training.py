@@ -296,6 +296,35 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_batch_and_componen
     assert "DivergenceError" in summary["error"]
 
 
+def test_a_bad_number_in_validation_stops_the_run_before_it_is_saved(settings, tmp_path):
+    x, y = tensors()
+    bad = x.clone()
+    bad[3] = float("inf")
+
+    class BadLater(InterruptedOnce):
+        def __iter__(self):
+            self.passes += 1
+            # the first pass is the look at a few images to draw
+            return iter([(bad, y)] if self.passes == 3 else self.batches)
+
+    with pytest.raises(
+        DivergenceError, match=r"epoch 2, validation: .*classification.*run_last\.pth \(after epoch 1\)"
+    ):
+        train_at({**bring(settings), "epochs": 3}, [(x, y)], BadLater([(x, y)]))
+    assert load_model(tmp_path / "checkpoints" / "run_last.pth", "cpu")["epoch"] == 1
+    json.loads((tmp_path / "logs" / "run_summary.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_the_component_that_is_no_number_is_named(settings, teacher):
+    x, y = tensors()
+    blind = copy.deepcopy(teacher)
+    blind.conv1.weight.data.fill_(float("nan"))
+    with pytest.raises(DivergenceError, match=r"batch 0: attention_stage_0"):
+        train_at({**bring(settings), "num_classes": 10}, [(x, y)], teacher=blind)
+    with pytest.raises(DivergenceError, match=r"batch 0: kd"):
+        train_at({**bring(settings), "num_classes": 10, "alpha": 1.0, "overwrite": True}, [(x, y)], teacher=blind)
+
+
 class InterruptedOnce:
     """A loader that raises KeyboardInterrupt in its second epoch, as Ctrl-C would."""
 
@@ -412,3 +441,89 @@ def test_an_empty_loader_is_an_error():
     model = create_model("CifarResNet-8", 4)
     with pytest.raises(DataError, match="no batch"):
         validate(model, None, Unsized([]), "cpu", {})
+
+
+class Flat(nn.Module):
+    """A network without a single map."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def test_a_student_without_maps_learns_alone_and_by_distillation(settings):
+    x, y = tensors()
+    train_at(bring(settings), [(x, y)], [(x, y)], student=Flat())
+    kd = {**bring(settings), "alpha": 1.0, "beta": 0.0, "overwrite": True}
+    results = train_at(kd, [(x, y)], [(x, y)], student=Flat(), teacher=Flat())
+    assert results["training_history"][0]["train_kd"] > 0
+    with pytest.raises(ConfigError, match="layers"):
+        train_at({**kd, "beta": 1.0}, [(x, y)], student=Flat(), teacher=Flat())
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda net: torch.compile(net, backend="eager")])
+def test_a_wrapped_student_is_saved_without_its_wrapper(settings, tmp_path, wrap):
+    x, y = tensors()
+    results = train_at(bring(settings), [(x, y)], [(x, y)], student=wrap(create_model("CifarResNet-8", 4)))
+    loaded = load_model(tmp_path / "checkpoints" / "run_best.pth", "cpu")["model"]
+    assert_same_weights(
+        loaded, results["model"]._orig_mod if hasattr(results["model"], "_orig_mod") else results["model"].module
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_images_of_another_float_type_are_taken(settings, teacher, dtype):
+    x, y = tensors()
+    results = train_at(
+        bring(settings), [(x.to(dtype), y)], None, [(x.to(dtype), y)], teacher=copy.deepcopy(teacher).double()
+    )
+    assert results["test_results"]["samples"] == 20
+
+
+def test_a_replaced_head_is_what_the_checkpoint_holds(settings, tmp_path):
+    x, y = tensors(classes=2)
+    net = create_model("CifarResNet-8", 10)
+    net.linear = nn.Linear(64, 2)
+    results = train_at(bring(settings), [(x, y)], student=net)
+    assert_same_weights(load_model(tmp_path / "checkpoints" / "run_best.pth", "cpu")["model"], results["model"])
+
+
+def test_an_empty_batch_is_passed_over_and_nothing_but_empty_ones_is_an_error():
+    x, y = tensors()
+    model = create_model("CifarResNet-8", 4)
+    assert validate(model, None, [(x[:0], y[:0]), (x, y)], "cpu", {}) == validate(model, None, [(x, y)], "cpu", {})
+    with pytest.raises(DataError, match="no batch"):
+        validate(model, None, [(x[:0], y[:0])], "cpu", {})
+
+
+def test_an_unfinished_run_of_the_same_name_is_not_wiped(settings, tmp_path):
+    x, y = tensors()
+    train_at({**bring(settings), "num_classes": 4, "epochs": 5}, InterruptedOnce([(x, y)] * 3))
+    with pytest.raises(ConfigError, match=r"was not finished.*resume=.*run_last\.pth"):
+        train_at({**bring(settings), "num_classes": 4}, [(x, y)])
+
+
+def test_handlers_are_gone_after_a_run_that_failed_even_to_end(settings, tmp_path, monkeypatch):
+    from attention_transfer.training.observers.summary import Summary
+
+    def full(self, run, status):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Summary, "end", full)
+    before = list(logging.getLogger("attention_transfer").handlers)
+    with pytest.raises(OSError, match="No space left"):
+        train_at(bring(settings), [tensors()])
+    assert logging.getLogger("attention_transfer").handlers == before
+
+
+def test_layers_choose_what_is_compared_in_a_run(settings, teacher):
+    x, y = tensors(size=24)
+    images = x[..., :16]
+    config = {**bring(settings), "layers": ["layer1", "layer2:layer3"]}
+    record = train_at(config, [(images, y)], [(images, y)], teacher=teacher)["training_history"][0]
+    assert {key for key in record if "stage" in key} == {
+        f"{split}_attention_stage_{i}" for split in ("train", "val") for i in (0, 1)
+    }

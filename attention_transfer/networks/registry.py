@@ -67,9 +67,19 @@ def create_model(name: str, num_classes: int = 10, weights: str | None = None) -
 
 
 def card_of(model: nn.Module) -> ModelCard | None:
-    """The card of a network that was built by name, also inside wrappers; None for any other."""
-    card = getattr(unwrapped(model), "card", None)
-    return card if isinstance(card, ModelCard) else None
+    """The card of a network that was built by name, also inside wrappers; None for any other.
+
+    A head that was replaced since counts: by another Linear it changes the number of classes, by anything else the
+    network is no longer one that can be built by name.
+    """
+    network = unwrapped(model)
+    card = getattr(network, "card", None)
+    if not isinstance(card, ModelCard):
+        return None
+    head = dict(network.named_modules()).get(_architecture_of(card.name).head)
+    if not isinstance(head, nn.Linear):
+        return None
+    return card if head.out_features == card.num_classes else ModelCard(card.name, head.out_features)
 
 
 def network_name(model: nn.Module) -> str:

@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from attention_transfer.attention import attention_map
 from attention_transfer.data.batches import Batch
+from attention_transfer.devices import like_weights
+from attention_transfer.errors import ConfigError
 from attention_transfer.networks.stages import stage_names
 from attention_transfer.taps import Taps, undisturbed
 from attention_transfer.teacher.answer import Answer
@@ -22,6 +24,7 @@ class LiveTeacher:
         model: the teacher's network.
         layers: modules to listen to instead of its stages.
         autocast: makes the context in which it runs in the run's number format.
+        needs_maps: False where logits alone are wanted: a network that has no stages is then no error.
     """
 
     def __init__(
@@ -29,15 +32,27 @@ class LiveTeacher:
         model: nn.Module,
         layers: Sequence[str] | None = None,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        *,
+        needs_maps: bool = True,
     ) -> None:
         self.model = model
         self.layers = layers
         self.autocast = autocast
+        self.needs_maps = needs_maps
 
     def answer(self, batch: Batch) -> Answer:
         """The maps and logits for the images of `batch`, which must be on the teacher's device."""
+        images = like_weights(batch.images, self.model)
         with undisturbed(self.model):
-            names = stage_names(self.model, batch.images, self.layers)
+            names = self._stages(images)
             with self.autocast(), Taps(self.model, names) as taps:
-                logits = self.model(batch.images)
+                logits = self.model(images)
             return Answer(tuple(attention_map(features) for features in taps.features), logits)
+
+    def _stages(self, images: Tensor) -> tuple[str, ...]:
+        try:
+            return stage_names(self.model, images, self.layers)
+        except ConfigError:
+            if self.needs_maps:
+                raise
+            return ()

@@ -71,6 +71,8 @@ def _from_file(path: str | os.PathLike[str], teacher_arch: str | None) -> nn.Mod
     except CheckpointError as error:
         raise TeacherError(f"teacher_model: {error}") from error
     card = card_from(content) if is_checkpoint(content) else None
+    if card is not None and teacher_arch is not None and canonical_network_name(teacher_arch) != card.name:
+        raise TeacherError(f"teacher_arch is {teacher_arch!r}, but {path} holds a {card.name}; leave teacher_arch out.")
     weights = _weights(content, path)
     if card is None:
         card = _recognised(weights, path, teacher_arch)

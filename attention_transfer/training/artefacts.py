@@ -46,15 +46,18 @@ class Artefacts:
         return [*numbered, *(path for path in (self.last, self.best, self.final) if path.exists())]
 
     def refuse_to_overwrite(self) -> None:
-        """Leave a finished run alone.
+        """Leave the checkpoints of an earlier run of this name alone.
 
         Raises:
-            ConfigError: a run of this name has finished; the message says how to go on.
+            ConfigError: there are some; the message says how to go on.
         """
-        if read_status(self.summary) == FINISHED or (self.final.exists() and not self.summary.exists()):
+        checkpoints = self.checkpoints()
+        if checkpoints:
+            state = "has finished" if read_status(self.summary) == FINISHED else "was not finished"
+            last = self.last if self.last in checkpoints else checkpoints[-1]
             raise ConfigError(
-                f"experiment_name is {self.name!r}, and a run of this name has finished ({self.final}); choose "
-                f"another name, go on from it with resume={str(self.final)!r}, or replace it with overwrite=True."
+                f"experiment_name is {self.name!r}, and a run of this name {state}; choose another name, go on from "
+                f"it with resume={str(last)!r}, or replace it with overwrite=True."
             )
 
     def clear(self) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from attention_transfer.config import Config, resolve_config
@@ -18,7 +18,7 @@ from attention_transfer.data.sampler import EpochBatchSampler
 from attention_transfer.devices import resolve_device
 from attention_transfer.errors import DivergenceError
 from attention_transfer.taps import undisturbed, unwrapped
-from attention_transfer.training.objective import Losses, Objective, check_labels, make_teacher, say_once
+from attention_transfer.training.objective import Losses, Objective, make_teacher, say_once
 from attention_transfer.training.runtime import Runtime
 from attention_transfer.training.sums import BadStep, FiniteWatch, Means, Sums
 
@@ -27,31 +27,41 @@ STEPS_BETWEEN_CHECKS = 20
 OnBatch = Callable[[int, Sums], None]
 
 
-def shares(loader: Iterable[Any], runtime: Runtime, num_classes: int | None = None) -> Iterator[tuple[Batch, int]]:
-    """This process's share of every batch, on its device, with the size of the whole global batch.
+class Share(NamedTuple):
+    """What one process has of a global batch.
 
-    Our own loaders are already cut into shares by their sampler; of a loader that the user brings, every process
-    reads all and keeps its part. Labels are checked against `num_classes` before they go to a GPU, where looking
-    at them would stall every step.
+    Attributes:
+        batch: on the process's device; may be empty.
+        global_size: images of the whole batch, over all processes.
+        labels: the labels as they came, usually on the CPU, where looking at them waits for nothing.
+    """
 
-    Raises:
-        DataError: a label is out of range.
+    batch: Batch
+    global_size: int
+    labels: Tensor
+
+
+def shares(loader: Iterable[Any], runtime: Runtime) -> Iterator[Share]:
+    """This process's share of every batch of a loader; batches without images are passed over.
+
+    Loaders of ours that were made for these processes are cut into shares by their sampler; of any other, every
+    process reads all and keeps its part.
     """
     sampler = getattr(loader, "batch_sampler", None)
-    if isinstance(sampler, EpochBatchSampler):
+    if isinstance(sampler, EpochBatchSampler) and sampler.world_size == runtime.world_size:
         sizes = sampler.global_sizes()[sampler.start_batch :]
         for batch, size in zip(loader, sizes, strict=True):
-            yield _arrived(batch, runtime, num_classes), size
+            yield Share(_arrived(batch, runtime), size, batch.labels)
         return
     for raw in loader:
         batch = unpack(raw)
         mine = slice(runtime.rank, None, runtime.world_size)
-        yield _arrived(Batch(batch.images[mine], batch.labels[mine]), runtime, num_classes), len(batch.labels)
+        part = Batch(batch.images[mine], batch.labels[mine])
+        if len(batch.labels):
+            yield Share(_arrived(part, runtime), len(batch.labels), part.labels)
 
 
-def _arrived(batch: Batch, runtime: Runtime, num_classes: int | None) -> Batch:
-    if num_classes is not None:
-        check_labels(batch.labels, num_classes)
+def _arrived(batch: Batch, runtime: Runtime) -> Batch:
     batch = batch.to(runtime.device, non_blocking=True)
     return replace(batch, images=batch.images.contiguous(memory_format=runtime.memory_format))
 
@@ -72,34 +82,32 @@ def run_training_epoch(
     """
     student.train()
     sums, watch = Sums(runtime.device), FiniteWatch(runtime.device)
-    for step, (batch, global_size) in enumerate(shares(loader, runtime, objective.config.num_classes)):
+    for step, share in enumerate(shares(loader, runtime)):
         optimizer.zero_grad(set_to_none=True)
-        losses = _train_step(objective, student, batch, global_size, optimizer, runtime)
+        losses = _train_step(objective, student, share, optimizer, runtime)
         watch.look(losses, step)
-        sums.add(losses, batch.labels)
+        sums.add(losses, share.batch.labels)
         if step % STEPS_BETWEEN_CHECKS == 0:
-            check_finite(watch)
+            check_finite(watch, runtime)
         if on_batch is not None:
             on_batch(step, sums)
-    check_finite(watch)
+    check_finite(watch, runtime)
     return sums.means(runtime)
 
 
 def _train_step(
     objective: Objective,
     student: nn.Module,
-    batch: Batch,
-    global_size: int,
+    share: Share,
     optimizer: torch.optim.Optimizer,
     runtime: Runtime,
 ) -> Losses:
-    size = len(batch.labels)
-    if size == 0:
-        batch = _stand_in(batch)
+    size = len(share.labels)
+    batch = share.batch if size else _stand_in(share.batch)
     with _batch_norm_by_size(student, len(batch.labels)):
-        losses = objective(student, batch)
+        losses = objective(student, batch, share.labels)
     # Gradients are averaged over processes, so that a share weighs as much as it has of the global batch.
-    weight = size * runtime.world_size / global_size
+    weight = size * runtime.world_size / share.global_size
     runtime.step(losses.total if weight == 1 else losses.total * weight, optimizer)
     return losses if size else _nothing(losses)
 
@@ -133,13 +141,13 @@ def _batch_norm_by_size(student: nn.Module, size: int) -> Iterator[None]:
             norm.train()
 
 
-def check_finite(watch: FiniteWatch) -> None:
-    """Raise what the watch has seen.
+def check_finite(watch: FiniteWatch, runtime: Runtime) -> None:
+    """Raise what the watch of any process has seen; every process must call this together.
 
     Raises:
         DivergenceError: names the batch and the component.
     """
-    bad = watch.bad_step()
+    bad = next((seen for seen in runtime.from_all(watch.bad_step()) if seen is not None), None)
     if bad is not None:
         raise DivergenceError(_divergence_sentence(bad))
 
@@ -154,15 +162,16 @@ def _divergence_sentence(bad: BadStep) -> str:
 
 def run_validation_epoch(objective: Objective, student: nn.Module, loader: Iterable[Any], runtime: Runtime) -> Means:
     """One pass of measuring; see `validate`."""
-    sums = Sums(runtime.device)
+    sums, watch = Sums(runtime.device), FiniteWatch(runtime.device)
     network = unwrapped(student)
     with undisturbed(network):
-        for batch, _ in shares(loader, runtime, objective.config.num_classes):
-            if len(batch.labels):
-                sums.add(objective(network, batch), batch.labels)
-            else:
-                losses = _nothing(objective(network, _stand_in(batch)))
-                sums.add(losses, batch.labels)
+        for step, share in enumerate(shares(loader, runtime)):
+            batch = share.batch if len(share.labels) else _stand_in(share.batch)
+            losses = objective(network, batch, share.labels)
+            losses = losses if len(share.labels) else _nothing(losses)
+            watch.look(losses, step)
+            sums.add(losses, share.batch.labels)
+    check_finite(watch, runtime)
     return sums.means(runtime)
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from attention_transfer.attention import StagePair, distillation_loss, energy, map_distance, pair_stages
 from attention_transfer.config import Config, resolve_config
 from attention_transfer.data.batches import Batch
-from attention_transfer.devices import device_of
+from attention_transfer.devices import device_of, like_weights
 from attention_transfer.errors import ConfigError, DataError, TeacherError
 from attention_transfer.networks.registry import card_of
 from attention_transfer.networks.stages import split_layers, stage_names
@@ -32,7 +32,7 @@ class Losses(NamedTuple):
     Attributes:
         total: classification + alpha * kd + beta * attention; the only one to call backward() on.
         classification: cross-entropy, mean over the batch.
-        kd: distillation, unweighted; 0 without a teacher.
+        kd: distillation, unweighted; 0 without a teacher, and where alpha is 0, which asks for no logits.
         attention: AT, unweighted, the sum of per_stage; 0 without a teacher.
         per_stage: AT of each compared pair of stages, shallow to deep; empty without a teacher.
         logits: [B, K] of the student.
@@ -98,7 +98,7 @@ def check_equal_class_order(student: Sequence[str] | None, teacher: Sequence[str
 def _attention_of_each_stage(
     student: Sequence[Tensor], teacher: Sequence[Tensor], config: Config
 ) -> tuple[Tensor, ...]:
-    if not teacher:
+    if not teacher or not student:
         return ()
     pairs = _pairs(student, teacher, config)
     if not pairs and config.beta > 0:
@@ -148,16 +148,31 @@ class Objective:
         self.runtime = runtime
         self.student_layers, _ = split_layers(config.layers)
 
-    def __call__(self, student: nn.Module, batch: Batch) -> Losses:
-        """The losses of `batch`, which must be on the student's device."""
+    def __call__(self, student: nn.Module, batch: Batch, labels: Tensor | None = None) -> Losses:
+        """The losses of `batch`, which must be on the student's device.
+
+        Args:
+            student: in the mode in which the caller has it.
+            batch: images and labels on the student's device.
+            labels: the same labels where looking at them waits for nothing, so that wrong ones are named.
+        """
         answer = self.teacher.answer(batch)
-        names = stage_names(student, batch.images, self.student_layers) if answer.maps else ()
+        images = like_weights(batch.images, student)
+        names = self._stages(student, images) if answer.maps else ()
         with self.runtime.autocast(), Taps(student, names) as taps:
-            logits = student(batch.images)
+            logits = student(images)
         if not isinstance(logits, Tensor) or logits.dim() != 2:
             raise ConfigError(f"the student must put out logits [B, K], but puts out {describe(logits)}.")
-        check_labels(batch.labels, logits.shape[1])
+        check_labels(batch.labels if labels is None else labels, logits.shape[1])
         return combine([energy(x) for x in taps.features], logits, batch.labels, answer, self.config)
+
+    def _stages(self, student: nn.Module, images: Tensor) -> tuple[str, ...]:
+        try:
+            return stage_names(student, images, self.student_layers)
+        except ConfigError:
+            if self.config.beta > 0:
+                raise
+            return ()
 
 
 def describe(value: object) -> str:
@@ -192,7 +207,7 @@ def make_teacher(teacher_model: nn.Module | None, config: Config, runtime: Runti
     if teacher_model is None:
         return NoTeacher()
     _, teacher_layers = split_layers(config.layers)
-    return LiveTeacher(teacher_model, teacher_layers, runtime.autocast)
+    return LiveTeacher(teacher_model, teacher_layers, runtime.autocast, needs_maps=config.beta > 0)
 
 
 def compute_at_loss(
@@ -231,5 +246,7 @@ def compute_at_loss(
     runtime = Runtime(device)
     if teacher_model is not None and config.alpha > 0:
         check_equal_class_order(config.class_names or _class_names(student_model), _class_names(teacher_model))
+    if teacher_model is not None:
+        teacher_model.to(device)
     objective = Objective(config, make_teacher(teacher_model, config, runtime), runtime)
-    return objective(student_model, Batch(x, y).to(device))
+    return objective(student_model, Batch(x, y).to(device), y)

@@ -34,7 +34,8 @@ def resumed_config(config: Config, checkpoint: dict[str, Any], source: str) -> C
                 f"{there!r}, or start a new run."
             )
         merged[key] = here if is_given else there
-    merged["resume"], merged["overwrite"] = config.resume, config.overwrite
+    # where a run goes on is another machine's matter, and 'auto' a choice like any other
+    merged["device"], merged["resume"], merged["overwrite"] = config.device, config.resume, config.overwrite
     return Config(**merged)
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from attention_transfer.checkpoint import load_weights, read_checkpoint, weights_digest
@@ -157,8 +158,10 @@ def _train(run: Run, loaders: Loaders) -> dict[str, Any]:
         run.outcome["error"] = f"{type(error).__name__}: {error}"
         raise
     finally:
-        observers.end(status)
-        observers.close()
+        try:
+            observers.end(status)
+        finally:
+            observers.close()
     return _results(run, status)
 
 
@@ -168,6 +171,10 @@ def _train_one_epoch(
     epoch = run.state.epoch + 1
     observers.epoch_start(epoch)
     _set_epoch(loaders.train, run.state.epoch)
+    if run.runtime.world_size > 1:
+        # a shuffled loader of the user's draws its order from torch's generator: shares are disjoint only where all
+        # processes draw alike
+        torch.manual_seed(run.config.seed + epoch)
     lr = run.state.optimizer.param_groups[0]["lr"]
     began = time.perf_counter()
 
@@ -190,7 +197,10 @@ def _train_one_epoch(
     }
     if loaders.val is not None:
         run.runtime.align_buffers(run.state.student)
-        val = run_validation_epoch(objective, run.state.student, loaders.val, run.runtime)
+        try:
+            val = run_validation_epoch(objective, run.state.student, loaders.val, run.runtime)
+        except DivergenceError as error:
+            raise DivergenceError(f"epoch {epoch}, validation: {error}. {_last_good(run)}") from None
         record.update({f"val_{key}": value for key, value in val.figures.items()})
     return record
 
@@ -210,11 +220,8 @@ def _last_good(run: Run) -> str:
 
 
 def _load_best(run: Run) -> None:
-    """Every process takes the best weights from disk, where the main process has written them."""
-    run.runtime.from_main(None)
-    if run.state.best_epoch and run.artefacts.best.exists():
-        content = read_checkpoint(run.artefacts.best)
-        load_weights(run.state.student, content["model_state_dict"], str(run.artefacts.best))
+    if run.state.best_weights is not None:
+        load_weights(run.state.student, run.state.best_weights, "the best epoch")
     run.state.student.eval()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 from attention_transfer.config import Config
@@ -58,6 +58,10 @@ class Runtime:
     def from_main(self, value: Any) -> Any:
         """The main process's `value`, in every process."""
         return value
+
+    def from_all(self, value: Any) -> list[Any]:
+        """Every process's `value`, by rank, in every process."""
+        return [value]
 
     def align_buffers(self, student: nn.Module) -> None:
         """Give every process the main process's buffers (running statistics), before measuring."""
@@ -123,6 +127,9 @@ class AcceleratedRuntime(Runtime):
         values = [value]
         broadcast_object_list(values, from_process=0)
         return values[0]
+
+    def from_all(self, value: Any) -> list[Any]:
+        return list(gather_object([value]))
 
     def align_buffers(self, student: nn.Module) -> None:
         if self.world_size > 1:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
 
@@ -16,6 +16,7 @@ from attention_transfer.checkpoint import load_weights
 from attention_transfer.config import Config
 from attention_transfer.errors import CheckpointError
 from attention_transfer.networks.registry import card_of
+from attention_transfer.taps import unwrapped
 from attention_transfer.training.runtime import Runtime
 
 EpochRecord = dict[str, float]
@@ -36,6 +37,7 @@ class RunState:
         best_accuracy: greatest validation accuracy so far, a fraction; of training where nothing validates.
         best_epoch: the epoch (from 1) that had it; 0 before the first.
         history: one record an epoch.
+        best_weights: the student's state_dict after best_epoch, on the CPU; None before the first epoch.
     """
 
     config: Config
@@ -48,6 +50,7 @@ class RunState:
     best_accuracy: float = 0.0
     best_epoch: int = 0
     history: list[EpochRecord] = field(default_factory=list)
+    best_weights: dict[str, Tensor] | None = None
 
     @classmethod
     def start(cls, config: Config, student: nn.Module, teacher_digest: str | None) -> RunState:
@@ -57,11 +60,11 @@ class RunState:
         return cls(config, student, optimizer, scheduler, teacher_digest)
 
     def to_checkpoint(self, runtime: Runtime) -> dict[str, Any]:
-        """The state as plain data and tensors."""
+        """The state as plain data and tensors; the best weights apart only where they are not the present ones."""
         card = card_of(self.student)
         return {
             "card": asdict(card) if card is not None else None,
-            "model_state_dict": self.student.state_dict(),
+            "model_state_dict": unwrapped(self.student).state_dict(),
             "config": self.config.model_dump(),
             "epoch": self.epoch,
             "best_accuracy": self.best_accuracy,
@@ -73,6 +76,7 @@ class RunState:
                 "teacher_digest": self.teacher_digest,
                 "step": self.step,
                 "best_epoch": self.best_epoch,
+                "best_weights": None if self.best_epoch == self.epoch else self.best_weights,
                 "history": self.history,
                 "random": random_state(),
             },
@@ -85,6 +89,8 @@ class RunState:
             CheckpointError: the checkpoint does not fit the student.
         """
         training = content["training"]
+        if training is None:
+            raise CheckpointError(f"{source} holds the best weights of a resumed run alone; resume from its _last.pth.")
         load_weights(self.student, content["model_state_dict"], source)
         try:
             self.optimizer.load_state_dict(training["optimizer"])
@@ -95,6 +101,7 @@ class RunState:
         self.epoch, self.step = content["epoch"], training["step"]
         self.best_accuracy, self.best_epoch = content["best_accuracy"], training["best_epoch"]
         self.history = [dict(record) for record in training["history"]]
+        self.best_weights = training["best_weights"] or on_cpu(content["model_state_dict"])
         restore_random_state(training["random"])
 
     def complete_epoch(self, record: EpochRecord, accuracy: float, *, always_best: bool) -> bool:
@@ -104,7 +111,13 @@ class RunState:
         is_best = always_best or self.best_epoch == 0 or accuracy > self.best_accuracy
         if is_best:
             self.best_accuracy, self.best_epoch = accuracy, self.epoch
+            self.best_weights = on_cpu(unwrapped(self.student).state_dict())
         return is_best
+
+
+def on_cpu(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A copy of weights that later training does not change."""
+    return {key: tensor.detach().cpu().clone() for key, tensor in weights.items()}
 
 
 def seed_everything(seed: int) -> None:

@@ -56,9 +56,10 @@ class Sums:
         Raises:
             DataError: no sample was added.
         """
-        if self._sums is None:
+        totals = None if self._sums is None else runtime.sum_over_processes(self._sums).tolist()
+        if totals is None or not totals[0]:
             raise DataError("the loader gave no batch; it must give at least one.")
-        count, correct, *sums = runtime.sum_over_processes(self._sums).tolist()
+        count, correct, *sums = totals
         means = [value / count for value in sums]
         stages = {f"attention_stage_{i}": value for i, value in enumerate(means[len(COMPONENTS) :])}
         figures = {

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from attention_transfer.checkpoint import write_checkpoint
+from typing import Any
+
+from attention_transfer.checkpoint import read_checkpoint, write_checkpoint
+from attention_transfer.errors import CheckpointError
 from attention_transfer.training.observers.base import Observer, Run
 from attention_transfer.training.state import EpochRecord
 
 
 class Checkpoints(Observer):
     """Puts the state of the run on disk after each epoch."""
+
+    def start(self, run: Run) -> None:
+        # A run that goes on elsewhere, or from before its best epoch, may lack the file of the best or have another's.
+        if run.state.best_epoch and _epoch_in(run) != run.state.best_epoch:
+            write_checkpoint(run.artefacts.best, _best(run))
+        if run.state.epoch >= run.config.epochs and not run.artefacts.final.exists():
+            write_checkpoint(run.artefacts.final, run.state.to_checkpoint(run.runtime))
 
     def epoch(self, run: Run, record: EpochRecord, is_best: bool) -> None:
         content = run.state.to_checkpoint(run.runtime)
@@ -19,3 +29,20 @@ class Checkpoints(Observer):
             write_checkpoint(run.artefacts.numbered(run.state.epoch), content)
         if run.state.epoch == run.config.epochs:
             write_checkpoint(run.artefacts.final, content)
+
+
+def _epoch_in(run: Run) -> int | None:
+    try:
+        content = read_checkpoint(run.artefacts.best)
+    except CheckpointError:
+        return None
+    epoch: int = content["epoch"]
+    return epoch
+
+
+def _best(run: Run) -> dict[str, Any]:
+    content = run.state.to_checkpoint(run.runtime)
+    if run.state.best_epoch == run.state.epoch:
+        return content
+    weights = {"model_state_dict": run.state.best_weights, "epoch": run.state.best_epoch}
+    return {**content, **weights, "training": None}

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from tqdm.auto import tqdm
 
 from attention_transfer.networks.registry import network_name
-from attention_transfer.progress import someone_is_watching
+from attention_transfer.progress import in_notebook
 from attention_transfer.training.observers.base import Observer, Run
 from attention_transfer.training.runtime import Runtime
 from attention_transfer.training.state import EpochRecord
@@ -66,7 +66,7 @@ class Log(Observer):
         to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         to_screen = _AboveTheBars()
         to_screen.setFormatter(logging.Formatter("%(message)s"))
-        if someone_is_watching():
+        if sys.stdout.isatty() or in_notebook():
             # the bars show there what these lines say, except what the rest of the library has to tell
             to_screen.addFilter(lambda record: record.name != __name__)
         self._handlers = [to_file, to_screen]

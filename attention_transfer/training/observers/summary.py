@@ -34,7 +34,7 @@ class Summary(Observer):
         path = run.artefacts.summary
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(".json.draft")
-        draft.write_text(json.dumps(self._content(run, status), indent=2) + "\n")
+        draft.write_text(json.dumps(self._content(run, status), indent=2, allow_nan=False) + "\n")
         draft.replace(path)
 
     def _content(self, run: Run, status: str) -> dict[str, Any]:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
+from torch import Tensor
+
+from attention_transfer.errors import ConfigError
 from attention_transfer.training.observers.base import Observer, Run
 from attention_transfer.training.runtime import Runtime
 from attention_transfer.training.state import EpochRecord
 from attention_transfer.training.sums import Sums
 from attention_transfer.visualization import attention_figure, figure_to_tensor
+
+logger = logging.getLogger(__name__)
 
 
 class TensorBoard(Observer):
@@ -37,9 +43,17 @@ class TensorBoard(Observer):
             if key != "epoch":
                 self._writer.add_scalar(tag, value, run.state.step)
         if run.images is not None and _is_due(run):
-            figure = attention_figure(run.state.student, run.images, run.config, teacher=run.teacher)
-            self._writer.add_image("attention", figure_to_tensor(figure), run.state.step)
+            self._draw(run, run.images)
         self._writer.flush()
+
+    def _draw(self, run: Run, images: Tensor) -> None:
+        try:
+            figure = attention_figure(run.state.student, images, run.config, teacher=run.teacher)
+        except ConfigError as error:
+            logger.info("attention is not drawn: %s", error)
+            run.images = None
+            return
+        self._writer.add_image("attention", figure_to_tensor(figure), run.state.step)
 
     def end(self, run: Run, status: str) -> None:
         metrics = {"hparam/best_accuracy": run.state.best_accuracy}
