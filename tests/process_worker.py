@@ -12,6 +12,7 @@ from torch import nn
 from attention_transfer import create_model
 from attention_transfer.config import resolve_config
 from attention_transfer.data.loaders import prepare_dataloaders
+from attention_transfer.errors import DivergenceError
 from attention_transfer.training.epoch import run_training_epoch, run_validation_epoch
 from attention_transfer.training.objective import Objective, make_teacher
 from attention_transfer.training.runtime import AcceleratedRuntime
@@ -47,8 +48,8 @@ def three_steps(options) -> None:
         options["batch_size"],
         num_workers=0,
         image_size=32,
-        rank=runtime.rank,
-        world_size=runtime.world_size,
+        rank=0 if options.get("whole_loader") else runtime.rank,
+        world_size=1 if options.get("whole_loader") else runtime.world_size,
     )
     torch.manual_seed(0)
     student = FrozenNorm(create_model("CifarResNet-8", 10))
@@ -70,6 +71,22 @@ def three_steps(options) -> None:
         )
 
 
+def diverge(options) -> None:
+    """Bad pixels in the second process's share of the second batch; each process writes the error that it got."""
+    runtime = AcceleratedRuntime(resolve_config({"device": "cpu"}))
+    torch.manual_seed(0)
+    student = create_model("CifarResNet-8", 10)
+    images, labels = torch.rand(8, 3, 32, 32), torch.arange(8)
+    bad = images.clone()
+    bad[1] = float("nan")
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.01)
+    objective = Objective(resolve_config({}), make_teacher(None, resolve_config({}), runtime), runtime)
+    try:
+        run_training_epoch(objective, runtime.wrap(student), [(images, labels), (bad, labels)], optimizer, runtime)
+    except DivergenceError as error:
+        Path(options["out"]).with_suffix(f".{runtime.rank}.txt").write_text(str(error))
+
+
 def whole_run(options) -> None:
     """A real run; each process writes what it got."""
     from attention_transfer import train_at
@@ -88,4 +105,4 @@ def whole_run(options) -> None:
 
 if __name__ == "__main__":
     settings = json.loads(Path(sys.argv[1]).read_text())
-    {"three_steps": three_steps, "whole_run": whole_run}[settings["do"]](settings)
+    {"three_steps": three_steps, "whole_run": whole_run, "diverge": diverge}[settings["do"]](settings)

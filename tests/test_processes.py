@@ -70,6 +70,23 @@ def test_two_processes_take_the_steps_that_one_takes_at_the_same_global_batch(tm
         assert both[part]["figures"] == pytest.approx(alone[part]["figures"], rel=1e-6)
 
 
+def test_a_loader_made_for_one_process_is_shared_out(tmp_path, digits_folder):
+    cut(digits_folder, tmp_path / "data", 49)
+    common = {"do": "three_steps", "data": str(tmp_path / "data"), "batch_size": 24}
+    alone = torch.load(launch(tmp_path, 1, "alone", **common)[0], weights_only=True)
+    both = torch.load(launch(tmp_path, 2, "both", whole_loader=True, **common)[0], weights_only=True)
+    assert both["train"]["samples"] == alone["train"]["samples"]
+    for key, value in alone["weights"].items():
+        torch.testing.assert_close(both["weights"][key], value, rtol=1e-6, atol=1e-6)
+
+
+def test_a_loss_that_is_no_number_in_one_process_stops_all_with_the_same_sentence(tmp_path):
+    out, _ = launch(tmp_path, 2, "out", do="diverge")
+    first, second = (out.with_suffix(f".{rank}.txt").read_text() for rank in (0, 1))
+    assert first == second
+    assert "batch 1: classification" in first
+
+
 @pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
 def test_a_real_run_in_two_processes_learns_the_digits_and_leaves_one_set_of_artefacts(
     tmp_path, digits_folder, launcher
