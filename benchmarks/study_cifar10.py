@@ -115,14 +115,15 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000, help="training images")
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--num-workers", type=int, default=1)
     options = parser.parse_args()
 
     data = draw(options.archive, options.output, options.images)
-    runs: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
+    runs: dict[str, list[dict[str, Any]]] = {arm: [] for arm in options.arms}
     for seed in options.seeds:
-        for arm in ARMS:
+        for arm in options.arms:
             runs[arm].append(run(arm, seed, data, options))
 
     print(f"\n{'arm':12} {'test accuracy %':>18} {'seconds an epoch':>18}   of each seed")
