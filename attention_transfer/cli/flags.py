@@ -58,6 +58,11 @@ def _types() -> dict[str, Any]:
 
 
 @cache
+def _allowed(key: str) -> str:
+    return allowed_values(key).removesuffix(" or none")
+
+
+@cache
 def _groups() -> dict[str, Group]:
     """The heading of each setting."""
     groups = {}
@@ -95,7 +100,7 @@ def describe(key: str, default: str | None = None) -> str:
         'learning rate of SGD [number, above 0; default 0.01]'
     """
     field = Config.model_fields[key]
-    allowed = allowed_values(key).removesuffix(" or none")
+    allowed = _allowed(key)
     notes = [] if allowed in ("text", "true or false") else [allowed]
     if default is not None or field.default is not None:
         notes.append(f"default {default or in_words(field.default)}")
