@@ -10,6 +10,7 @@ import difflib
 import os
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
@@ -239,9 +240,15 @@ def allowed_values(key: str) -> str:
         >>> allowed_values("momentum")
         'number, at least 0, below 1'
     """
-    schema = Config.model_json_schema(mode="serialization")["properties"][key]
+    schema = _json_properties()[key]
     variants = schema.get("anyOf", [schema])
     return " or ".join(_variant_in_words(variant) for variant in variants)
+
+
+@cache
+def _json_properties() -> dict[str, Any]:
+    properties: dict[str, Any] = Config.model_json_schema(mode="serialization")["properties"]
+    return properties
 
 
 def _variant_in_words(variant: Mapping[str, Any]) -> str:

@@ -320,3 +320,12 @@ def test_a_damaged_image_is_one_sentence_also_out_of_a_worker(image_folder):
     assert len(error) == 1
     assert ".png" in error[0]
     assert "Traceback" not in told
+
+
+def test_a_folder_that_cannot_be_written_is_a_sentence(few_digits, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    assert in_process("train", *SMALL, "--epochs", 1, "--data-dir", few_digits, "--log-dir", tmp_path / "file") == 2
+    told = capsys.readouterr().err
+    assert "error: " in told
+    assert str(tmp_path / "file") in told
+    assert "Traceback" not in told

@@ -43,7 +43,7 @@ def run(
     command, arguments, _ = app.parse_args(tokens, exit_on_error=False)
     try:
         return command(*arguments.args, **arguments.kwargs) or 0
-    except AttentionTransferError as error:
+    except (AttentionTransferError, OSError) as error:
         print(traceback.format_exc() if debug else f"error: {sentence(error)}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
@@ -51,7 +51,7 @@ def run(
         return INTERRUPTED
 
 
-def sentence(error: AttentionTransferError) -> str:
+def sentence(error: AttentionTransferError | OSError) -> str:
     """An error's own words; one that comes out of a loader's worker carries the worker's traceback before them."""
     return str(error).rpartition(f"{type(error).__name__}: ")[2] if str(error).startswith("Caught ") else str(error)
 
