@@ -8,7 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+from attention_transfer import create_model
 
 ImageFolder = Callable[[Mapping[str, int]], Path]
 
@@ -73,3 +76,23 @@ def few_digits(digits_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
         for file in sorted(folder.iterdir())[:12]:
             (root / folder.name / file.name).symlink_to(file)
     return root
+
+
+@pytest.fixture
+def settings(tmp_path, few_digits):
+    return {
+        "data_dir": str(few_digits),
+        "image_size": 32,
+        "num_workers": 0,
+        "epochs": 1,
+        "device": "cpu",
+        "save_dir": str(tmp_path / "checkpoints"),
+        "log_dir": str(tmp_path / "logs"),
+        "experiment_name": "run",
+    }
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    torch.manual_seed(1)
+    return create_model("CifarResNet-8", 10)
