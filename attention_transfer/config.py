@@ -31,11 +31,19 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class NetworkFamily(NamedTuple):
-    """A family of networks that can be built by name; the registry holds the code that builds it."""
+    """A family of networks that can be built by name; the registry holds the code that builds it.
+
+    Attributes:
+        pattern: regular expression of the whole name.
+        example: a name in the family.
+        summary: the family in half a sentence.
+        depth_rest: where the first number of a name is a depth of 6n + depth_rest, n at least 1.
+    """
 
     pattern: str
     example: str
     summary: str
+    depth_rest: int | None = None
 
 
 NETWORKS: list[NetworkFamily] = [
@@ -44,8 +52,8 @@ NETWORKS: list[NetworkFamily] = [
     ),
     NetworkFamily("ResNet18", "ResNet18", "torchvision's ResNet-18"),
     NetworkFamily("ResNet50", "ResNet50", "torchvision's ResNet-50"),
-    NetworkFamily(r"CifarResNet-(\d+)", "CifarResNet-20", "ResNet for 32x32 images, depth 6n+2 (He et al. 2015)"),
-    NetworkFamily(r"WideResNet-(\d+)-(\d+)", "WideResNet-16-2", "Wide ResNet, depth 6n+4 and width"),
+    NetworkFamily(r"CifarResNet-(\d+)", "CifarResNet-20", "ResNet for 32x32 images, depth 6n+2 (He et al. 2015)", 2),
+    NetworkFamily(r"WideResNet-(\d+)-([1-9]\d*)", "WideResNet-16-2", "Wide ResNet, depth 6n+4 and width", 4),
 ]
 
 
@@ -53,12 +61,16 @@ def canonical_network_name(name: str) -> str:
     """The registered spelling of `name`, whatever its case.
 
     Raises:
-        ConfigError: no family has such a name; the message gives the nearest one.
+        ConfigError: no family has such a name; the message gives the nearest one. Or the family has no network of
+            this depth.
     """
     for family in NETWORKS:
         if re.fullmatch(family.pattern, name, flags=re.IGNORECASE):
             numbers = [int(number) for number in re.findall(r"-(\d+)", name)]
-            return "-".join([family.example.split("-")[0], *map(str, numbers)])
+            canonical = "-".join([family.example.split("-")[0], *map(str, numbers)])
+            if family.depth_rest is not None and (numbers[0] < 6 or numbers[0] % 6 != family.depth_rest):
+                raise ConfigError(f"{canonical}: the depth must be 6n + {family.depth_rest}, as in {family.example}.")
+            return canonical
     examples = [family.example for family in NETWORKS]
     raise ConfigError(f"no network is called {name!r}; known are {', '.join(examples)}.{_nearest(name, examples)}")
 

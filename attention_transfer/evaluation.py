@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from attention_transfer.config import Config, resolve_config
-from attention_transfer.data.brought import classes_of, unpack
+from attention_transfer.data.brought import check_labels, classes_of, unpack
 from attention_transfer.devices import device_of, like_weights
 from attention_transfer.errors import ConfigError, DataError, DivergenceError
 from attention_transfer.networks.registry import card_of
@@ -71,7 +71,7 @@ def evaluate_model(
             with clock.timing(len(images)):
                 logits = model(images)
             if tally is None:
-                tally = Tally(names, _count_logits(logits))
+                tally = Tally(names, count_logits(logits))
             tally.add(logits.cpu().float(), batch.labels.cpu())
         if tally is None:
             raise DataError("test_loader gave no image; it must give at least one batch of them.")
@@ -84,7 +84,12 @@ def evaluate_model(
     }
 
 
-def _count_logits(logits: object) -> int:
+def count_logits(logits: object) -> int:
+    """The K of a network's logits [B, K].
+
+    Raises:
+        ConfigError: it put out something else, or a single logit.
+    """
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         what = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise ConfigError(f"the network must put out logits [B, K], but puts out {what}.")
@@ -131,12 +136,7 @@ class Tally:
             DataError: a label below 0 or above K - 1.
             DivergenceError: the loss is not a finite number.
         """
-        outside = labels[(labels < 0) | (labels >= self.num_classes)]
-        if len(outside):
-            raise DataError(
-                f"a label is {int(outside[0])}, but the network tells {self.num_classes} classes apart (labels 0 to "
-                f"{self.num_classes - 1}); mend the labels, or take a network with a logit for each class."
-            )
+        check_labels(labels, self.num_classes)
         loss = float(F.cross_entropy(logits, labels, reduction="sum"))
         if not math.isfinite(loss):
             raise DivergenceError(

@@ -68,6 +68,8 @@ def test_every_setting_has_a_help_text():
         ({"augment": 1}, ["augment", "1", "true or false"]),
         ({"precision": "fp8"}, ["precision", "'fp8'", "auto | fp32 | bf16 | fp16"]),
         ({"model": "resnt18"}, ["model", "'resnt18'", "'ResNet18'"]),
+        ({"model": "CifarResNet-21"}, ["model", "CifarResNet-21", "6n + 2", "CifarResNet-20"]),
+        ({"model": "WideResNet-16-0"}, ["model", "'WideResNet-16-0'", "'WideResNet-16-2'"]),
         ({"device": "gpu"}, ["device", "'gpu'", "cuda"]),
         ({"std": (1.0, 0.0, 1.0)}, ["std", "greater than 0"]),
         ({"crop_scale": (0.9, 0.5)}, ["crop_scale", "0.9"]),

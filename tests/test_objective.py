@@ -65,6 +65,14 @@ def test_each_component_is_what_its_formula_says(student, teacher):
     torch.testing.assert_close(losses.attention, attention_loss(student_taps.features, taps.features))
 
 
+def test_components_are_told_unweighted_also_where_their_weight_is_zero(student, teacher):
+    told = compute_at_loss(student, teacher, IMAGES, LABELS, {"alpha": 0.0, "beta": 0.0})
+    weighed = compute_at_loss(student, teacher, IMAGES, LABELS, {"alpha": 1.0, "beta": 1.0})
+    assert torch.equal(told.total, told.classification)
+    torch.testing.assert_close(told.kd, weighed.kd)
+    torch.testing.assert_close(told.attention, weighed.attention)
+
+
 def test_without_a_teacher_kd_and_attention_are_zero(student):
     losses = compute_at_loss(student, None, IMAGES, LABELS, {"alpha": 0.5})
     assert (float(losses.kd), float(losses.attention), losses.per_stage) == (0.0, 0.0, ())

@@ -107,6 +107,8 @@ def test_the_component_that_is_no_number_is_named(settings, teacher):
     blind.conv1.weight.data.fill_(float("nan"))
     with pytest.raises(DivergenceError, match=r"batch 0: attention_stage_0"):
         train_at({**bring(settings), "num_classes": 10}, [(x, y)], teacher=blind)
+    ignored = {**bring(settings), "num_classes": 10, "beta": 0.0, "overwrite": True}
+    assert train_at(ignored, [(x, y)], teacher=blind)["status"] == "finished"
     with pytest.raises(DivergenceError, match=r"batch 0: kd"):
         train_at({**bring(settings), "num_classes": 10, "alpha": 1.0, "overwrite": True}, [(x, y)], teacher=blind)
 

@@ -65,18 +65,9 @@ def evaluate(
 
 def open_split(config: Config, split: str) -> DataLoader[Any]:
     """The loader of one split: whole images, without augmentation."""
-    from attention_transfer.data.loaders import prepare_dataloaders
+    from attention_transfer.training.setup import open_folder
 
-    loaders = prepare_dataloaders(
-        config.data_dir,
-        config.batch_size,
-        num_workers=config.num_workers,
-        image_size=config.image_size,
-        split_seed=config.split_seed,
-        mean=config.mean,
-        std=config.std,
-    )
-    return dict(zip(("train", "val", "test"), loaders, strict=True))[split]
+    return open_folder(config.model_copy(update={"augment": False}))[split]
 
 
 def check_same_classes(network: nn.Module, loader: DataLoader[Any], source: str) -> None:

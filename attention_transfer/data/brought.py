@@ -146,3 +146,19 @@ def count_classes(loader: Iterable[Any]) -> int:
     if greatest < 0:
         raise DataError("The loader gives no labels: give it at least one batch that is not empty.")
     return greatest + 1
+
+
+def check_labels(labels: Tensor, num_classes: int) -> None:
+    """Labels must be classes of the network; those on a GPU are not looked at, which would stall every step.
+
+    Raises:
+        DataError: names the label.
+    """
+    if labels.device.type != "cpu" or not labels.numel():
+        return
+    lowest, highest = (int(label) for label in torch.aminmax(labels))
+    if lowest < 0 or highest >= num_classes:
+        raise DataError(
+            f"a label is {lowest if lowest < 0 else highest}, but the network tells {num_classes} classes apart "
+            f"(labels 0 to {num_classes - 1}); mend the labels, or take a network with a logit for each class."
+        )

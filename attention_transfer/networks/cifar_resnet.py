@@ -8,7 +8,7 @@ import re
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention_transfer.errors import ConfigError
+from attention_transfer.config import canonical_network_name
 from attention_transfer.networks.architecture import Architecture, Shapes
 from attention_transfer.networks.initialisation import he_initialise
 
@@ -53,9 +53,8 @@ class CifarResNet(nn.Module):
 
     def __init__(self, depth: int, num_classes: int = 10) -> None:
         super().__init__()
-        blocks, rest = divmod(depth - 2, 6)
-        if rest or blocks < 1:
-            raise ConfigError(f"CifarResNet-{depth}: the depth must be 6n + 2, as in 20, 32, 44, 56 or 110.")
+        canonical_network_name(f"CifarResNet-{depth}")
+        blocks = (depth - 2) // 6
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         self.layer1 = _stage(16, 16, stride=1, blocks=blocks)

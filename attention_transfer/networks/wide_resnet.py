@@ -7,7 +7,7 @@ import re
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention_transfer.errors import ConfigError
+from attention_transfer.config import canonical_network_name
 from attention_transfer.networks.architecture import Architecture, Shapes
 from attention_transfer.networks.initialisation import he_initialise
 
@@ -49,11 +49,8 @@ class WideResNet(nn.Module):
 
     def __init__(self, depth: int, width: int, num_classes: int = 10) -> None:
         super().__init__()
-        blocks, rest = divmod(depth - 4, 6)
-        if rest or blocks < 1:
-            raise ConfigError(f"WideResNet-{depth}-{width}: the depth must be 6n + 4, as in 16, 22, 28 or 40.")
-        if width < 1:
-            raise ConfigError(f"WideResNet-{depth}-{width}: the width must be 1 or more, as in WideResNet-16-2.")
+        canonical_network_name(f"WideResNet-{depth}-{width}")
+        blocks = (depth - 4) // 6
         widths = [BASE_WIDTH * factor * width for factor in (1, 2, 4)]
         self.conv1 = nn.Conv2d(3, BASE_WIDTH, 3, padding=1, bias=False)
         self.group1 = _group(BASE_WIDTH, widths[0], stride=1, blocks=blocks)
@@ -82,7 +79,7 @@ def _candidates(shapes: Shapes) -> list[str]:
 
 ARCHITECTURES = (
     Architecture(
-        name_pattern=r"WideResNet-(\d+)-(\d+)",
+        name_pattern=r"WideResNet-(\d+)-([1-9]\d*)",
         build=WideResNet,
         taps=("group1", "group2", "group3"),
         head="fc",

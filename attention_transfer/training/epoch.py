@@ -81,7 +81,7 @@ def run_training_epoch(
         DataError: the loader was empty.
     """
     student.train()
-    sums, watch = Sums(runtime.device), FiniteWatch(runtime.device)
+    sums, watch = Sums(runtime.device), FiniteWatch(runtime.device, objective.config)
     for step, share in enumerate(shares(loader, runtime)):
         optimizer.zero_grad(set_to_none=True)
         losses = _train_step(objective, student, share, optimizer, runtime)
@@ -162,7 +162,7 @@ def _divergence_sentence(bad: BadStep) -> str:
 
 def run_validation_epoch(objective: Objective, student: nn.Module, loader: Iterable[Any], runtime: Runtime) -> Means:
     """One pass of measuring; see `validate`."""
-    sums, watch = Sums(runtime.device), FiniteWatch(runtime.device)
+    sums, watch = Sums(runtime.device), FiniteWatch(runtime.device, objective.config)
     network = unwrapped(student)
     with undisturbed(network):
         for step, share in enumerate(shares(loader, runtime)):

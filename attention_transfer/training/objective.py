@@ -14,8 +14,10 @@ from torch.nn import functional as F
 from attention_transfer.attention import StagePair, distillation_loss, energy, map_distance, pair_stages
 from attention_transfer.config import Config, resolve_config
 from attention_transfer.data.batches import Batch
+from attention_transfer.data.brought import check_labels
 from attention_transfer.devices import device_of, like_weights
-from attention_transfer.errors import ConfigError, DataError, TeacherError
+from attention_transfer.errors import ConfigError, TeacherError
+from attention_transfer.evaluation import count_logits
 from attention_transfer.networks.registry import card_of
 from attention_transfer.networks.stages import split_layers, stage_names
 from attention_transfer.taps import Taps
@@ -32,7 +34,7 @@ class Losses(NamedTuple):
     Attributes:
         total: classification + alpha * kd + beta * attention; the only one to call backward() on.
         classification: cross-entropy, mean over the batch.
-        kd: distillation, unweighted; 0 without a teacher, and where alpha is 0, which asks for no logits.
+        kd: distillation, unweighted; 0 without a teacher, and where the heads differ (which alpha > 0 refuses).
         attention: AT, unweighted, the sum of per_stage; 0 without a teacher.
         per_stage: AT of each compared pair of stages, shallow to deep; empty without a teacher.
         logits: [B, K] of the student.
@@ -65,9 +67,12 @@ def combine(student_maps: Sequence[Tensor], logits: Tensor, labels: Tensor, answ
     per_stage = _attention_of_each_stage(student_maps, answer.maps, config)
     attention = torch.stack(per_stage).sum() if per_stage else silence
     kd = silence
-    if answer.logits is not None and config.alpha > 0:
-        check_equal_heads(logits.shape[1], answer.logits.shape[1])
-        kd = distillation_loss(logits, answer.logits, config.temperature)
+    if answer.logits is not None:
+        if config.alpha > 0:
+            check_equal_heads(logits.shape[1], answer.logits.shape[1])
+        if logits.shape == answer.logits.shape:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and config.alpha > 0):
+                kd = distillation_loss(logits, answer.logits, config.temperature)
     total = classification
     if config.alpha > 0:
         total = total + config.alpha * kd
@@ -161,9 +166,7 @@ class Objective:
         names = self._stages(student, images) if answer.maps else ()
         with self.runtime.autocast(), Taps(student, names) as taps:
             logits = student(images)
-        if not isinstance(logits, Tensor) or logits.dim() != 2:
-            raise ConfigError(f"the student must put out logits [B, K], but puts out {describe(logits)}.")
-        check_labels(batch.labels if labels is None else labels, logits.shape[1])
+        check_labels(batch.labels if labels is None else labels, count_logits(logits))
         return combine([energy(x) for x in taps.features], logits, batch.labels, answer, self.config)
 
     def _stages(self, student: nn.Module, images: Tensor) -> tuple[str, ...]:
@@ -173,28 +176,6 @@ class Objective:
             if self.config.beta > 0:
                 raise
             return ()
-
-
-def describe(value: object) -> str:
-    """A tensor by its shape, anything else by its type; for error messages."""
-    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-
-
-def check_labels(labels: Tensor, num_classes: int) -> None:
-    """Labels must be classes of the network; those on a GPU are not looked at, which would stall every step.
-
-    Raises:
-        DataError: names the label.
-    """
-    if labels.device.type != "cpu" or not labels.numel():
-        return
-    lowest, highest = (int(x) for x in torch.aminmax(labels))
-    if lowest < 0 or highest >= num_classes:
-        wrong = lowest if lowest < 0 else highest
-        raise DataError(
-            f"a label is {wrong}, but the network tells {num_classes} classes apart (labels 0 to "
-            f"{num_classes - 1}); mend the labels or set num_classes."
-        )
 
 
 def _class_names(model: nn.Module) -> tuple[str, ...] | None:

@@ -13,7 +13,7 @@ from torch import nn
 from attention_transfer.checkpoint import load_weights, read_checkpoint, weights_digest
 from attention_transfer.config import Config, resolve_config
 from attention_transfer.data.sampler import EpochBatchSampler
-from attention_transfer.errors import DivergenceError
+from attention_transfer.errors import AttentionTransferError, DivergenceError
 from attention_transfer.evaluation import evaluate_model
 from attention_transfer.networks.registry import network_name
 from attention_transfer.training.artefacts import FINISHED, Artefacts, name_run
@@ -226,12 +226,19 @@ def _load_best(run: Run) -> None:
 
 
 def _test(run: Run, loader: Loader | None) -> dict[str, Any] | None:
-    results = None
+    """The main process tests alone; what came out, an error too, is every process's."""
+    results: dict[str, Any] | None = None
+    error: AttentionTransferError | None = None
     if loader is not None and run.runtime.is_main:
-        results = evaluate_model(run.state.student, loader, run.config)
-        logger.info("test accuracy %.2f%% on %d images", 100 * results["accuracy"], results["samples"])
-    shared: dict[str, Any] | None = run.runtime.from_main(results)
-    return shared
+        try:
+            results = evaluate_model(run.state.student, loader, run.config)
+            logger.info("test accuracy %.2f%% on %d images", 100 * results["accuracy"], results["samples"])
+        except AttentionTransferError as raised:
+            error = raised
+    shared: tuple[dict[str, Any] | None, AttentionTransferError | None] = run.runtime.from_main((results, error))
+    if shared[1] is not None:
+        raise shared[1]
+    return shared[0]
 
 
 def _results(run: Run, status: str) -> dict[str, Any]:

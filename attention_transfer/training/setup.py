@@ -87,15 +87,14 @@ def open_loaders(
     if train is not None:
         if val is None:
             logger.info("there is no val_loader: the last epoch counts as the best")
-        logger.info(
-            "your loaders give images and labels without identity; everything works but resuming within an epoch"
-        )
         return Loaders(train, val, test, own=[])
-    own = _open_folder(config, runtime)
-    return Loaders(own[0], own[1] if val is None else val, own[2] if test is None else test, own)
+    own = open_folder(config, runtime.rank, runtime.world_size)
+    chosen = {**own, **{role: loader for role, loader in (("val", val), ("test", test)) if loader is not None}}
+    return Loaders(**chosen, own=list(own.values()))
 
 
-def _open_folder(config: Config, runtime: Runtime) -> list[DataLoader[Any]]:
+def open_folder(config: Config, rank: int = 0, world_size: int = 1) -> dict[str, DataLoader[Any]]:
+    """Our loaders over data_dir by the name of their split, as the settings say."""
     loaders = prepare_dataloaders(
         config.data_dir,
         batch_size=config.batch_size,
@@ -107,10 +106,10 @@ def _open_folder(config: Config, runtime: Runtime) -> list[DataLoader[Any]]:
         mean=config.mean,
         std=config.std,
         augmentation=Augmentation(config.crop_scale, config.flip, config.rotation, config.color_jitter),
-        rank=runtime.rank,
-        world_size=runtime.world_size,
+        rank=rank,
+        world_size=world_size,
     )
-    return list(loaders)
+    return dict(zip(("train", "val", "test"), loaders, strict=True))
 
 
 def with_classes(config: Config, loaders: Loaders) -> Config:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from attention_transfer.config import Config
 from attention_transfer.errors import DataError
 from attention_transfer.training.objective import Losses
 from attention_transfer.training.runtime import Runtime
@@ -93,9 +95,15 @@ class BadStep(NamedTuple):
 
 
 class FiniteWatch:
-    """Remembers the first bad batch on the device, so that watching costs no synchronisation."""
+    """Remembers the first batch with a bad total on the device, so that watching costs no synchronisation.
 
-    def __init__(self, device: torch.device) -> None:
+    Args:
+        device: where the losses are.
+        config: components whose weight is 0 are no part of the total, and so are not to blame.
+    """
+
+    def __init__(self, device: torch.device, config: Config) -> None:
+        self._config = config
         self._first = torch.full((), -1, dtype=torch.int64, device=device)
         self._values: Tensor | None = None
 
@@ -103,7 +111,7 @@ class FiniteWatch:
         """Look at one batch."""
         with torch.no_grad():
             values = torch.stack([losses.total, losses.classification, losses.kd, *losses.per_stage]).float()
-            is_first_bad = (self._first < 0) & ~values.isfinite().all()
+            is_first_bad = (self._first < 0) & ~losses.total.isfinite()
             self._first = torch.where(is_first_bad, batch, self._first)
             self._values = values if self._values is None else torch.where(is_first_bad, values, self._values)
 
@@ -114,5 +122,7 @@ class FiniteWatch:
         names = ["total", "classification", "kd"]
         names += [f"attention_stage_{i}" for i in range(len(self._values) - len(names))]
         values: dict[str, Any] = dict(zip(names, self._values.tolist(), strict=True))
-        bad = [name for name in names[1:] if not torch.tensor(values[name]).isfinite()]
+        weights = {"classification": 1.0, "kd": self._config.alpha}
+        to_blame = [name for name in names[1:] if weights.get(name, self._config.beta) > 0]
+        bad = [name for name in to_blame if not math.isfinite(values[name])]
         return BadStep(int(self._first), bad[0] if bad else "total", values)

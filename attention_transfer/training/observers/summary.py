@@ -34,7 +34,9 @@ class Summary(Observer):
         path = run.artefacts.summary
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(".json.draft")
-        draft.write_text(json.dumps(self._content(run, status), indent=2, allow_nan=False) + "\n")
+        # JSON knows no NaN, which a figure of weight 0 may be: it is null there
+        content = json.loads(json.dumps(self._content(run, status)), parse_constant=lambda _: None)
+        draft.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
         draft.replace(path)
 
     def _content(self, run: Run, status: str) -> dict[str, Any]:
