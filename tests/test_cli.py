@@ -231,7 +231,15 @@ def test_a_wrong_flag_is_told_and_ends_with_2(words, told, capsys):
     assert not captured.out
 
 
-def test_ctrl_c_tells_how_to_go_on_and_going_on_works(few_digits, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def ctrl_c_counts():
+    """A suite that runs in the background may ignore Ctrl-C, and the processes that it starts would with it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_tells_how_to_go_on_and_going_on_works(few_digits, tmp_path, ctrl_c_counts):
     process = subprocess.Popen(
         [*COMMAND, "train", "--data-dir", few_digits, *SMALL, "--epochs", "500", "--experiment-name", "long"],
         cwd=tmp_path,
