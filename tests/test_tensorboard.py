@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -50,6 +52,11 @@ def test_attention_is_drawn_at_first_every_few_epochs_and_at_last(events):
     assert [image.step for image in drawn] == [3, 9]
     assert drawn[0].width > 200
     assert drawn[0].encoded_image_string != drawn[1].encoded_image_string
+
+
+def test_a_run_is_one_file(events):
+    accumulator, _ = events
+    assert len(list(Path(accumulator.path).glob("events.out.tfevents.*"))) == 1
 
 
 def test_hyperparameters_come_with_the_final_metric(events):

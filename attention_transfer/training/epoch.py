@@ -20,7 +20,8 @@ from attention_transfer.errors import DivergenceError
 from attention_transfer.taps import undisturbed, unwrapped
 from attention_transfer.training.objective import Losses, Objective, make_teacher, say_once
 from attention_transfer.training.runtime import Runtime
-from attention_transfer.training.sums import BadStep, FiniteWatch, Means, Sums
+from attention_transfer.training.sums import Means, Sums
+from attention_transfer.training.watch import BadStep, FiniteWatch
 
 STEPS_BETWEEN_CHECKS = 20
 

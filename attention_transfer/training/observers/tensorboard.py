@@ -56,12 +56,18 @@ class TensorBoard(Observer):
         self._writer.add_image("attention", figure_to_tensor(figure), run.state.step)
 
     def end(self, run: Run, status: str) -> None:
+        from torch.utils.tensorboard.summary import hparams
+
         metrics = {"hparam/best_accuracy": run.state.best_accuracy}
         test_results = run.outcome.get("test_results")
         if test_results:
             metrics["hparam/test_accuracy"] = test_results["accuracy"]
         settings = {key: _plain(value) for key, value in run.config.model_dump().items() if value is not None}
-        self._writer.add_hparams(settings, metrics, run_name=".", global_step=run.state.step)
+        # writer.add_hparams would put these into a file of their own, which a resumed run could not be sure to purge
+        for summary in hparams(settings, metrics):  # type: ignore[no-untyped-call]
+            self._writer.file_writer.add_summary(summary)
+        for tag, value in metrics.items():
+            self._writer.add_scalar(tag, value, run.state.step)
 
     def close(self) -> None:
         if self._writer is not None:
