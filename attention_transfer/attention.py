@@ -35,20 +35,49 @@ class _Energy(torch.autograd.Function):
     """The mean of squares with its backward pass written by hand.
 
     Autograd would keep the squares and walk over them once more; d energy / d x = 2 x / C needs x alone, which the
-    network keeps anyway. Forward and backward are several times faster, in either memory format.
+    network keeps anyway, and is one pass that leaves x's dtype and memory format.
     """
 
     @staticmethod
     def forward(ctx: Any, features: Tensor) -> Tensor:
         ctx.save_for_backward(features)
-        return _at_least_float32(features).square().mean(dim=1)
+        return _mean_of_squares(features)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         features: Tensor = ctx.saved_tensors[0]
-        scaled = gradient * (2 / features.shape[1])
-        return features * scaled.unsqueeze(1).to(features.dtype)
+        factor = (gradient * (2 / features.shape[1])).unsqueeze(1)
+        if factor.dtype == features.dtype or torch.compiler.is_compiling():
+            return (features * factor).to(features.dtype)
+        result = torch.empty_like(features)
+        for x, by, out in zip(_pieces(features), _pieces(factor, like=features), _pieces(result), strict=True):
+            torch.mul(x, by, out=out)  # in float32: in float16 a small gradient would become 0 before its time
+        return result
+
+
+def _mean_of_squares(features: Tensor) -> Tensor:
+    """[B, H, W] without a tensor of all squares: getting its memory takes longer than the arithmetic.
+
+    Compilers fuse the square with the sum, and so does `vector_norm`; on a CPU it is fast only where it need not
+    convert and the channels are neighbours in memory. The rest is squared a few images at a time.
+    """
+    wide = torch.promote_types(features.dtype, torch.float32)
+    if torch.compiler.is_compiling():
+        return features.to(wide).square().mean(dim=1)
+    if features.device.type != "cpu" or (features.dtype == wide and features.stride(1) == 1):
+        norms: Tensor = torch.linalg.vector_norm(features, dim=1, dtype=wide)
+        return norms.square_().div_(features.shape[1])
+    return torch.cat([x.to(wide).square().mean(dim=1) for x in _pieces(features)])
+
+
+def _pieces(x: Tensor, like: Tensor | None = None) -> Sequence[Tensor]:
+    """`x` a few images at a time: on a CPU so many that each core's share of `like` fits its cache in float32."""
+    if x.device.type != "cpu":
+        return [x]
+    numbers = (x if like is None else like).shape[1:].numel()
+    pieces: Sequence[Tensor] = torch.split(x, max(1, 2**18 * torch.get_num_threads() // max(1, numbers)))
+    return pieces
 
 
 def normalize(maps: Tensor) -> Tensor:
@@ -78,7 +107,7 @@ def attention_map(features: Tensor) -> Tensor:
     return normalize(energy(features))
 
 
-def map_distance(student: Tensor, teacher: Tensor, size: Size | None = None) -> Tensor:
+def map_distance(student: Tensor, teacher: Tensor, size: Size | None = None, mask: Tensor | None = None) -> Tensor:
     """Mean squared difference of two sets of maps, brought to one size and normalised.
 
     Both sides are average-pooled to `size`, then normalised. As the normalised map of an image differs from its
@@ -88,12 +117,70 @@ def map_distance(student: Tensor, teacher: Tensor, size: Size | None = None) -> 
         student: [B, Hs, Ws], not negative.
         teacher: [B, Ht, Wt], not negative.
         size: (H, W) at which to compare; None takes the smaller of each side.
+        mask: [B, Ht, Wt], 1 where the teacher's map holds and 0 elsewhere. Both sides are compared only in the cells
+            of `size` that lie wholly where it is 1; an image without any adds no loss and gets no gradient. None
+            compares everywhere.
 
     Returns:
-        a scalar, in [0, 2 / (H W)].
+        a scalar, in [0, 2 / (H W)]: the mean over all B H W cells, covered or not.
+
+    Raises:
+        ValueError: the mask is not of the teacher's shape.
     """
+    if mask is not None and mask.shape != teacher.shape:
+        raise ValueError(
+            f"a mask of shape {tuple(mask.shape)} does not fit the teacher's maps of shape {tuple(teacher.shape)}; "
+            "give it one number for each of theirs."
+        )
     size = size or common_size(_size(student), _size(teacher))
-    return (normalize(_pool(student, size)) - normalize(_pool(teacher, size))).pow(2).mean()
+    student, teacher = _pool(_at_least_float32(student), size), _pool(_at_least_float32(teacher), size)
+    if mask is not None:
+        covered = _pool(mask.to(teacher.dtype), size) >= WHOLE
+        student, teacher = student * covered, teacher * covered
+    distance: Tensor = _Distance.apply(student.flatten(1), teacher.flatten(1))
+    return distance
+
+
+WHOLE = 1 - 1e-6
+"""A cell is covered from here on: the average of ones may round to slightly less than 1."""
+
+LEAST_NORM = 1e-12
+"""As in F.normalize: a map below this norm is divided by it instead."""
+
+
+class _Distance(torch.autograd.Function):
+    """The mean of (a - b)^2, where a and b are rows [B, N] divided by their norms, backward by hand.
+
+    With p = 2 (a - b) / (B N), d distance / d row = (p - a <a, p>) / |row|, and p / LEAST_NORM for a row below it.
+    The maps are so small that launching operations is what costs; autograd's own formula launches twice as many.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
+        (a, a_norm), (b, b_norm) = _unit(student), _unit(teacher)
+        ctx.save_for_backward(a, a_norm, b, b_norm)
+        return (a - b).square().mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        a, a_norm, b, b_norm = ctx.saved_tensors
+        p = (a - b) * (gradient * (2 / a.numel()))
+        needs_student, needs_teacher = ctx.needs_input_grad
+        return (
+            _through_unit(p, a, a_norm) if needs_student else None,
+            _through_unit(-p, b, b_norm) if needs_teacher else None,
+        )
+
+
+def _unit(rows: Tensor) -> tuple[Tensor, Tensor]:
+    norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min_(LEAST_NORM)
+    return rows / norm, norm
+
+
+def _through_unit(gradient: Tensor, unit: Tensor, norm: Tensor) -> Tensor:
+    along = (unit * gradient).sum(dim=1, keepdim=True).masked_fill_(norm <= LEAST_NORM, 0)
+    return torch.addcmul(gradient, unit, along, value=-1).div_(norm)
 
 
 def _pool(maps: Tensor, size: Size) -> Tensor:

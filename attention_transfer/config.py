@@ -93,6 +93,7 @@ Path = Annotated[str, BeforeValidator(_as_path), Field(min_length=1)]
 Triple = Annotated[tuple[float, float, float], BeforeValidator(_as_tuple)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
+Switch = Literal["auto", "on", "off"]
 
 
 class Config(BaseModel):
@@ -144,6 +145,15 @@ class Config(BaseModel):
     color_jitter: float = Field(
         0.2, ge=0, le=1, description="greatest relative change of brightness, contrast and saturation"
     )
+    augment_views: Annotated[int, Field(ge=1)] | Literal["warp"] | None = Field(
+        None,
+        description="views of each image: None makes new ones each epoch and runs the teacher on them; K takes turns "
+        "through K, and the teacher runs in K epochs alone; warp makes new ones each epoch, and warps the teacher's "
+        "attention on the whole image",
+    )
+    augment_seed: int = Field(
+        0, ge=0, lt=2**63, description="seed of the views; apart from seed, so that runs share the teacher's memory"
+    )
 
     # recipe
     epochs: int = Field(50, ge=1, description="passes over the training images")
@@ -152,7 +162,7 @@ class Config(BaseModel):
     weight_decay: float = Field(5e-4, ge=0, description="weight decay of SGD")
     step_size: int = Field(10, ge=1, description="epochs between two cuts of the learning rate")
     gamma: float = Field(0.1, gt=0, le=1, description="factor of each cut of the learning rate")
-    seed: int = Field(0, ge=0, lt=2**63, description="seed of the weights, the order and the augmentation")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of the weights and the order of images")
 
     # loss
     temperature: float = Field(4.0, gt=0, description="temperature of knowledge distillation")
@@ -162,7 +172,29 @@ class Config(BaseModel):
     # machine
     device: str = Field("auto", description="auto (cuda, else mps, else cpu), cpu, mps, cuda or cuda:1")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="number format of the networks; auto = bf16 on GPUs that have it, else fp32"
+        "auto",
+        description="number format of the student; auto = bf16 on GPUs that have it, on a CPU what a trial "
+        "finds to be faster",
+    )
+
+    teacher_precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="number format in which the teacher answers; auto as for precision"
+    )
+    compile: bool = Field(False, description="compile the student with torch.compile (CUDA only)")
+
+    # what is kept between epochs and runs
+    pixel_cache: Switch = Field(
+        "auto",
+        description="decode each image once and keep its pixels; auto = if they fit in half of the free disk",
+    )
+    teacher_cache: Switch = Field(
+        "auto", description="keep what the teacher answers; auto = where an answer is used twice, and they fit"
+    )
+    map_precision: Literal["fp16", "fp32"] = Field("fp16", description="number format of the kept attention maps")
+    hash_files: bool = Field(False, description="know an image by its content instead of its size and time")
+    cache_dir: Path | None = Field(None, description="folder of all that is kept; None is the user's cache folder")
+    cache_limit: float = Field(
+        50.0, gt=0, description="gigabytes in cache_dir above which what was not used longest is removed"
     )
 
     # where things go
@@ -232,7 +264,9 @@ def resolve_config(config: Config | Mapping[str, Any] | None = None) -> Config:
     try:
         return Config.model_validate(dict(DEFAULT_CONFIG if config is None else config))
     except ValidationError as error:
-        raise ConfigError("\n".join(_sentence(details) for details in error.errors())) from None
+        # a value that may be of several types fails once for each of them
+        sentences = {details["loc"][:1] or (number,): details for number, details in enumerate(error.errors())}
+        raise ConfigError("\n".join(map(_sentence, sentences.values()))) from None
 
 
 def _sentence(details: ErrorDetails) -> str:
@@ -242,7 +276,8 @@ def _sentence(details: ErrorDetails) -> str:
     if details["type"] == "extra_forbidden":
         return f"{key!r} is not a setting.{_nearest(key, list(Config.model_fields))}"
     reason = details["msg"].removeprefix("Value error, ").replace("Input should be", "it should be")
-    return f"{key} is {details['input']!r}: {reason.rstrip('.')} (allowed: {allowed_values(key)})."
+    reason = f": {reason.rstrip('.')}" if len(details["loc"]) == 1 else ""
+    return f"{key} is {details['input']!r}{reason} (allowed: {allowed_values(key)})."
 
 
 def allowed_values(key: str) -> str:
@@ -266,6 +301,8 @@ def _json_properties() -> dict[str, Any]:
 def _variant_in_words(variant: Mapping[str, Any]) -> str:
     if "enum" in variant:
         return " | ".join(variant["enum"])
+    if "const" in variant:
+        return str(variant["const"])
     if variant["type"] == "array":
         items = variant.get("prefixItems")
         return f"{len(items)} numbers" if items else "list of names"

@@ -5,6 +5,7 @@
     ├── DataError          a folder, an image, a label or a loader is not what training needs
     ├── CheckpointError    a file is not a checkpoint of ours, is damaged or does not fit
     ├── TeacherError       the teacher cannot be recognised, loaded or compared with the student
+    ├── CacheError         what was to be kept on disk cannot be, or what lies there is damaged
     └── DivergenceError    the loss is no longer a finite number
 
 Catch the base class to catch them all; the command line prints the message and exits with 2.
@@ -31,6 +32,10 @@ class CheckpointError(AttentionTransferError, ValueError):
 
 class TeacherError(AttentionTransferError, ValueError):
     """The teacher cannot be recognised, loaded or compared with the student."""
+
+
+class CacheError(AttentionTransferError, OSError):
+    """What was to be kept on disk cannot be, or what lies there is damaged."""
 
 
 class DivergenceError(AttentionTransferError, ArithmeticError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import weakref
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -25,12 +26,17 @@ Size = tuple[int, int]
 _found: weakref.WeakKeyDictionary[nn.Module, dict[Size, tuple[str, ...]]] = weakref.WeakKeyDictionary()
 
 
+class _AllHeard(BaseException):
+    """Ends a forward pass after the last tapped module; no Exception, so that no network takes it for an error."""
+
+
 class Taps:
     """Collects what named modules put out while a network runs.
 
     Args:
         model: any network; wrappers (DistributedDataParallel, torch.compile) are looked through.
         names: dotted module names, as in `model.named_modules()`.
+        stop: `run` may end the forward pass as soon as every named module has put out its features.
 
     Raises:
         ConfigError: a name that the network does not have; the message lists those that it has.
@@ -43,21 +49,55 @@ class Taps:
         torch.Size([1, 8, 6, 6])
     """
 
-    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
-        modules = dict(unwrapped(model).named_modules())
+    def __init__(self, model: nn.Module, names: Sequence[str], *, stop: bool = False) -> None:
+        self._network = unwrapped(model)
+        modules = dict(self._network.named_modules())
         missing = [name for name in names if name not in modules]
         if missing:
             known = ", ".join(name for name in modules if name and name.count(".") < 2)
             raise ConfigError(f"{type(model).__name__} has no module {missing[0]!r}; it has {known}.")
         self.names = tuple(names)
-        self._modules = [modules[name] for name in names]
+        self.stop = stop
+        self._modules = {name: modules[name] for name in names}
         self._outputs: dict[str, Tensor] = {}
+        self._calls: Counter[str] = Counter()
+        self._speak_once: dict[torch.Size, bool] = {}
+        self._stopping = False
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> Taps:
-        for name, module in zip(self.names, self._modules, strict=True):
+        for name, module in self._modules.items():
             self._hooks.append(module.register_forward_hook(self._listener(name)))
         return self
+
+    def run(self, images: Tensor) -> Tensor | None:
+        """One forward pass of the network inside all wrappers, for `features`; to be called inside the context.
+
+        With `stop`, the first pass at each shape of images is whole, and shows whether each named module runs once
+        in a pass. If so, later passes end after the last of them. If one runs again, its last output counts, so
+        that no pass is cut short.
+
+        Args:
+            images: [B, 3, H, W] on the network's device.
+
+        Returns:
+            what the network puts out; None where the pass ended early.
+
+        Raises:
+            ConfigError: a named module took no part in the pass.
+        """
+        self._outputs.clear()
+        self._calls.clear()
+        self._stopping = self._speak_once.get(images.shape, False)
+        try:
+            logits: Tensor = self._network(images)
+        except _AllHeard:
+            return None
+        finally:
+            self._stopping = False
+        if self.stop and self.features:
+            self._speak_once[images.shape] = all(self._calls[name] == 1 for name in self._modules)
+        return logits
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -74,6 +114,9 @@ class Taps:
                 )
                 raise ConfigError(f"module {name!r} puts out {what}; attention needs [B, C, H, W].")
             self._outputs[name] = output
+            self._calls[name] += 1
+            if self._stopping and len(self._outputs) == len(self._modules):
+                raise _AllHeard
 
         return listen
 

@@ -1,113 +1,202 @@
-"""`make bench`: what attention transfer costs, side by side, in about two minutes. Run it alone.
+"""`make bench`: what a teacher costs, side by side, in at most 25 minutes. Run it alone.
 
-The first arm of each table is what a plain implementation does; ratios below 1 are faster than it.
+Arms take turns in blocks, so that whatever else the machine does hits them alike; each figure is a median with its
+95 % interval. With `--only` parts of it can be had: cifar, photos, whole, micro.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
 
-from attention_transfer import compute_at_loss, create_model, prepare_dataloaders
-from attention_transfer.attention import attention_loss
-from attention_transfer.cli.digits import write_digits
+from attention_transfer import create_model
+from benchmarks import attention_loss, bare, torchdistill_arm, whole_run
+from benchmarks.arms import BETA, LR, Ours, Part, Task, cifar_task, photos_task
+from benchmarks.benchmark_data import cifar_slice, photos_640
+from benchmarks.ladder import channels_last_arm, fast_map_arm, pixel_store_arm, textbook_arm
+from benchmarks.statistics import Arm, ratio_interval
+from benchmarks.textbook import training_set
 from benchmarks.timing import processor, table, take_turns
 
-SHAPES = ((64, 32), (128, 16), (256, 8), (512, 4))
-"""Channels and side of ResNet18's stages at 128x128."""
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+SECTIONS = ("cifar", "photos", "whole", "micro")
+AnyArm = Arm | Ours
+Rates = dict[str, list[float]]
 
 
-def textbook(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
-    """The paper's expression, as the authors' code has it."""
-
-    def at(x: Tensor) -> Tensor:
-        return F.normalize(x.pow(2).mean(1).reshape(x.size(0), -1))
-
-    return torch.stack([(at(s) - at(t)).pow(2).mean() for s, t in zip(student, teacher, strict=True)]).sum()
-
-
-def loss_of_features(memory_format: torch.memory_format) -> dict[str, Callable[[], object]]:
-    """Forward and backward of the AT loss alone, at the stages of ResNet18 and batch 32."""
-
-    def stages(*, needs_gradient: bool) -> list[Tensor]:
-        shapes = [torch.randn(32, c, s, s).contiguous(memory_format=memory_format) for c, s in SHAPES]
-        return [x.requires_grad_(needs_gradient) for x in shapes]
-
-    student, teacher = stages(needs_gradient=True), stages(needs_gradient=False)
-
-    def arm(loss: Callable[[list[Tensor], list[Tensor]], Tensor]) -> Callable[[], object]:
-        def run() -> None:
-            for x in student:
-                x.grad = None
-            loss(student, teacher).backward()
-
-        return run
-
-    return {"textbook": arm(textbook), "ours": arm(attention_loss)}
+def bare_arm(task: Task, like: Ours) -> Arm:
+    """The 25-line loop over the same batches, in the same number format."""
+    torch.manual_seed(0)
+    student = create_model(task.student, task.classes)
+    optimizer = torch.optim.SGD(student.parameters(), LR, momentum=0.9, weight_decay=5e-4)
+    part = own_part(task)
+    precision = like.config.precision
+    return Arm(
+        "a'. bare loop, no teacher", lambda: bare.train_epoch(student, part.of(task.block), optimizer, precision)
+    )
 
 
-def training_steps() -> dict[str, Callable[[], object]]:
-    """A step of ResNet18 at 64x64, batch 32: without and with a live ResNet50, in either memory format."""
-    images, labels = torch.rand(32, 3, 64, 64), torch.arange(32) % 10
-
-    def arm(teacher: nn.Module | None, memory_format: torch.memory_format) -> Callable[[], object]:
-        student = create_model("ResNet18", 10).to(memory_format=memory_format)
-        if teacher is not None:
-            teacher = teacher.to(memory_format=memory_format)
-        optimizer = torch.optim.SGD(student.parameters(), lr=1e-3, momentum=0.9)
-        x = images.contiguous(memory_format=memory_format)
-
-        def run() -> None:
-            optimizer.zero_grad()
-            compute_at_loss(student, teacher, x, labels, {}).total.backward()
-            optimizer.step()
-
-        return run
-
-    return {
-        "no teacher, NCHW": arm(None, torch.contiguous_format),
-        "no teacher, channels last (ours)": arm(None, torch.channels_last),
-        "live teacher, NCHW": arm(create_model("ResNet50", 10), torch.contiguous_format),
-        "live teacher, channels last (ours)": arm(create_model("ResNet50", 10), torch.channels_last),
-    }
+def own_part(task: Task) -> Part:
+    """Our loader, read from the pixel store, in epochs of a block."""
+    return Part(Ours("loader", task, teacher=False)._loaders.train, task.batch_size)
 
 
-def loaders(folder: Path) -> dict[str, Callable[[], object]]:
-    """An epoch of 1,257 digits at 64x64 in the main process, whole and augmented."""
-    write_digits(folder)
+def torchdistill_arms(task: Task, num_workers: int) -> list[Arm]:
+    """g. torchdistill's own loop; none where it is not installed."""
+    reason = torchdistill_arm.left_out()
+    if reason is not None:
+        print(reason)
+        return []
+    torch.manual_seed(0)
+    box = torchdistill_arm.make_box(
+        create_model(task.student, task.classes),
+        task.teacher(),
+        training_set(task.data / "train", task.image_size),
+        batch_size=task.batch_size,
+        num_workers=num_workers,
+        lr=LR,
+        momentum=0.9,
+        weight_decay=5e-4,
+        beta=BETA,
+        images=task.block * task.batch_size,
+    )
+    return [Arm(f"g. torchdistill, {num_workers} workers", lambda: torchdistill_arm.train_epoch(box))]
 
-    def arm(*, augment: bool) -> Callable[[], object]:
-        train, *_ = prepare_dataloaders(folder, 32, augment, 0, image_size=64)
-        return lambda: [images for images, _ in train]
 
-    return {"whole images": arm(augment=False), "augmented": arm(augment=True)}
-
-
-def help_pages() -> dict[str, Callable[[], object]]:
-    """The command's --help, beside Python doing nothing."""
-
-    def arm(*arguments: str) -> Callable[[], object]:
-        return lambda: subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
-
-    return {"python -c pass": arm("-c", "pass"), "train --help": arm("-m", "attention_transfer", "train", "--help")}
+def take_turns_in_blocks(arms: Sequence[AnyArm], batches: int, rounds: int) -> Rates:
+    """Images a second of each block of each arm, after one block to warm up."""
+    rates: Rates = {arm.name: [] for arm in arms}
+    for turn in range(rounds + 1):
+        for arm in arms:
+            rate = arm.block(batches).rate
+            if turn:
+                rates[arm.name].append(rate)
+    return rates
 
 
-def main() -> None:
+def best_textbook(task: Task) -> tuple[Arm, int]:
+    """The textbook's recipe with the number of workers that is fastest here."""
+    arms = {workers: textbook_arm(task, workers) for workers in (0, 1, 2)}
+    rates = take_turns_in_blocks(list(arms.values()), task.block, 2)
+    fastest = max(arms, key=lambda workers: statistics.median(rates[arms[workers].name]))
+    return arms[fastest], fastest
+
+
+def compare(task: Task, rounds: int) -> None:
+    """The table of a task, its ratios and its ladder."""
+    began = time.perf_counter()
+    textbook, workers = best_textbook(task)
+    none = Ours("a. our loop, no teacher", task, teacher=False)
+    arms: list[AnyArm] = [
+        none,
+        bare_arm(task, none),
+        Ours("b. remembered, K = 4", task),
+        Ours("b. remembered, warp", task, augment_views="warp"),
+        Ours("c. filling", task, refill=True, cache_dir=str(task.cache / "filled")),
+        Ours("d. live", task, teacher_cache="off"),
+        textbook,
+        channels_last_arm(task, workers),
+        pixel_store_arm(task, own_part(task).of(task.block)),
+        fast_map_arm(task, own_part(task).of(task.block)),
+        *torchdistill_arms(task, workers),
+    ]
+    live = arms[5]
+    assert isinstance(live, Ours)
+    print(f"\n## {task.title}, batch {task.batch_size}, {rounds} rounds of {task.block} batches")
+    print(f"auto chose {none.config.precision} for the student and {live.config.teacher_precision} for the teacher")
+    rates = take_turns_in_blocks(arms, task.block, rounds)
+    base = rates[none.name]
+    for name, values in rates.items():
+        print(f"  {name:34} {statistics.median(values):9.1f} images/s   time of a: x {ratio_interval(base, values)}")
+    r = step_ratio(task)
+    print_ratios(rates, r)
+    print_ladder(rates)
+    print(f"  ({time.perf_counter() - began:.0f} s)")
+
+
+def step_ratio(task: Task) -> float:
+    """r: the student's step in fp32 over that in bf16, as the trial found it; 1 where fp32 was chosen."""
+    trials: Mapping[str, Any] = json.loads((task.cache / "precision.json").read_text())
+    of_student = [trial for kind, trial in trials.items() if kind.startswith("training") and task.student in kind]
+    trial = of_student[-1] if of_student else {"precision": "fp32"}
+    return float(trial["fp32"] / trial["bf16"]) if trial["precision"] == "bf16" else 1.0
+
+
+def print_ratios(rates: Rates, r: float) -> None:
+    """The ratios that have targets."""
+
+    def values(prefix: str) -> list[float]:
+        return next(values for name, values in rates.items() if name.startswith(prefix))
+
+    pairs = [
+        ("a / a', images a second", "a.", "a'.", "at least 0.97"),
+        ("b / a, K = 4", "a.", "b. remembered, K", "at most 1.02 (photos), 1.04 (CIFAR-10)"),
+        ("b / a, warp", "a.", "b. remembered, warp", "at most 1.02 (photos), 1.04 (CIFAR-10)"),
+        ("c / d", "d.", "c.", "at most 1.05"),
+        ("f / b, K = 4", "b. remembered, K", "f.", f"at least 2.2 r = {2.2 * r:.2f}"),
+        ("f / b, warp", "b. remembered, warp", "f.", f"at least 2.2 r = {2.2 * r:.2f}"),
+    ]
+    if any(name.startswith("g.") for name in rates):
+        pairs.append(("g / b, K = 4", "b. remembered, K", "g.", f"at least 2 r = {2 * r:.2f}"))
+    print(f"  ratios (of times, but for the first); r = {r:.2f}")
+    for title, one, other, target in pairs:
+        print(f"    {title:26} {ratio_interval(values(one), values(other))}   target: {target}")
+
+
+def print_ladder(rates: Rates) -> None:
+    """What each step is worth."""
+    steps = ["f.", "+ channels last", "+ pixel store", "+ fast map", "d.", "b. remembered, K"]
+    names = [next(name for name in rates if name.startswith(step)) for step in steps]
+    labels = ["f. textbook", "+ channels last", "+ pixel store", "+ fast map", "+ precision, folding", "+ memory"]
+    print("  ladder: times faster than f, and than the step before")
+    for i, (name, label) in enumerate(zip(names, labels, strict=True)):
+        of_f = ratio_interval(rates[name], rates[names[0]])
+        of_last = ratio_interval(rates[name], rates[names[max(0, i - 1)]])
+        print(f"    {label:22} {of_f.median:6.2f} {of_last.median:6.2f}")
+
+
+def micro() -> None:
+    """The loss by itself."""
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        name = str(memory_format).removeprefix("torch.")
+        table(f"AT loss, both sides, {name}", take_turns(attention_loss.loss_of_features(memory_format)))
+        table(f"AT loss, student's side, {name}", take_turns(attention_loss.loss_of_student(memory_format)))
+
+
+def main(arguments: Iterable[str] | None = None) -> None:
     """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, default=SHARED, help="folder with data/ and weights/")
+    parser.add_argument("--output", type=Path, default=Path("runs/bench"), help="where data and caches are put")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    options = parser.parse_args(arguments)
+
+    began = time.perf_counter()
     print(f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    table("AT loss, forward and backward, NCHW", take_turns(loss_of_features(torch.contiguous_format)))
-    table("AT loss, forward and backward, channels last", take_turns(loss_of_features(torch.channels_last)))
-    table("A training step", take_turns(training_steps(), rounds=7))
-    with tempfile.TemporaryDirectory() as folder:
-        table("An epoch of loading", take_turns(loaders(Path(folder)), rounds=5), "s")
-    table("--help", take_turns(help_pages(), rounds=10), "s")
+    data = options.output.resolve()
+    cifar = cifar_task(
+        cifar_slice(options.shared / "data" / "cifar10-jpeg.tar.xz", data),
+        options.shared / "weights" / "cifar10-jpeg-resnet56.pth",
+        data / "cache-cifar",
+    )
+    photos = photos_task(photos_640(options.shared / "data" / "hymenoptera-photos.tar", data), data / "cache-photos")
+    if "cifar" in options.only:
+        compare(cifar, options.rounds)
+    if "photos" in options.only:
+        compare(photos, options.rounds)
+    if "whole" in options.only:
+        whole_run.compare(cifar, data)
+    if "micro" in options.only:
+        micro()
+    print(f"\n{(time.perf_counter() - began) / 60:.1f} minutes in all")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,14 @@ from PIL import Image
 from attention_transfer import create_model
 
 ImageFolder = Callable[[Mapping[str, int]], Path]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Keeps what runs keep out of the user's own cache folder."""
+    folder: Path = tmp_path_factory.mktemp("cache-home")
+    os.environ["XDG_CACHE_HOME"] = str(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

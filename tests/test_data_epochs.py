@@ -37,13 +37,16 @@ def test_batch_size_order_and_rank_change_no_pixel(eighty_digits):
             assert torch.equal(image, reference[4, index][0])
 
 
-def test_the_seed_decides_order_and_pixels(eighty_digits):
+def test_the_seed_decides_the_order_and_augment_seed_the_pixels(eighty_digits):
     first, again, other = (epoch(load(eighty_digits, augment=True, seed=seed)[0]) for seed in (0, 0, 1))
     assert same(first, again)
     assert not torch.equal(first[1], other[1])
-    dataset, of_other_seed = (load(eighty_digits, augment=True, seed=seed)[0].dataset for seed in (0, 1))
-    assert not torch.equal(dataset[0, 5][0], of_other_seed[0, 5][0])
-    assert not torch.equal(dataset[0, 5][0], dataset[1, 5][0])
+    of_each = [load(eighty_digits, augment=True, augment_seed=seed)[0] for seed in (0, 1)]
+    assert torch.equal(epoch(of_each[0])[1], epoch(of_each[1])[1])
+    assert not torch.equal(of_each[0].dataset[0, 5][0], of_each[1].dataset[0, 5][0])
+    assert not torch.equal(of_each[0].dataset[0, 5][0], of_each[0].dataset[1, 5][0])
+    same_seed = load(eighty_digits, augment=True, seed=1)[0]
+    assert torch.equal(of_each[0].dataset[0, 5][0], same_seed.dataset[0, 5][0])
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -79,6 +79,84 @@ def test_taps_look_through_compile_and_parallel_wrappers():
     assert taps.features[0].shape == (2, 64, 16, 16)
 
 
+class Resized(nn.Module):
+    """One convolution halves the map until it is 8 pixels wide: once for images of 16, twice for those of 32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shrink = nn.Conv2d(3, 3, 3, stride=2, padding=1)
+        self.passes_finished = 0
+
+    def forward(self, x):
+        while x.shape[-1] > 8:
+            x = self.shrink(x)
+        self.passes_finished += 1
+        return x.mean(dim=(2, 3))
+
+
+def test_a_pass_ends_with_the_last_tapped_module_once_a_whole_pass_was_seen():
+    model, wider = create_model("ResNet18", 10).eval(), torch.cat([IMAGES, IMAGES], dim=3)
+    later = []
+    model.layer3.register_forward_hook(lambda module, args, output: later.append("layer3"))
+    with torch.no_grad(), Taps(model, ["layer2", "layer1"], stop=True) as taps:
+        assert taps.run(IMAGES).shape == (2, 10)
+        whole = taps.features
+        assert later == ["layer3"]
+        assert taps.run(IMAGES) is None
+        assert later == ["layer3"]
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(taps.features, whole, strict=True))
+        assert taps.run(wider) is not None
+        assert taps.run(wider) is None
+    assert hooks_of(model) == 1
+    assert model(IMAGES).shape == (2, 10)
+
+
+def test_what_was_seen_of_a_network_is_known_when_the_context_opens_again():
+    model = create_model("CifarResNet-8", 10)
+    taps = Taps(model, ["layer1", "layer1"], stop=True)
+    with taps:
+        assert taps.run(IMAGES) is not None
+    assert hooks_of(model) == 0
+    with taps:
+        assert taps.run(IMAGES) is None
+        assert torch.equal(*taps.features)
+    assert hooks_of(model) == 0
+
+
+def test_no_pass_is_cut_short_where_a_tapped_module_runs_again():
+    model = Resized()
+    with torch.no_grad(), Taps(model, ["shrink"], stop=True) as taps:
+        for finished in (1, 2):
+            assert taps.run(IMAGES[..., :32, :32]) is not None
+            assert taps.features[0].shape[-1] == 8
+            assert model.passes_finished == finished
+        assert taps.run(IMAGES[..., :16, :16]) is not None
+        assert taps.run(IMAGES[..., :16, :16]) is None
+
+
+def test_without_stop_every_pass_is_whole():
+    with Taps(create_model("CifarResNet-8", 10), ["layer1"]) as taps:
+        assert [taps.run(IMAGES).shape for _ in range(2)] == [(2, 10), (2, 10)]
+
+
+def test_passes_are_cut_short_inside_wrappers_and_after_an_error():
+    model = create_model("CifarResNet-8", 10)
+    with Taps(nn.DataParallel(nn.Sequential(model)), ["0.layer1"], stop=True) as taps:
+        taps.run(IMAGES)
+        with pytest.raises(RuntimeError):
+            taps.run(torch.zeros(2, 5, 64, 64))
+        assert taps.run(IMAGES) is None
+        assert model(IMAGES).shape == (2, 10)
+    assert hooks_of(model) == 0
+
+
+def test_a_silent_module_is_an_error_before_any_pass_is_cut_short():
+    model = Plain()
+    model.unused = nn.Conv2d(3, 3, 1)
+    with Taps(model, ["first", "unused"], stop=True) as taps, pytest.raises(ConfigError, match="'unused' took no part"):
+        taps.run(IMAGES)
+
+
 def test_the_stages_of_an_unknown_network_are_its_deepest_four_resolutions():
     model = Plain()
     assert discover_stages(model, IMAGES) == ("down.1", "down.2", "down.3", "act")

@@ -14,6 +14,7 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 from attention_transfer import __version__
+from attention_transfer.cli.cache import cache
 from attention_transfer.cli.demo import demo
 from attention_transfer.cli.evaluate import evaluate
 from attention_transfer.cli.info import info
@@ -32,6 +33,7 @@ app = App(
 commands: list[Callable[..., int]] = [train, evaluate, visualize, demo, info]
 for position, command in enumerate(commands):
     app.command(command, sort_key=position)
+app.command(cache)
 
 
 @app.meta.default

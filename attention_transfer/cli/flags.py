@@ -20,6 +20,7 @@ HEADINGS = {
     "epochs": "Recipe",
     "temperature": "Loss: cross-entropy + alpha KD + beta AT",
     "device": "Machine",
+    "pixel_cache": "What is kept between epochs and runs",
     "print_freq": "Files",
 }
 """The heading in --help that begins at a setting, in the order of `Config`."""

@@ -6,8 +6,9 @@ from attention_transfer.data.dataset import ImageDataset
 from attention_transfer.data.folder import Sample, Splits, find_splits
 from attention_transfer.data.images import decode_image, resize_whole, to_tensor
 from attention_transfer.data.loaders import prepare_dataloaders
+from attention_transfer.data.rendering import render_views, render_whole, view_matrices
 from attention_transfer.data.sampler import EpochBatchSampler
-from attention_transfer.data.views import Augmentation, ViewParameters, apply_view, draw_view, mean_colour
+from attention_transfer.data.views import Augmentation, ViewParameters, draw_view, draw_views
 
 __all__ = [
     "Augmentation",
@@ -18,16 +19,18 @@ __all__ = [
     "Sample",
     "Splits",
     "ViewParameters",
-    "apply_view",
     "check_loader",
     "classes_of",
     "count_classes",
     "decode_image",
     "draw_view",
+    "draw_views",
     "find_splits",
-    "mean_colour",
     "prepare_dataloaders",
+    "render_views",
+    "render_whole",
     "resize_whole",
     "to_tensor",
     "unpack",
+    "view_matrices",
 ]

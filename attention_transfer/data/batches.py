@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ class Batch:
         labels: int64 [B].
         indices: int64 [B], positions in the data set; None where the loader does not know them.
         view: the view that all images show; None where it is unknown, or B is 0.
+        matrices: float32 [B, 2, 3], from the coordinates of each view to those of the whole image (both from -1 to 1,
+            as torch's affine_grid has them); None where nobody asked for them.
 
     Example:
         >>> images, labels = Batch(torch.zeros(4, 3, 32, 32), torch.tensor([0, 1, 1, 0]))
@@ -42,6 +44,7 @@ class Batch:
     labels: Tensor
     indices: Tensor | None = None
     view: int | None = None
+    matrices: Tensor | None = None
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter((self.images, self.labels))
@@ -54,21 +57,49 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory; the DataLoader calls this where pin_memory is on."""
-        indices = None if self.indices is None else self.indices.pin_memory()
-        return Batch(self.images.pin_memory(), self.labels.pin_memory(), indices, self.view)
+        return self._with_each(lambda tensor: tensor.pin_memory())
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The same batch on another device."""
-        indices = None if self.indices is None else self.indices.to(device, non_blocking=non_blocking)
-        images = self.images.to(device, non_blocking=non_blocking)
-        return Batch(images, self.labels.to(device, non_blocking=non_blocking), indices, self.view)
+        """The same batch on another device; the indices stay, for they are looked up on the CPU."""
+        moved = self._with_each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return replace(moved, indices=self.indices)
+
+    def _with_each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        indices = None if self.indices is None else change(self.indices)
+        matrices = None if self.matrices is None else change(self.matrices)
+        return Batch(change(self.images), change(self.labels), indices, self.view, matrices)
+
+
+class Examples(list[Example]):
+    """Examples that were rendered as one batch, which can be had back without stacking them again.
+
+    Args:
+        images: [B, 3, H, W].
+        labels: B labels.
+        where: (view, index) of each.
+        matrices: [B, 2, 3], or None.
+    """
+
+    def __init__(
+        self, images: Tensor, labels: Sequence[int], where: Sequence[tuple[int, int]], matrices: Tensor | None = None
+    ) -> None:
+        parts = zip(images, labels, where, strict=True)
+        super().__init__(Example(image, label, view=view, index=index) for image, label, (view, index) in parts)
+        self.images = images
+        self.matrices = matrices
+
+    def batch(self) -> Batch:
+        """All of them as a batch, which has one view."""
+        labels = torch.tensor([label for _, label in self], dtype=torch.int64)
+        indices = torch.tensor([example.index for example in self], dtype=torch.int64)
+        return Batch(self.images, labels, indices, self[0].view if self else None, self.matrices)
 
 
 def collate(examples: Sequence[Example], image_size: int) -> Batch:
     """The batch of some examples of one view; of none, images [0, 3, image_size, image_size]."""
+    if isinstance(examples, Examples):
+        return examples.batch()
     if not examples:
-        nothing = torch.empty(0, dtype=torch.int64)
-        return Batch(torch.empty(0, 3, image_size, image_size), nothing, nothing.clone())
+        return Examples(torch.empty(0, 3, image_size, image_size), [], []).batch()
     images, labels = zip(*examples, strict=True)
-    indices = torch.tensor([example.index for example in examples])
-    return Batch(torch.stack(images), torch.tensor(labels), indices, examples[0].view)
+    return Examples(torch.stack(images), labels, [(example.view, example.index) for example in examples]).batch()

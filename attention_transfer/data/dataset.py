@@ -4,26 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from PIL import Image
+import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from attention_transfer.config import IMAGENET_MEAN, IMAGENET_STD
-from attention_transfer.data.batches import Example
+from attention_transfer.data.batches import Example, Examples
+from attention_transfer.data.decoding import Decoder, Picture
 from attention_transfer.data.folder import Sample
-from attention_transfer.data.images import Triple, decode_image, resize_whole, to_tensor
+from attention_transfer.data.images import Triple
+from attention_transfer.data.pixels import PixelStore
+from attention_transfer.data.rendering import render_views, render_whole, view_matrices
 from attention_transfer.data.sampler import Key
-from attention_transfer.data.views import Augmentation, apply_view, draw_view, mean_colour
+from attention_transfer.data.views import Augmentation, ViewParameters, draw_view, draw_views
 
 
 class ImageDataset(Dataset[Example]):
-    """Images and labels by position, or by (view, position).
+    """Images and labels by position, or by (view, position), one at a time or a batch at once.
 
     `dataset[index]` is `dataset[0, index]`. Without an augmentation every view is the whole image; with one, the
-    pixels are a function of (seed, view, index). It holds no open file and no generator, so it can be sent to
-    worker processes under any start method.
+    pixels are a function of (seed, view, index). It holds no open file that is not opened again by its path and no
+    generator, so it can be sent to worker processes under any start method.
 
     Attributes:
         samples: the files; classes: names of the classes; class_to_idx: their labels; targets: label of each sample.
+        decoder: from a file to the picture that views are made of.
+        store: the pictures as they were decoded once; None: they are decoded each time.
+        tells_matrices: batches carry the matrix of each view.
 
     Raises:
         DataError: on access, if the file cannot be read as an image.
@@ -39,6 +46,7 @@ class ImageDataset(Dataset[Example]):
         std: Triple = IMAGENET_STD,
         augmentation: Augmentation | None = None,
         seed: int = 0,
+        tells_matrices: bool = False,
     ) -> None:
         self.samples = tuple(samples)
         self.classes = tuple(classes)
@@ -49,20 +57,45 @@ class ImageDataset(Dataset[Example]):
         self.std = std
         self.augmentation = augmentation
         self.seed = seed
+        self.tells_matrices = tells_matrices
+        self.decoder = Decoder(image_size, augmentation)
+        self.store: PixelStore | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, key: int | Key) -> Example:
-        view, position = key if isinstance(key, tuple) else (0, key)
-        index = range(len(self.samples))[position]
-        image = to_tensor(self.picture(view, index), self.mean, self.std)
-        return Example(image, self.targets[index], view=view, index=index)
+        return self.__getitems__([key])[0]
 
-    def picture(self, view: int, index: int) -> Image.Image:
-        """The view as an RGB image of image_size x image_size pixels, before normalisation."""
-        image = decode_image(self.samples[index].path)
-        if self.augmentation is None:
-            return resize_whole(image, self.image_size)
-        parameters = draw_view(self.augmentation, self.seed, view, index)
-        return apply_view(image, parameters, self.image_size, mean_colour(self.mean))
+    def __getitems__(self, keys: Sequence[int | Key]) -> Examples:
+        """A batch of views at once; DataLoader asks for it where there is such a method."""
+        pairs = [key if isinstance(key, tuple) else (0, key) for key in keys]
+        where = [(view, range(len(self.samples))[position]) for view, position in pairs]
+        labels = [self.targets[index] for _, index in where]
+        images, matrices = self._render(where)
+        return Examples(images, labels, where, matrices)
+
+    def whole(self, indices: Sequence[int]) -> Tensor:
+        """Whole images [B, 3, S, S], not augmented."""
+        if not indices:
+            return torch.empty(0, 3, self.image_size, self.image_size)
+        return render_whole([self.picture(index) for index in indices], self.image_size, self.mean, self.std)
+
+    def _render(self, where: Sequence[Key]) -> tuple[Tensor, Tensor | None]:
+        if self.augmentation is None or not where:
+            return self.whole([index for _, index in where]), None
+        views = self._views(where)
+        pictures = [self.picture(index) for _, index in where]
+        images = render_views(pictures, views, self.image_size, self.mean, self.std)
+        return images, view_matrices(views) if self.tells_matrices else None
+
+    def _views(self, where: Sequence[Key]) -> list[ViewParameters]:
+        assert self.augmentation is not None
+        if len({view for view, _ in where}) == 1:
+            return draw_views(self.augmentation, self.seed, where[0][0], [index for _, index in where])
+        return [draw_view(self.augmentation, self.seed, view, index) for view, index in where]
+
+    def picture(self, index: int) -> Picture:
+        """The decoded image that views are made of: uint8 [H, W, 3]."""
+        kept = self.store.picture(index) if self.store is not None else None
+        return self.decoder(self.samples[index].path) if kept is None else kept

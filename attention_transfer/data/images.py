@@ -33,10 +33,15 @@ def decode_image(path: str | os.PathLike[str]) -> Image.Image:
             return _as_rgb(image)
     # A decoder that meets a damaged file may raise nearly anything (OSError, SyntaxError, struct.error, ...).
     except Exception as error:
-        raise DataError(
-            f"{os.fspath(path)} cannot be read as an image ({type(error).__name__}: {error}); "
-            "replace it by a whole image file, or remove it."
-        ) from error
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: str | os.PathLike[str], error: Exception) -> DataError:
+    """What to say of a file that cannot be read as an image."""
+    return DataError(
+        f"{os.fspath(path)} cannot be read as an image ({type(error).__name__}: {error}); "
+        "replace it by a whole image file, or remove it."
+    )
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-import signal
+from typing import Literal
 
 import torch
 from torch.utils.data import DataLoader
@@ -16,6 +16,7 @@ from attention_transfer.data.folder import find_splits
 from attention_transfer.data.images import Triple
 from attention_transfer.data.sampler import EpochBatchSampler
 from attention_transfer.data.views import Augmentation
+from attention_transfer.data.workers import prepare_worker
 from attention_transfer.errors import DataError
 
 _IMAGE_SIZES = (8, 4096)
@@ -33,6 +34,8 @@ def prepare_dataloaders(
     mean: Triple = IMAGENET_MEAN,
     std: Triple = IMAGENET_STD,
     augmentation: Augmentation | None = None,
+    augment_views: int | Literal["warp"] | None = None,
+    augment_seed: int = 0,
     rank: int = 0,
     world_size: int = 1,
     pin_memory: bool | None = None,
@@ -51,11 +54,14 @@ def prepare_dataloaders(
         augment: give random views of the training images instead of the whole images.
         num_workers: processes that load images, for each loader; they stay alive between epochs.
         image_size: side of the images in pixels, from 8 to 4096.
-        seed: seed of the orders and views.
+        seed: seed of the orders.
         split_seed: seed of the cut of a missing val or test.
         mean: mean of each channel, of pixels in [0, 1].
         std: standard deviation of each channel, of pixels in [0, 1].
         augmentation: how far a view may differ from the whole image, if `augment`; None: the defaults.
+        augment_views: None: new views each epoch; K: the views of epoch modulo K; 'warp': new ones each epoch, and
+            each batch carries the `matrices` of its views.
+        augment_seed: seed of the views.
         rank: this process, from 0 to world_size - 1.
         world_size: number of processes that share each batch of train and val. The test split is whole in each of
             them, for one process to evaluate.
@@ -75,6 +81,9 @@ def prepare_dataloaders(
     _check("image_size", image_size, *_IMAGE_SIZES)
     _check("seed", seed, 0)
     _check("split_seed", split_seed, 0)
+    _check("augment_seed", augment_seed, 0)
+    if augment_views not in (None, "warp"):
+        _check("augment_views", augment_views, 1)
     _check("world_size", world_size, 1)
     _check("rank", rank, 0, world_size - 1)
     mean, std = _three("mean", mean), _three("std", std)
@@ -83,6 +92,7 @@ def prepare_dataloaders(
 
     splits = find_splits(data_dir, split_seed)
     views_of_train = (augmentation or Augmentation()) if augment else None
+    views_of_each_image = augment_views if isinstance(augment_views, int) else None
     loaders = []
     for samples, training in ((splits.train, True), (splits.val, False), (splits.test, False)):
         dataset = ImageDataset(
@@ -92,14 +102,15 @@ def prepare_dataloaders(
             mean=mean,
             std=std,
             augmentation=views_of_train if training else None,
-            seed=seed,
+            seed=augment_seed,
+            tells_matrices=augment_views == "warp",
         )
         batches = EpochBatchSampler(
             len(dataset),
             batch_size,
             shuffle=training,
             seed=seed,
-            views=None if training and augment else 1,
+            views=views_of_each_image if training and augment else 1,
             rank=0 if samples is splits.test else rank,
             world_size=1 if samples is splits.test else world_size,
         )
@@ -124,13 +135,7 @@ def _loader(
     )
 
 
-def prepare_worker(worker_id: int) -> None:
-    """Make a worker use one thread, and leave Ctrl-C to the main process, which ends its workers itself."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-
-
-def _check(name: str, value: int, least: int, most: int | None = None) -> None:
+def _check(name: str, value: object, least: int, most: int | None = None) -> None:
     allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
     if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
         raise DataError(f"{name} is {value!r}; it must be an integer {allowed}.")

@@ -13,12 +13,14 @@ class Answer(NamedTuple):
     """What a teacher says of a batch.
 
     Attributes:
-        maps: the normalised attention maps [B, H, W] of each stage at the teacher's own resolution.
-        logits: [B, K], or None where there is no teacher.
+        maps: the attention maps [B, H, W] of each stage at the teacher's own resolution, up to a factor an image.
+        logits: [B, K], or None where there is no teacher, or nobody asked it for logits.
+        coverage: for each stage [B, H, W], 1 where the map is known, 0 where it is not; None: known everywhere.
     """
 
     maps: tuple[Tensor, ...]
     logits: Tensor | None
+    coverage: tuple[Tensor, ...] | None = None
 
 
 class Teacher(Protocol):

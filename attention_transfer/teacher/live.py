@@ -15,6 +15,7 @@ from attention_transfer.errors import ConfigError
 from attention_transfer.networks.stages import stage_names
 from attention_transfer.taps import Taps, undisturbed
 from attention_transfer.teacher.answer import Answer
+from attention_transfer.teacher.looking import TeacherRunner
 
 
 class LiveTeacher:
@@ -56,3 +57,29 @@ class LiveTeacher:
             if self.needs_maps:
                 raise
             return ()
+
+
+class RunningTeacher:
+    """Runs the teacher on every batch of a training run, as fast as it goes.
+
+    Args:
+        make: makes what runs the network, once there are images to find its stages on.
+
+    Attributes:
+        recalled: 0, for it remembers nothing; asked: images that it answered so far.
+    """
+
+    recalled = 0
+
+    def __init__(self, make: Callable[[Tensor], TeacherRunner]) -> None:
+        self._make = make
+        self._runner: TeacherRunner | None = None
+        self.asked = 0
+
+    def answer(self, batch: Batch) -> Answer:
+        """What the teacher says of the images of `batch`, which must be on its device."""
+        if self._runner is None:
+            self._runner = self._make(batch.images)
+        self.asked += len(batch.images)
+        maps, logits = self._runner.look(batch.images)
+        return Answer(tuple(maps), logits)

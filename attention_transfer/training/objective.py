@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -64,7 +65,7 @@ def combine(student_maps: Sequence[Tensor], logits: Tensor, labels: Tensor, answ
     """
     classification = F.cross_entropy(logits.float(), labels)
     silence = classification.new_zeros(())
-    per_stage = _attention_of_each_stage(student_maps, answer.maps, config)
+    per_stage = _attention_of_each_stage(student_maps, answer, config)
     attention = torch.stack(per_stage).sum() if per_stage else silence
     kd = silence
     if answer.logits is not None:
@@ -100,19 +101,22 @@ def check_equal_class_order(student: Sequence[str] | None, teacher: Sequence[str
         )
 
 
-def _attention_of_each_stage(
-    student: Sequence[Tensor], teacher: Sequence[Tensor], config: Config
-) -> tuple[Tensor, ...]:
+def _attention_of_each_stage(student: Sequence[Tensor], answer: Answer, config: Config) -> tuple[Tensor, ...]:
+    teacher = answer.maps
     if not teacher or not student:
         return ()
     pairs = _pairs(student, teacher, config)
+    coverage = answer.coverage or (None,) * len(teacher)
     if not pairs and config.beta > 0:
         raise ConfigError(
             "beta > 0, but no pair of stages is larger than 1x1: the images are too small for these networks; "
             "enlarge image_size, name shallower modules in layers, or set beta=0."
         )
     with torch.set_grad_enabled(torch.is_grad_enabled() and config.beta > 0):
-        return tuple(map_distance(student[pair.student], teacher[pair.teacher], pair.size) for pair in pairs)
+        return tuple(
+            map_distance(student[pair.student], teacher[pair.teacher], pair.size, mask=coverage[pair.teacher])
+            for pair in pairs
+        )
 
 
 def _pairs(student: Sequence[Tensor], teacher: Sequence[Tensor], config: Config) -> list[StagePair]:
@@ -152,6 +156,7 @@ class Objective:
         self.teacher = teacher
         self.runtime = runtime
         self.student_layers, _ = split_layers(config.layers)
+        self._lasting: Taps | None = None
 
     def __call__(self, student: nn.Module, batch: Batch, labels: Tensor | None = None) -> Losses:
         """The losses of `batch`, which must be on the student's device.
@@ -164,10 +169,24 @@ class Objective:
         answer = self.teacher.answer(batch)
         images = like_weights(batch.images, student)
         names = self._stages(student, images) if answer.maps else ()
-        with self.runtime.autocast(), Taps(student, names) as taps:
+        with self.runtime.autocast(), self._listening(student, names) as taps:
             logits = student(images)
         check_labels(batch.labels if labels is None else labels, count_logits(logits))
         return combine([energy(x) for x in taps.features], logits, batch.labels, answer, self.config)
+
+    def _listening(self, student: nn.Module, names: tuple[str, ...]) -> AbstractContextManager[Taps]:
+        """Taps for one pass; for a compiled student, whose hooks are compiled with it, the same ones for all."""
+        if not hasattr(student, "_orig_mod"):
+            return Taps(student, names)
+        if self._lasting is None:
+            self._lasting = Taps(student, names).__enter__()
+        return nullcontext(self._lasting)
+
+    def close(self) -> None:
+        """Take the hooks off a compiled student."""
+        if self._lasting is not None:
+            self._lasting.__exit__(None, None, None)
+            self._lasting = None
 
     def _stages(self, student: nn.Module, images: Tensor) -> tuple[str, ...]:
         try:

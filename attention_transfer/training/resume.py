@@ -10,7 +10,8 @@ from attention_transfer.errors import ConfigError, TeacherError
 MAY_CHANGE = frozenset(
     {
         "epochs", "device", "num_workers", "data_dir", "experiment_name", "print_freq", "save_freq", "figure_freq",
-        "save_dir", "log_dir", "resume", "overwrite", "teacher_model", "teacher_arch",
+        "save_dir", "log_dir", "resume", "overwrite", "teacher_model", "teacher_arch", "pixel_cache", "teacher_cache",
+        "cache_dir", "cache_limit", "hash_files", "compile",
     }
 )  # fmt: skip
 """Keys that may differ from the checkpoint's; the teacher itself is compared by the hash of its weights."""

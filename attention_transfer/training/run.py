@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from attention_transfer.cache.folder import cache_folder
 from attention_transfer.checkpoint import load_weights, read_checkpoint, weights_digest
 from attention_transfer.config import Config, resolve_config
 from attention_transfer.data.sampler import EpochBatchSampler
@@ -18,10 +19,11 @@ from attention_transfer.evaluation import evaluate_model
 from attention_transfer.networks.registry import network_name
 from attention_transfer.training.artefacts import FINISHED, Artefacts, name_run
 from attention_transfer.training.epoch import run_training_epoch, run_validation_epoch
-from attention_transfer.training.objective import Objective, make_teacher, say_once
+from attention_transfer.training.objective import Objective, say_once
 from attention_transfer.training.observers import Run, all_observers
 from attention_transfer.training.observers.base import Observers
 from attention_transfer.training.observers.log import listening
+from attention_transfer.training.precision import batch_shape, choose_precision
 from attention_transfer.training.resume import refuse_another_teacher, resumed_config
 from attention_transfer.training.runtime import AcceleratedRuntime
 from attention_transfer.training.setup import (
@@ -29,6 +31,7 @@ from attention_transfer.training.setup import (
     Loaders,
     batches_of,
     images_to_draw,
+    keep_pixels_of,
     open_loaders,
     open_student,
     open_teacher,
@@ -37,6 +40,7 @@ from attention_transfer.training.setup import (
 )
 from attention_transfer.training.state import EpochRecord, RunState, seed_everything
 from attention_transfer.training.sums import Sums
+from attention_transfer.training.teaching import Teaching, open_teaching, with_teacher_precision
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +101,7 @@ def _run(
     seed_everything(config.seed)
     loaders = open_loaders(config, runtime, *brought)
     try:
-        config = with_classes(config.model_copy(update={"precision": runtime.precision}), loaders)
+        config = with_classes(config, loaders)
         teacher = open_teacher(config, teacher, runtime)
         seed_everything(config.seed)
         student = open_student(config, student).to(runtime.device)
@@ -110,8 +114,12 @@ def _run(
         if not goes_on and not config.overwrite:
             artefacts.refuse_to_overwrite()
 
-        state = RunState.start(config, student, None if teacher is None else weights_digest(teacher))
+        keep_pixels_of(loaders, config, runtime)
         images = images_to_draw(loaders.val)
+        config = _with_precision(config, runtime, student, teacher, loaders, images)
+        teaching = open_teaching(config, teacher, loaders.train, loaders.val, runtime)
+
+        state = RunState.start(config, student, None if teacher is None else weights_digest(teacher))
         if checkpoint is not None:
             refuse_another_teacher(state.teacher_digest, checkpoint, str(config.resume))
             state.restore(checkpoint, str(config.resume), runtime)
@@ -129,21 +137,43 @@ def _run(
             images=images,
             said_before=said,
         )
-        return _train(run, loaders)
+        return _train(run, loaders, teaching)
     finally:
         loaders.close()
 
 
-def _train(run: Run, loaders: Loaders) -> dict[str, Any]:
+def _with_precision(
+    config: Config,
+    runtime: AcceleratedRuntime,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    loaders: Loaders,
+    images: Tensor | None,
+) -> Config:
+    """The configuration with the number formats that 'auto' comes to; the runtime computes in the student's."""
+    shape = batch_shape(config, loaders.train, images, runtime.world_size)
+    batches = batches_of(loaders.train)
+    steps = None if batches is None else batches * config.epochs
+    precision = choose_precision(config, runtime, student, teacher, shape, steps, cache_folder(config.cache_dir))
+    runtime.use_precision(precision)
+    config = config.model_copy(update={"precision": precision})
+    return config if teacher is None else with_teacher_precision(config, runtime, teacher, shape, steps)
+
+
+def _train(run: Run, loaders: Loaders, teaching: Teaching) -> dict[str, Any]:
     """The loop: epochs, then the test split; whatever happens, the observers hear how it ended."""
     observers = Observers(all_observers(), run)
-    student = run.runtime.wrap(run.state.student)
-    objective = Objective(run.config, make_teacher(run.teacher, run.config, run.runtime), run.runtime)
+    student = _compiled(run.runtime.wrap(run.state.student), run)
+    objectives = {
+        "train": Objective(run.config, teaching.train, run.runtime),
+        "val": Objective(run.config, teaching.val, run.runtime),
+    }
     status = "failed"
     try:
         observers.start()
         while run.state.epoch < run.config.epochs:
-            record = _train_one_epoch(run, objective, student, loaders, observers)
+            record = _train_one_epoch(run, objectives, student, loaders, observers)
+            teaching.say_who_answered(run.state.epoch + 1, run.runtime)
             accuracy = record.get("val_accuracy", record["train_accuracy"])
             is_best = run.state.complete_epoch(record, accuracy, always_best=not run.validates)
             observers.epoch(record, is_best)
@@ -158,6 +188,8 @@ def _train(run: Run, loaders: Loaders) -> dict[str, Any]:
         run.outcome["error"] = f"{type(error).__name__}: {error}"
         raise
     finally:
+        for objective in objectives.values():
+            objective.close()
         try:
             observers.end(status)
         finally:
@@ -165,8 +197,18 @@ def _train(run: Run, loaders: Loaders) -> dict[str, Any]:
     return _results(run, status)
 
 
+def _compiled(student: nn.Module, run: Run) -> nn.Module:
+    if not run.config.compile:
+        return student
+    if run.runtime.device.type != "cuda":
+        logger.info("compile gains nothing on %s: the student runs as it is", run.runtime.device.type)
+        return student
+    compiled: Any = torch.compile(student)
+    return cast(nn.Module, compiled)
+
+
 def _train_one_epoch(
-    run: Run, objective: Objective, student: nn.Module, loaders: Loaders, observers: Observers
+    run: Run, objectives: Mapping[str, Objective], student: nn.Module, loaders: Loaders, observers: Observers
 ) -> EpochRecord:
     epoch = run.state.epoch + 1
     observers.epoch_start(epoch)
@@ -183,7 +225,9 @@ def _train_one_epoch(
         observers.batch(batch, sums)
 
     try:
-        train = run_training_epoch(objective, student, loaders.train, run.state.optimizer, run.runtime, on_batch)
+        train = run_training_epoch(
+            objectives["train"], student, loaders.train, run.state.optimizer, run.runtime, on_batch
+        )
     except DivergenceError as error:
         raise DivergenceError(f"epoch {epoch}: {error}. {_last_good(run)}") from None
     seconds = time.perf_counter() - began
@@ -198,7 +242,7 @@ def _train_one_epoch(
     if loaders.val is not None:
         run.runtime.align_buffers(run.state.student)
         try:
-            val = run_validation_epoch(objective, run.state.student, loaders.val, run.runtime)
+            val = run_validation_epoch(objectives["val"], run.state.student, loaders.val, run.runtime)
         except DivergenceError as error:
             raise DivergenceError(f"epoch {epoch}, validation: {error}. {_last_good(run)}") from None
         record.update({f"val_{key}": value for key, value in val.figures.items()})

@@ -1,4 +1,4 @@
-"""Where a run computes: device, number format and processes, all owned by Hugging Face accelerate."""
+"""Where a run computes: device, number format and processes; the processes are Hugging Face accelerate's."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from attention_transfer.config import Config
 from attention_transfer.devices import resolve_device
 from attention_transfer.errors import ConfigError
 
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 class Runtime:
-    """One process alone on one device, computing in float32; `AcceleratedRuntime` does the rest.
+    """One process alone on one device, in float32 or bfloat16; `AcceleratedRuntime` does the rest.
 
     The training loop asks a runtime for everything that depends on device, precision and the number of
     processes, so that the same loop runs everywhere.
@@ -27,20 +29,21 @@ class Runtime:
 
     rank = 0
     world_size = 1
-    precision = "fp32"
     memory_format = torch.contiguous_format
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, precision: str = "fp32") -> None:
         self.device = device
+        self.precision = precision
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes files and talks to the user."""
         return self.rank == 0
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The context in which networks run in the chosen number format."""
-        return nullcontext()
+    def autocast(self, precision: str | None = None) -> AbstractContextManager[Any]:
+        """The context in which networks run in `precision`; None is the run's own."""
+        dtype = _AUTOCAST.get(precision or self.precision)
+        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
     def wrap(self, student: nn.Module) -> nn.Module:
         """The student as the loop calls it: gradients averaged over processes where there are several."""
@@ -83,24 +86,25 @@ class AcceleratedRuntime(Runtime):
 
     def __init__(self, config: Config) -> None:
         device = resolve_device(config.device)
-        self.precision = resolve_precision(config.precision, device)
-        # accelerate keeps its state for the life of the process and refuses another precision or device;
+        precision = resolve_precision(config.precision, device)
+        # accelerate keeps its state for the life of the process and refuses another device;
         # a notebook calls train_at again and again with whatever it likes.
         AcceleratorState._reset_state(reset_partial_state=True)
-        self._accelerator = Accelerator(
-            cpu=device.type == "cpu",
-            mixed_precision="no" if self.precision == "fp32" else self.precision,
-        )
+        # its number format is fixed from here on, and ours may be chosen when the networks are there: so it gets none
+        self._accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
         self.world_size = self._accelerator.num_processes
         if self.world_size > 1:
             atexit.register(leave_process_group)
         self.rank = self._accelerator.process_index
         is_shared_gpu = self.world_size > 1 and device.type != "cpu"
-        super().__init__(self._accelerator.device if is_shared_gpu else device)
+        super().__init__(self._accelerator.device if is_shared_gpu else device, precision)
+        self._scaler: torch.amp.GradScaler | None = None
+        self.use_precision(precision)
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        context: AbstractContextManager[Any] = self._accelerator.autocast()
-        return context
+    def use_precision(self, precision: str) -> None:
+        """Compute in 'fp32', 'bf16' or 'fp16' from here on; fp16 scales its gradients, and starts scaling afresh."""
+        self.precision = precision
+        self._scaler = torch.amp.GradScaler(self.device.type) if precision == "fp16" else None
 
     def wrap(self, student: nn.Module) -> nn.Module:
         if self.world_size == 1:
@@ -109,13 +113,12 @@ class AcceleratedRuntime(Runtime):
         return nn.parallel.DistributedDataParallel(student, device_ids=device_ids)
 
     def step(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        scaler = self._accelerator.scaler
-        if scaler is None:
+        if self._scaler is None:
             super().step(loss, optimizer)
             return
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self._scaler.step(optimizer)
+        self._scaler.update()
 
     def sum_over_processes(self, values: Tensor) -> Tensor:
         if self.world_size == 1:
@@ -137,12 +140,11 @@ class AcceleratedRuntime(Runtime):
                 torch.distributed.broadcast(buffer, src=0)
 
     def scaler_state(self) -> dict[str, Any] | None:
-        scaler = self._accelerator.scaler
-        return None if scaler is None else scaler.state_dict()
+        return None if self._scaler is None else self._scaler.state_dict()
 
     def load_scaler_state(self, state: dict[str, Any] | None) -> None:
-        if state is not None and self._accelerator.scaler is not None:
-            self._accelerator.scaler.load_state_dict(state)
+        if state is not None and self._scaler is not None:
+            self._scaler.load_state_dict(state)
 
 
 def leave_process_group() -> None:
@@ -156,6 +158,8 @@ def leave_process_group() -> None:
 
 def resolve_precision(precision: str, device: torch.device) -> str:
     """'fp32', 'bf16' or 'fp16' for a device; 'auto' is bf16 on GPUs of capability 8.0 or more, else fp32.
+
+    On a CPU that is where 'auto' begins: `precision.choose_precision` times both once the networks are there.
 
     Raises:
         ConfigError: fp16 elsewhere than on a CUDA device.

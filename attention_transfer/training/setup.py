@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader
 from attention_transfer.config import Config
 from attention_transfer.data.brought import check_loader, classes_of, count_classes, unpack
 from attention_transfer.data.dataset import ImageDataset
+from attention_transfer.data.keeping import keep_pixels, plan_pixels
 from attention_transfer.data.loaders import close_loader, prepare_dataloaders
 from attention_transfer.data.views import Augmentation
-from attention_transfer.errors import ConfigError, DataError
+from attention_transfer.errors import AttentionTransferError, ConfigError, DataError
 from attention_transfer.evaluation import check_class_order
 from attention_transfer.networks.registry import ModelCard, card_of, create_model
 from attention_transfer.teacher.loading import load_teacher_model
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 DRAWN_IMAGES = 4
 
 Loader = Iterable[Any]
+T = TypeVar("T")
 
 
 @dataclass
@@ -106,10 +108,41 @@ def open_folder(config: Config, rank: int = 0, world_size: int = 1) -> dict[str,
         mean=config.mean,
         std=config.std,
         augmentation=Augmentation(config.crop_scale, config.flip, config.rotation, config.color_jitter),
+        augment_views=config.augment_views,
+        augment_seed=config.augment_seed,
         rank=rank,
         world_size=world_size,
     )
     return dict(zip(("train", "val", "test"), loaders, strict=True))
+
+
+def keep_pixels_of(loaders: Loaders, config: Config, runtime: Runtime) -> None:
+    """Decode the images of our own loaders once and for all; every process must call this together.
+
+    Raises:
+        CacheError: pixel_cache is 'on', and the pixels cannot be kept.
+        DataError: a file cannot be read as an image.
+    """
+    datasets = [loader.dataset for loader in loaders.own if isinstance(loader.dataset, ImageDataset)]
+    if not datasets:
+        return
+    plans = together(runtime, lambda: plan_pixels(datasets, config) if runtime.is_main else None)
+    plans = runtime.from_main(plans)
+    if plans is not None:
+        together(runtime, lambda: keep_pixels(datasets, plans, config, runtime.rank, runtime.world_size))
+
+
+def together(runtime: Runtime, work: Callable[[], T]) -> T:
+    """Do something in every process, and fail in all of them where it fails in one."""
+    error: AttentionTransferError | None = None
+    try:
+        result = work()
+    except AttentionTransferError as raised:
+        error = raised
+    first = next((each for each in runtime.from_all(error) if each is not None), None)
+    if first is not None:
+        raise first
+    return result
 
 
 def with_classes(config: Config, loaders: Loaders) -> Config:

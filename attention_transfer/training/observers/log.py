@@ -53,6 +53,19 @@ def listening() -> Iterator[Iterable[logging.LogRecord]]:
         LIBRARY.setLevel(level)
 
 
+@contextmanager
+def speaking() -> Iterator[None]:
+    """What the library says meanwhile goes to standard output, as during a run."""
+    handler = _AboveTheBars()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    LIBRARY.addHandler(handler)
+    try:
+        with listening():
+            yield
+    finally:
+        LIBRARY.removeHandler(handler)
+
+
 class Log(Observer):
     """A line every print_freq batches and every epoch, in the .log and on a standard output that is no terminal."""
 

@@ -1,0 +1,262 @@
+"""Rows of bytes in one file, each of them whole or absent, whoever is killed when.
+
+The file is allocated in full under a temporary name and then linked to its own, so that there is no half a file, and
+no disk that fills up under a memory map. Every row has a checksum that is verified on each read; a row that does not
+agree with its checksum counts as absent. Several processes of a machine may read and fill one file at a time.
+
+    bytes                     content
+    0 .. 4096                 magic, then JSON: identity, number of rows, when it was made and of what
+    4 * rows                  CRC-32 of each row, seeded with identity and row; 0 = absent
+    8 * (rows + 1)            where each row begins, from the first on
+    the rest                  the rows
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import tempfile
+import time
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from filelock import FileLock
+
+from attention_transfer.cache.in_use import mark_in_use
+from attention_transfer.errors import CacheError
+
+Bytes = npt.NDArray[np.uint8]
+
+MAGIC = b"attention-transfer records 1\n"
+HEADER = 4096
+_ABANDONED_SECONDS = 3600.0
+
+
+class Records:
+    """An open file of records; sent to another process it is opened there again, by its path.
+
+    Args:
+        path: a file that `create` made.
+        identity: of what the rows are; a file of another identity is refused.
+
+    Attributes:
+        about: what `create` was told of the content.
+        is_writable: False where the file or its folder forbids writing; rows can then be read only.
+
+    Raises:
+        CacheError: the file is missing, damaged or of another identity.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], identity: str) -> None:
+        self.path = Path(path)
+        self.identity = identity
+        self._open()
+
+    def _open(self) -> None:
+        header = read_header(self.path)
+        if header["identity"] != self.identity:
+            raise CacheError(f"{self.path} holds records of another identity; remove it to have it made anew.")
+        self.about: dict[str, Any] = header["about"]
+        self._count: int = header["rows"]
+        self.is_writable = _may_write(self.path)
+        self._in_use = mark_in_use(self.path)
+        # a plain array on the map: memmap pays for its name at each access
+        self._file: Bytes = np.asarray(np.memmap(self.path, np.uint8, mode="r+" if self.is_writable else "r"))
+        self._checksums = self._file[HEADER : HEADER + 4 * self._count].view(np.uint32)
+        first = HEADER + 4 * self._count + _padding(self._count)
+        self._starts = self._file[first : first + 8 * (self._count + 1)].view(np.int64)
+        self._rows = self._file[first + 8 * (self._count + 1) :]
+        if int(self._starts[-1]) != len(self._rows):
+            raise CacheError(f"{self.path} is cut short; remove it to have it made anew.")
+        self._seed = zlib.crc32(self.identity.encode())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "identity": self.identity}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["path"], state["identity"])  # type: ignore[misc]
+
+    def __len__(self) -> int:
+        return self._count
+
+    @classmethod
+    def create(
+        cls, path: str | os.PathLike[str], identity: str, sizes: Sequence[int] | npt.NDArray[np.int64], **about: Any
+    ) -> Records:
+        """Make a file of absent rows, or open the one that is there already.
+
+        Args:
+            path: where; its folder is made.
+            identity: what the rows are of.
+            sizes: bytes of each row.
+            about: anything that JSON can hold, for people and for `Records.about`.
+
+        Raises:
+            CacheError: the disk has no room, or the folder cannot be written to.
+        """
+        path = Path(path)
+        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.asarray(sizes, np.int64))])
+        if not path.exists():
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _remove_abandoned(path.parent)
+                _allocate(path, _header(identity, len(sizes), about), starts)
+            except OSError as error:
+                raise CacheError(_cannot_be_made(path, len(sizes), int(starts[-1]), error)) from error
+        return cls(path, identity)
+
+    def size_of(self, row: int) -> int:
+        """Bytes of a row."""
+        return int(self._starts[row + 1] - self._starts[row])
+
+    def present(self) -> npt.NDArray[np.bool_]:
+        """Which rows have been written; whether they are whole shows when they are read."""
+        present: npt.NDArray[np.bool_] = np.asarray(self._checksums) != 0
+        return present
+
+    def read(self, row: int) -> Bytes | None:
+        """A view on the bytes of a row, verified; None where it is absent or damaged."""
+        checksum = int(self._checksums[row])
+        if checksum == 0:
+            return None
+        content: Bytes = self._rows[self._starts[row] : self._starts[row + 1]]
+        return content if checksum == self._checksum(row, content) else None
+
+    def write(self, rows: Iterable[int], contents: Iterable[Bytes]) -> int:
+        """Write rows where they are absent or damaged, and leave those alone that are whole.
+
+        Returns:
+            the number of rows that were written.
+        """
+        written = 0
+        with FileLock(self.path.with_suffix(self.path.suffix + ".lock")):
+            for row, content in zip(rows, contents, strict=True):
+                if self.read(row) is None:
+                    # A reader that comes between these lines sees a row that does not agree with its checksum.
+                    self._checksums[row] = 0
+                    self._rows[self._starts[row] : self._starts[row + 1]] = content
+                    self._checksums[row] = self._checksum(row, content)
+                    written += 1
+        return written
+
+    def clear(self) -> None:
+        """Make every row absent."""
+        self.forget(range(len(self)))
+
+    def forget(self, rows: Iterable[int]) -> None:
+        """Make some rows absent."""
+        with FileLock(self.path.with_suffix(self.path.suffix + ".lock")):
+            self._checksums[list(rows)] = 0
+
+    def damaged(self) -> list[int]:
+        """Rows that are present and do not agree with their checksum; reads the whole file."""
+        return [int(row) for row in np.flatnonzero(self.present()) if self.read(int(row)) is None]
+
+    def touch(self) -> None:
+        """Note that the file is used now; what was used longest ago is the first to go."""
+        if self.is_writable:
+            os.utime(self.path)
+
+    def _checksum(self, row: int, content: Bytes) -> int:
+        # 0 stands for an absent row
+        return zlib.crc32(np.ascontiguousarray(content).data, zlib.crc32(row.to_bytes(8, "little"), self._seed)) or 1
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Identity, number of rows and description of a file of records.
+
+    Raises:
+        CacheError: it is none.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEADER)
+    except OSError as error:
+        raise CacheError(f"{path} cannot be read ({error.strerror}); remove it to have it made anew.") from error
+    try:
+        if not head.startswith(MAGIC):
+            raise ValueError("it does not begin as a file of records does")
+        header: dict[str, Any] = json.loads(head[len(MAGIC) :].rstrip(b"\0"))
+    except ValueError as error:
+        raise CacheError(f"{path} is no file of records, or damaged; remove it to have it made anew.") from error
+    return header
+
+
+def file_size(sizes: Sequence[int] | npt.NDArray[np.int64]) -> int:
+    """Bytes of a file with rows of these sizes."""
+    rows = len(sizes)
+    return HEADER + 4 * rows + _padding(rows) + 8 * (rows + 1) + int(np.sum(sizes))
+
+
+def _padding(rows: int) -> int:
+    return 4 * (rows % 2)
+
+
+def _header(identity: str, rows: int, about: Mapping[str, Any]) -> bytes:
+    made = time.strftime("%Y-%m-%d %H:%M:%S")
+    text = MAGIC + json.dumps({"identity": identity, "rows": rows, "about": {"made": made, **about}}).encode()
+    if len(text) > HEADER:
+        raise ValueError(f"the description of the records has {len(text)} bytes; at most {HEADER} are possible.")
+    return text.ljust(HEADER, b"\0")
+
+
+def _allocate(path: Path, header: bytes, starts: npt.NDArray[np.int64]) -> None:
+    rows = len(starts) - 1
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-", suffix=path.suffix) as file:
+        _reserve(file.fileno(), len(header) + 4 * rows + _padding(rows) + 8 * (rows + 1) + int(starts[-1]))
+        file.write(header)
+        file.seek(len(header) + 4 * rows + _padding(rows))
+        file.write(starts.tobytes())
+        file.flush()
+        os.fsync(file.fileno())
+        Path(file.name).chmod(0o666 & ~_umask())
+        try:
+            path.hardlink_to(file.name)
+        except FileExistsError:
+            return  # another process was faster
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Give a file all its blocks; without posix_fallocate by writing zeros."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+        return
+    block = bytes(1 << 20)
+    for first in range(0, size, len(block)):
+        os.write(descriptor, block[: size - first])
+    os.lseek(descriptor, 0, os.SEEK_SET)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _may_write(path: Path) -> bool:
+    # root may write anything, but a file that nobody may write is meant to stay as it is
+    return bool(path.stat().st_mode & 0o222) and os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what processes left that were killed while they allocated a file."""
+    for draft in folder.glob(".new-*"):
+        try:
+            if time.time() - draft.stat().st_mtime > _ABANDONED_SECONDS:
+                draft.unlink()
+        except OSError:
+            continue
+
+
+def _cannot_be_made(path: Path, rows: int, size: int, error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return (
+            f"{path} needs {size / 1e6:,.0f} MB for {rows} records, which the disk does not have; make room, set "
+            "cache_dir to another disk, or switch the cache off."
+        )
+    return f"{path} cannot be made ({error.strerror}); set cache_dir to a folder that can be written to."

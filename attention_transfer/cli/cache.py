@@ -1,0 +1,127 @@
+"""`attention-transfer cache`: what is kept between runs."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+from attention_transfer.cli.flags import takes_settings
+from attention_transfer.cli.tables import heading, percent, table
+from attention_transfer.config import resolve_config
+from attention_transfer.errors import CacheError
+
+cache = App(
+    name="cache",
+    help="Tell, fill, verify and clear what is kept between runs: decoded images, and what teachers answer.",
+    help_format="plaintext",
+    sort_key=4,
+)
+Folder = Annotated[str | None, Parameter(help="the folder; left out, the user's cache folder")]
+
+
+@cache.command
+def info(*, cache_dir: Folder = None) -> int:
+    """Tell what is kept, what was used longest ago first.
+
+    attention-transfer cache info
+    """
+    from attention_transfer.cache.folder import cache_folder, entries
+    from attention_transfer.cache.records import Records
+
+    folder = cache_folder(cache_dir)
+    kept = entries(folder)
+    heading(f"{folder}: {sum(entry.size for entry in kept) / 1e6:,.1f} MB")
+    rows = []
+    for entry in kept:
+        present = Records(entry.path, entry.identity).present()
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
+        filled = percent(present.mean()) if len(present) else "empty"
+        what = ", ".join(f"{key} {value}" for key, value in entry.about.items() if key != "made")
+        rows.append([entry.path.name, f"{entry.size / 1e6:,.1f}", filled, used, what])
+    if rows:
+        table(["file", "MB", "filled", "last used", "content"], rows)
+    return 0
+
+
+@cache.command
+@takes_settings()
+def prefill(
+    *,
+    config: Annotated[str | None, Parameter(help="a YAML file of settings; flags win over it")] = None,
+    **settings: Any,
+) -> int:
+    """Decode all images and ask the teacher for all answers now, so that no run has to.
+
+    attention-transfer cache prefill --data-dir photos --teacher-model teacher.pth --augment --augment-views 4
+
+    Runs on the same images with the same teacher, size, augmentation and precision find them, whatever their student,
+    seed, alpha, beta and learning rate. Cut off, it goes on where it was.
+    """
+    if config is not None:
+        from attention_transfer.cli.settings_file import read_settings
+
+        settings = {**read_settings(config), **settings}
+    resolved = resolve_config(settings)
+
+    from attention_transfer.training.prefilling import prefill_caches
+
+    for role, count in prefill_caches(resolved).items():
+        print(f"{role}: {count:,} answers were asked for")
+    return 0
+
+
+@cache.command
+def verify(*, cache_dir: Folder = None) -> int:
+    """Read everything, and compare it with its checksums.
+
+    attention-transfer cache verify
+
+    Damaged records are forgotten; the next run that needs them makes them anew.
+    """
+    from attention_transfer.cache.folder import cache_folder, entries
+    from attention_transfer.cache.records import Records
+    from attention_transfer.progress import progress_bar
+
+    folder, damaged = cache_folder(cache_dir), 0
+    for entry in progress_bar(entries(folder), desc="verifying", unit="file"):
+        records = Records(entry.path, entry.identity)
+        bad = records.damaged()
+        if bad and records.is_writable:
+            records.forget(bad)
+        damaged += len(bad)
+        state = f"{len(bad)} damaged (the first is record {bad[0]})" if bad else "whole"
+        print(f"{entry.path.name}: {int(records.present().sum()):,} records, {state}")
+    if damaged:
+        raise CacheError(f"{damaged} records in {folder} were damaged; the next run that needs them makes them anew.")
+    return 0
+
+
+@cache.command
+def clear(
+    *,
+    cache_dir: Folder = None,
+    kind: Annotated[
+        Literal["all", "pixels", "maps", "logits"], Parameter(help="what to remove", show_choices=True)
+    ] = "all",
+    unused_days: Annotated[float, Parameter(help="remove only what was not used for so many days")] = 0.0,
+) -> int:
+    """Remove what is kept, except for what a living run is using.
+
+    attention-transfer cache clear --unused-days 30
+    """
+    from attention_transfer.cache.folder import cache_folder, entries, remove
+    from attention_transfer.cache.in_use import is_in_use
+
+    folder, freed, left = cache_folder(cache_dir), 0, 0
+    for entry in entries(folder):
+        if kind not in ("all", entry.kind) or time.time() - entry.used < unused_days * 86400:
+            continue
+        if is_in_use(entry.path):
+            left += 1
+            continue
+        remove(entry)
+        freed += entry.size
+    print(f"{freed / 1e6:,.1f} MB are freed in {folder}" + (f"; {left} files are in use and stay" if left else ""))
+    return 0

@@ -1,0 +1,91 @@
+"""From an image file to the picture that views are made of, which is no larger than training needs."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from attention_transfer.data.images import decode_image, resize_whole, unreadable
+from attention_transfer.data.views import NARROWEST, Augmentation
+
+Picture = npt.NDArray[np.uint8]
+"""[H, W, 3], RGB."""
+
+_ORIENTATION = 0x0112
+_TRANSPOSED = (5, 6, 7, 8)
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Decodes a file and reduces it, the same way whether the result is kept or not.
+
+    Without an augmentation a picture is the whole image in a square of `image_size` pixels. With one it keeps its
+    aspect ratio, and its shorter side is just so long that the smallest crop still has `image_size` pixels
+    (191 pixels for crops of 0.6 of the area at 128 pixels); an image that is smaller stays as it is.
+
+    Attributes:
+        image_size: side of the images that the network sees, in pixels.
+        augmentation: what views may be made of the pictures; None: the whole image alone.
+    """
+
+    image_size: int
+    augmentation: Augmentation | None = None
+
+    @property
+    def shorter_side(self) -> int | None:
+        """Pixels that the shorter side of a picture is reduced to; None where pictures are squares."""
+        if self.augmentation is None:
+            return None
+        least = self.augmentation.crop_scale[0]
+        return math.ceil(self.image_size / math.sqrt(least * max(NARROWEST, least)))
+
+    def __call__(self, path: str | os.PathLike[str]) -> Picture:
+        """The picture of a file.
+
+        Raises:
+            DataError: the file cannot be read as an image.
+        """
+        image = decode_image(path)
+        if self.shorter_side is None:
+            return np.asarray(resize_whole(image, self.image_size))
+        return np.asarray(image.resize(self._reduced(*image.size), Image.Resampling.BILINEAR))
+
+    def shape_of(self, path: str | os.PathLike[str]) -> tuple[int, int]:
+        """Height and width of the picture of a file, of which only the header is read.
+
+        Raises:
+            DataError: the file cannot be read as an image.
+        """
+        if self.shorter_side is None:
+            return self.image_size, self.image_size
+        try:
+            with Image.open(path) as image:
+                width, height = image.size
+                if image.getexif().get(_ORIENTATION) in _TRANSPOSED:
+                    width, height = height, width
+        except Exception as error:
+            raise unreadable(path, error) from error
+        width, height = self._reduced(width, height)
+        return height, width
+
+    def _reduced(self, width: int, height: int) -> tuple[int, int]:
+        shorter = min(width, height)
+        if self.shorter_side is None or shorter <= self.shorter_side:
+            return width, height
+        scale = self.shorter_side / shorter
+        return max(1, round(width * scale)), max(1, round(height * scale))
+
+    def identity(self) -> dict[str, object]:
+        """What the pixels depend on beside the file."""
+        return {
+            "size": self.image_size,
+            "shorter side": self.shorter_side,
+            "filter": "bilinear, antialiased",
+            "pillow": version("pillow"),
+        }

@@ -1,0 +1,229 @@
+"""From decoded pictures to a batch of normalised images, augmented or whole.
+
+A view's crop, flip and rotation are one matrix, and so are its changes of colour; both are applied to the whole batch
+at once. Nothing is computed across samples and every sum is one of whole numbers, which floating point adds exactly:
+so an image never depends on what else is in its batch, nor on the number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from attention_transfer.config import IMAGENET_MEAN, IMAGENET_STD
+from attention_transfer.data.images import Triple, resize_whole
+from attention_transfer.data.views import LUMA, ViewParameters, colour_matrices, grey_shares
+from attention_transfer.errors import DataError
+
+Pictures = Sequence[npt.NDArray[np.uint8]]
+"""RGB pictures [H, W, 3], each of a size of its own."""
+
+_Picture = npt.NDArray[np.uint8]
+_Matrix = npt.NDArray[np.float64]
+
+_DENSITY = 1.5
+"""A picture's pixels to one pixel of a view, at most.
+
+Bilinear lookup sees two pixels of the picture to either side: with more between lookups it skips some (aliasing),
+after a reduction to fewer it blurs. 1.5 is where the error against supersampling is least, see
+`benchmarks/augmentation.py`.
+"""
+
+_PIXELS_AT_ONCE = 2**17
+"""Of views, so that what is computed of them stays in the processor's cache: 128 of 32 x 32, 8 of 128 x 128."""
+
+
+def view_matrices(views: Sequence[ViewParameters]) -> Tensor:
+    """Where each place of a view comes from in the whole image.
+
+    Returns:
+        float32 [B, 2, 3]: a matrix maps (x, y, 1) in the view to (x, y) in the whole image. In both, x runs from
+        -1 at the left edge to 1 at the right edge and y from -1 at the top to 1 at the bottom, as in
+        `torch.nn.functional.affine_grid` with align_corners=False. Outside of [-1, 1] there is no image.
+    """
+    return torch.from_numpy(_matrices(views).astype(np.float32))
+
+
+def render_views(
+    pictures: Pictures,
+    views: Sequence[ViewParameters],
+    size: int,
+    mean: Triple = IMAGENET_MEAN,
+    std: Triple = IMAGENET_STD,
+) -> Tensor:
+    """One view of each picture: bilinear, antialiased, and normalised as (x / 255 - mean) / std.
+
+    A view shows what lies under its matrix (`view_matrices`), beyond its crop too where a rotation reaches there.
+    What lies outside the whole image is 0, the mean colour. Brightness, contrast, saturation and hue follow each
+    other in this order, on 8-bit pixels, without being clipped in between; contrast keeps the mean grey, of what
+    the view shows of the image, where it is.
+
+    Args:
+        pictures: uint8 [H, W, 3] each.
+        views: as many.
+        size: side of a view in pixels, up to 4096.
+        mean: mean of each channel, of pixels in [0, 1].
+        std: standard deviation of each channel, of pixels in [0, 1].
+
+    Returns:
+        float32 [B, 3, size, size]. Each image is a function of its picture and its view: on one type of processor
+        the same bits, whatever the batch and the number of threads.
+
+    Raises:
+        DataError: there are not as many views as pictures.
+    """
+    if len(pictures) != len(views):
+        raise DataError(f"there are {len(pictures)} pictures and {len(views)} views; give one view of each picture.")
+    matrices = _matrices(views)
+    images = torch.empty(len(views), 3, size, size, dtype=torch.float32)
+    count = max(1, _PIXELS_AT_ONCE // size**2)
+    for first in range(0, len(views), count):
+        some = slice(first, first + count)
+        parts = [_reduce(*one, size) for one in zip(pictures[some], views[some], matrices[some], strict=True)]
+        images[some] = _render(parts, views[some], size, mean, std)
+    return images
+
+
+def _render(
+    parts: Sequence[tuple[_Picture, _Matrix]], views: Sequence[ViewParameters], size: int, mean: Triple, std: Triple
+) -> Tensor:
+    places = _places(np.stack([matrix for _, matrix in parts]), size)
+    images = _look_up([part for part, _ in parts], places)
+    x, y = places.abs_()
+    outside = (torch.maximum(x, y) > 1).unsqueeze(1)
+    images.masked_fill_(outside, 0)
+    if any(view.changes_colours for view in views):
+        images = _change_colours(images, outside, views)
+    return _normalise(images, mean, std).masked_fill_(outside, 0)
+
+
+def render_whole(pictures: Pictures, size: int, mean: Triple = IMAGENET_MEAN, std: Triple = IMAGENET_STD) -> Tensor:
+    """Whole images, as `to_tensor` makes of `resize_whole`, to the bit.
+
+    Args:
+        pictures: uint8 [H, W, 3] each.
+        size: side in pixels. A picture of size x size is normalised and nothing else.
+        mean: mean of each channel, of pixels in [0, 1].
+        std: standard deviation of each channel, of pixels in [0, 1].
+
+    Returns:
+        float32 [B, 3, size, size].
+    """
+    if not pictures:
+        return torch.empty(0, 3, size, size, dtype=torch.float32)
+    squares = [
+        picture if picture.shape[:2] == (size, size) else np.asarray(resize_whole(Image.fromarray(picture), size))
+        for picture in pictures
+    ]
+    return _normalise(_as_planes(np.stack(squares)), mean, std)
+
+
+def _matrices(views: Sequence[ViewParameters]) -> _Matrix:
+    matrices = np.empty((len(views), 2, 3))
+    for matrix, view in zip(matrices, views, strict=True):
+        left, top, right, bottom = view.box
+        angle, mirror = math.radians(view.angle), -1 if view.flip else 1
+        cosine, sine = math.cos(angle), math.sin(angle)
+        width, height = right - left, bottom - top
+        # What was cropped, flipped and turned counter-clockwise is turned back, flipped and scaled.
+        matrix[0] = mirror * width * cosine, -mirror * width * sine, left + right - 1
+        matrix[1] = height * sine, height * cosine, top + bottom - 1
+    return matrices
+
+
+def _reduce(
+    picture: _Picture, view: ViewParameters, matrix: _Matrix, size: int, density: float = _DENSITY
+) -> tuple[_Picture, _Matrix]:
+    """The part of a picture that a view shows, at no more than `density` pixels to one, and the matrix into it.
+
+    The part has every place of the picture that the view reaches, so what is outside of it is outside of the picture.
+    """
+    left, top, right, bottom = view.box
+    height, width, _ = picture.shape
+    densities = (bottom - top) * height / size, (right - left) * width / size
+    if max(densities) <= density:
+        return picture, matrix
+    rows, columns = _span(matrix[1], height), _span(matrix[0], width)
+    part = picture[rows[0] : rows[1], columns[0] : columns[1]]
+    sides = [
+        max(1, round(length * min(1.0, density / present)))
+        for length, present in zip(part.shape, densities, strict=False)
+    ]
+    planes = torch.from_numpy(part.copy()).permute(2, 0, 1).unsqueeze(0)
+    reduced = F.interpolate(planes, sides, mode="bilinear", antialias=True)
+    into = np.stack([_into(matrix[0], columns, width), _into(matrix[1], rows, height)])
+    return reduced[0].permute(1, 2, 0).numpy(), into
+
+
+def _span(row: _Matrix, pixels: int) -> tuple[int, int]:
+    """First pixel, and the one after the last, that a view touches along an axis of the picture."""
+    reach = abs(row[0]) + abs(row[1])
+    first, end = ((row[2] + side * reach + 1) / 2 * pixels for side in (-1, 1))
+    return max(0, math.floor(first)), min(pixels, math.ceil(end))
+
+
+def _into(row: _Matrix, span: tuple[int, int], pixels: int) -> _Matrix:
+    """An axis of a matrix into the whole picture, as one into a part of it."""
+    centre, half = (span[0] + span[1]) / pixels - 1, (span[1] - span[0]) / pixels
+    return (row - (0, 0, centre)) / half
+
+
+def _places(matrices: _Matrix, size: int) -> Tensor:
+    """[2, B, size, size]: x and y in the picture of each pixel of the views."""
+    a, b, c = torch.from_numpy(matrices.astype(np.float32)).permute(2, 1, 0).unsqueeze(3)
+    # Symmetric to the bit, so that a mirrored view is the mirror image of the view.
+    centres = torch.arange(1 - size, size, 2, dtype=torch.float32) / size
+    places: Tensor = (a * centres).unsqueeze(2) + (b * centres + c).unsqueeze(3)
+    return places
+
+
+def _look_up(pictures: Pictures, places: Tensor) -> Tensor:
+    """[B, 3, size, size]: what pictures are at places, in whole numbers from 0 to 255; beyond the edge as at it."""
+    where = places.permute(1, 2, 3, 0)
+    if len({picture.shape for picture in pictures}) == 1:
+        images = _bilinear(np.stack(pictures), where)
+    else:
+        images = torch.cat([_bilinear(picture[None], where[i : i + 1]) for i, picture in enumerate(pictures)])
+    return images.round_()
+
+
+def _bilinear(pictures: _Picture, where: Tensor) -> Tensor:
+    return F.grid_sample(_as_planes(pictures), where, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _as_planes(pictures: _Picture) -> Tensor:
+    return torch.from_numpy(pictures.astype(np.float32)).permute(0, 3, 1, 2).contiguous()
+
+
+def _change_colours(images: Tensor, outside: Tensor, views: Sequence[ViewParameters]) -> Tensor:
+    """Brightness, contrast, saturation and hue of [B, 3, size, size]; outside the whole image it must be 0."""
+    # Floats hold whole numbers, and a row's sum, exactly: in no order do they round.
+    red, green, blue = images.sum(dim=3).sum(dim=2, dtype=torch.float64).numpy().T
+    shown = outside.logical_not().sum(dim=(1, 2, 3)).numpy()
+    mean_grey = (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue) / shown
+    offsets = _per_sample(grey_shares(views) * mean_grey)
+    from_red, from_green, from_blue = _per_sample(colour_matrices(views)).unbind(dim=2)
+    # Products and sums one by one, because a matrix product's rounding depends on the shape.
+    changed = images[:, 0:1] * from_red.unsqueeze(3)
+    changed += images[:, 1:2] * from_green.unsqueeze(3)
+    changed += images[:, 2:3] * from_blue.unsqueeze(3)
+    changed += offsets.view(-1, 1, 1, 1)
+    return changed.clamp_(0, 255)
+
+
+def _per_sample(values: _Matrix) -> Tensor:
+    return torch.from_numpy(values.astype(np.float32)).unsqueeze(-1)
+
+
+def _normalise(images: Tensor, mean: Triple, std: Triple) -> Tensor:
+    images /= 255
+    images -= torch.tensor(mean).view(3, 1, 1)
+    images /= torch.tensor(std).view(3, 1, 1)
+    return images

@@ -1,0 +1,184 @@
+"""Ours, in the ways that a run can go: without a teacher, with one that is remembered, is being remembered, or runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from attention_transfer import create_model, load_teacher_model
+from attention_transfer.cache.folder import cache_folder
+from attention_transfer.config import Config
+from attention_transfer.data.batches import Batch
+from attention_transfer.data.sampler import EpochBatchSampler
+from attention_transfer.teacher.prefill import prefill
+from attention_transfer.teacher.remembered import RememberedTeacher
+from attention_transfer.training.epoch import run_training_epoch
+from attention_transfer.training.objective import Objective
+from attention_transfer.training.precision import batch_shape, choose_precision
+from attention_transfer.training.runtime import AcceleratedRuntime
+from attention_transfer.training.setup import keep_pixels_of, open_loaders, prefer_channels_last, with_classes
+from attention_transfer.training.teaching import Teaching, open_teaching, with_teacher_precision
+from benchmarks.statistics import Block
+
+BETA, LR = 1e3, 0.05
+EPOCHS = 15
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained, and on what.
+
+    Attributes:
+        title: as the table has it.
+        data: an image folder with train/ and val/.
+        student: its network's name.
+        teacher: makes the teacher's network.
+        classes: how many there are.
+        image_size: side of the images in pixels.
+        batch_size: images a step.
+        block: batches between two turns.
+        cache: folder of the caches.
+    """
+
+    title: str
+    data: Path
+    student: str
+    teacher: Callable[[], nn.Module]
+    classes: int
+    image_size: int
+    batch_size: int
+    block: int
+    cache: Path
+
+    def config(self, **changes: Any) -> Config:
+        """The settings of a run of ours."""
+        settings = {
+            "data_dir": str(self.data),
+            "model": self.student,
+            "image_size": self.image_size,
+            "batch_size": self.batch_size,
+            "num_workers": 0,
+            "augment": True,
+            "augment_views": 4,
+            "beta": BETA,
+            "lr": LR,
+            "epochs": EPOCHS,
+            "device": "cpu",
+            "cache_dir": str(self.cache),
+        }
+        return Config(**{**settings, **changes})
+
+
+def cifar_task(data: Path, weights: Path, cache: Path) -> Task:
+    """CIFAR-10, ResNet-56 to ResNet-20."""
+
+    def teacher() -> nn.Module:
+        return load_teacher_model(weights, 10, "cpu")
+
+    return Task("CIFAR-10, ResNet-56 to ResNet-20", data, "CifarResNet-20", teacher, 10, 32, 128, 16, cache)
+
+
+def photos_task(data: Path, cache: Path) -> Task:
+    """Photos, ResNet50 to ResNet18; speed does not ask what the weights are, so they are drawn."""
+
+    def teacher() -> nn.Module:
+        torch.manual_seed(0)
+        return create_model("ResNet50", 2).eval().requires_grad_(False)
+
+    return Task("photos, ResNet50 to ResNet18", data, "ResNet18", teacher, 2, 128, 32, 5, cache)
+
+
+class Part:
+    """The next batches of a loader, as an epoch of their own; it goes on where the last one ended."""
+
+    def __init__(self, loader: Any, batch_size: int) -> None:
+        self._loader, self._batch_size = loader, batch_size
+        self._batches = self._endless()
+        self.batch_sampler = EpochBatchSampler(0, batch_size, shuffle=False)
+        self._now: list[Batch] = []
+
+    def _endless(self) -> Iterator[Batch]:
+        while True:
+            yield from self._loader
+
+    def of(self, batches: int) -> Part:
+        """The next `batches` batches; the short one at the end of an epoch is left out, so that blocks are equal."""
+        self.batch_sampler.num_samples = batches * self._batch_size
+        return self
+
+    def __iter__(self) -> Iterator[Batch]:
+        given = 0
+        while given < len(self.batch_sampler):
+            batch = next(self._batches)
+            if len(batch.labels) == self._batch_size:
+                given += 1
+                yield batch
+
+
+class Ours:
+    """A run of ours, in blocks.
+
+    Args:
+        name: as the table has it.
+        task: what is trained.
+        teacher: whether there is one.
+        refill: forget the teacher's answers before each block, so that it is one of filling.
+        changes: of settings.
+    """
+
+    def __init__(self, name: str, task: Task, *, teacher: bool = True, refill: bool = False, **changes: Any) -> None:
+        self.name, self.batch_size, self._refill = name, task.batch_size, refill
+        config = task.config(**changes)
+        self.runtime = AcceleratedRuntime(config)
+        self._loaders = open_loaders(config, self.runtime, None, None, None)
+        config = with_classes(config, self._loaders)
+        torch.manual_seed(0)
+        network = task.teacher() if teacher else None
+        self.student = create_model(task.student, task.classes)
+        prefer_channels_last(self.runtime, self.student, network)
+        keep_pixels_of(self._loaders, config, self.runtime)
+        self.config = self._in_precision(config, network)
+        self._teaching = open_teaching(self.config, network, self._loaders.train, None, self.runtime)
+        if isinstance(self._teaching.train, RememberedTeacher) and not refill:
+            prefill(self._teaching.train, self.runtime.device)
+        self._objective = Objective(self.config, self._teaching.train, self.runtime)
+        self._optimizer = torch.optim.SGD(self.student.parameters(), LR, momentum=0.9, weight_decay=5e-4)
+        self._part = Part(self._loaders.train, task.batch_size)
+
+    def _in_precision(self, config: Config, teacher: nn.Module | None) -> Config:
+        shape = batch_shape(config, self._loaders.train, None, 1)
+        steps = len(self._loaders.train) * EPOCHS  # type: ignore[arg-type]
+        folder = cache_folder(config.cache_dir)
+        # The number format is chosen for the run with a teacher, and every arm computes in it.
+        precision = choose_precision(config, self.runtime, self.student, None, shape, steps, folder)
+        self.runtime.use_precision(precision)
+        config = config.model_copy(update={"precision": precision})
+        return config if teacher is None else with_teacher_precision(config, self.runtime, teacher, shape, steps)
+
+    def block(self, batches: int) -> Block:
+        """The next `batches` steps, timed."""
+        self._forget()
+        began = time.perf_counter()
+        means = run_training_epoch(self._objective, self.student, self._part.of(batches), self._optimizer, self.runtime)
+        seconds = time.perf_counter() - began
+        return Block(means.samples, seconds, (means.figures["loss"],))
+
+    def _forget(self) -> None:
+        teacher: Any = self._teaching.train
+        if self._refill and teacher.memory is not None:
+            teacher.memory.clear()
+
+    def batches(self) -> Iterator[Batch]:
+        """The batches of an epoch, as the loop gets them."""
+        return iter(self._loaders.train)
+
+    @property
+    def teaching(self) -> Teaching:
+        """Who answers."""
+        return self._teaching
