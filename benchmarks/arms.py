@@ -81,7 +81,7 @@ def cifar_task(data: Path, weights: Path, cache: Path) -> Task:
     def teacher() -> nn.Module:
         return load_teacher_model(weights, 10, "cpu")
 
-    return Task("CIFAR-10, ResNet-56 to ResNet-20", data, "CifarResNet-20", teacher, 10, 32, 128, 16, cache)
+    return Task("CIFAR-10, ResNet-56 to ResNet-20", data, "CifarResNet-20", teacher, 10, 32, 128, 8, cache)
 
 
 def photos_task(data: Path, cache: Path) -> Task:

@@ -49,7 +49,7 @@ def test_the_demo_trains_all_three_and_tells_what_came_out(tmp_path):
         assert f"{100 * summary['test_results']['accuracy']:.2f}" == accuracy
     with_at, without = (summaries[name]["config"] for name in ("student-with-AT", "student-without-AT"))
     differences = {key for key in with_at if with_at[key] != without[key]}
-    assert differences == {"teacher_model", "experiment_name"}
+    assert differences == {"teacher_model", "teacher_precision", "experiment_name"}
 
 
 def test_the_demo_refuses_images_too_small_for_its_networks():
