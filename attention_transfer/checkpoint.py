@@ -1,6 +1,7 @@
 """What is on disk and how it gets there and back: checkpoints of plain data and tensors.
 
-A checkpoint is one dict, written by `torch.save` and read with `weights_only=True`. Its keys:
+A checkpoint is one dict, written by `torch.save`, sealed with a digest (see attention_transfer.seal), and read with
+`weights_only=True` after the digest was verified. Its keys:
 
     format, version                    what this file is
     card                               name, num_classes, class_names of the network; None for a module of the user's
@@ -14,43 +15,132 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import nn
 
 from attention_transfer.config import resolve_config
 from attention_transfer.devices import resolve_device
-from attention_transfer.errors import CheckpointError
+from attention_transfer.errors import CheckpointError, ConfigError
+from attention_transfer.files import write_whole
 from attention_transfer.networks.registry import ModelCard, create_model
+from attention_transfer.plain import check_plain
+from attention_transfer.seal import ends_unsealed, is_intact, is_sealed, seal
 from attention_transfer.taps import unwrapped
 
 FORMAT = "attention-transfer checkpoint"
-VERSION = 1
+VERSION = 2
+SEALED_SINCE = 2
 
 RESAVE = (
     "Re-save its weights where its class can be imported: "
     "torch.save(torch.load(path, weights_only=False).state_dict(), 'weights.pth')."
 )
 
+_KEYS: dict[str, tuple[type, ...]] = {
+    "version": (int,),
+    "card": (dict, type(None)),
+    "model_state_dict": (dict,),
+    "config": (dict,),
+    "epoch": (int,),
+    "best_accuracy": (float, int),
+    "class_names": (list, tuple, type(None)),
+    "training": (dict, type(None)),
+}
+
+
+def write_checkpoint(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
+    """Write a checkpoint so that `path` holds either the whole new file or what it held before.
+
+    Raises:
+        CheckpointError: `content` holds something else than plain data and tensors, which could not be read again.
+        WriteError: it cannot be written; the message names the path, its bytes, the reason and the remedy.
+    """
+    check_plain(content)
+    # in memory first: a disk that is full is then told of by its own error, with the bytes that the file needs
+    archive = BytesIO()
+    torch.save({"format": FORMAT, "version": VERSION, **content}, archive)
+    comment = seal(archive)
+    write_whole(path, archive.getbuffer(), comment, setting="save_dir")
+
 
 def read_plain(path: str | os.PathLike[str]) -> Any:
     """What a .pth (or .safetensors) file holds, on the CPU; no code in it is run.
 
+    A checkpoint of this library is verified before it is read; files of others have no digest.
+
     Raises:
-        CheckpointError: the file is missing, unreadable, or holds pickled code.
+        CheckpointError: the file is missing, unreadable, damaged, or holds pickled code.
     """
-    path = Path(path)
-    if not path.is_file():
+    with _opened(path) as file:
+        if is_sealed(file):
+            _verify(file, path)
+            return _parsed(file, path)
+        file.seek(0)
+        content = _parsed(file, path)
+    if is_checkpoint(content) and _version(content) >= SEALED_SINCE:
+        raise CheckpointError(_damaged(path))
+    return content
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A checkpoint of this library, as the dict that was written; nothing is read of it before it was verified.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, of another version, or not a checkpoint of this library.
+    """
+    with _opened(path) as file:
+        if not is_sealed(file):
+            raise CheckpointError(_why_unsealed(file, path))
+        _verify(file, path)
+        content = _parsed(file, path)
+    if not is_checkpoint(content):
+        raise CheckpointError(_not_ours(path))
+    if _version(content) > VERSION:
+        raise CheckpointError(
+            f"{path} was written in format {content['version']}, but this version of attention-transfer reads "
+            f"up to {VERSION}; upgrade it."
+        )
+    for key, types in _KEYS.items():
+        if key not in content or not isinstance(content[key], types):
+            found = f"a {type(content[key]).__name__}" if key in content else "missing"
+            raise CheckpointError(f"{path} is malformed: {key!r} is {found}. Go on from another checkpoint.")
+    return dict(content)
+
+
+def is_checkpoint(content: object) -> bool:
+    """Whether what a file holds is a checkpoint of this library."""
+    return isinstance(content, dict) and content.get("format") == FORMAT
+
+
+def _opened(path: str | os.PathLike[str]) -> BinaryIO:
+    if not Path(path).is_file():
         raise CheckpointError(f"{path} is not a file; give the path of a checkpoint.")
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+        return Path(path).open("rb")
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
 
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+
+def _verify(file: BinaryIO, path: str | os.PathLike[str]) -> None:
+    try:
+        intact = is_intact(file)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
+    if not intact:
+        raise CheckpointError(_damaged(path))
+
+
+def _parsed(file: BinaryIO, path: str | os.PathLike[str]) -> Any:
+    try:
+        if Path(path).suffix == ".safetensors":
+            from safetensors.torch import load
+
+            return load(file.read())
+        return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         # torch.load raises UnpicklingError, RuntimeError, EOFError, OSError, ... depending on where it fails
         if "Unsupported global" in str(error):
@@ -62,70 +152,50 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
-def write_checkpoint(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
-    """Write a checkpoint so that `path` holds either the whole new file or what it held before."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            torch.save({"format": FORMAT, "version": VERSION, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-            Path(file.name).chmod(0o666 & ~_umask())
-            Path(file.name).replace(path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
-    _sync_folder(path.parent)
+def _version(content: dict[str, Any]) -> int:
+    version = content.get("version")
+    return version if isinstance(version, int) else SEALED_SINCE
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _why_unsealed(file: BinaryIO, path: str | os.PathLike[str]) -> str:
+    """What a file without a digest is, told from its bytes without parsing it."""
+    ends = ends_unsealed(file)
+    file.seek(0)
+    # torch.save stores text as it is
+    if FORMAT.encode() not in file.read():
+        return _not_ours(path)
+    if not ends:
+        return _damaged(path)
+    return (
+        f"{path} has no digest: it was written in format 1, and this version of attention-transfer reads format "
+        f"{VERSION}. Train anew, or go on with the version that wrote it; as a teacher_model it can still be read."
+    )
 
 
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _not_ours(path: str | os.PathLike[str]) -> str:
+    return (
+        f"{path} is not a checkpoint of attention-transfer, or was cut short; a file of bare weights can be a "
+        "teacher_model."
+    )
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A checkpoint of this library, as the dict that was written.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, or not a checkpoint of this library.
-    """
-    content = read_plain(path)
-    if not is_checkpoint(content):
-        raise CheckpointError(
-            f"{path} is not a checkpoint of attention-transfer; a file of bare weights can be a teacher_model."
-        )
-    if content["version"] > VERSION:
-        raise CheckpointError(
-            f"{path} was written in format {content['version']}, but this version of attention-transfer reads "
-            f"up to {VERSION}; upgrade it."
-        )
-    return dict(content)
-
-
-def is_checkpoint(content: object) -> bool:
-    """Whether what a file holds is a checkpoint of this library."""
-    return isinstance(content, dict) and content.get("format") == FORMAT
+def _damaged(path: str | os.PathLike[str]) -> str:
+    return f"{path} is damaged or was cut short: its bytes are not those of its digest. Go on from another checkpoint."
 
 
 def card_from(content: dict[str, Any]) -> ModelCard | None:
-    """The description of a checkpoint's network; None for a module that the user brought."""
+    """The description of a checkpoint's network; None for a module that the user brought.
+
+    Raises:
+        CheckpointError: it is malformed.
+    """
     card = content["card"]
     if card is None:
         return None
-    names = card["class_names"]
-    return ModelCard(card["name"], card["num_classes"], tuple(names) if names else None)
+    name, num_classes, names = (card.get(key) for key in ("name", "num_classes", "class_names"))
+    if not isinstance(name, str) or not isinstance(num_classes, int) or not isinstance(names, list | tuple | None):
+        raise CheckpointError(f"a checkpoint is malformed: its card is {card!r}.")
+    return ModelCard(name, num_classes, tuple(names) if names else None)
 
 
 def load_weights(model: nn.Module, weights: dict[str, Any], source: str) -> None:
@@ -136,7 +206,7 @@ def load_weights(model: nn.Module, weights: dict[str, Any], source: str) -> None
     """
     try:
         unwrapped(model).load_state_dict(weights)
-    except RuntimeError as error:
+    except (RuntimeError, AttributeError) as error:  # AttributeError: a key is no text
         raise CheckpointError(f"{source} does not fit {type(unwrapped(model)).__name__}: {error}") from error
 
 
@@ -159,18 +229,23 @@ def load_model(
     """
     content = read_checkpoint(path)
     card = card_from(content)
-    if model is None:
-        if card is None:
-            raise CheckpointError(
-                f"{path} holds the weights of a module that was handed to train_at; hand such a module to "
-                "load_model(path, model=...) as well."
-            )
-        model = create_model(card.name, card.num_classes)
-        model.card = card  # type: ignore[assignment]
+    if model is None and card is None:
+        raise CheckpointError(
+            f"{path} holds the weights of a module that was handed to train_at; hand such a module to "
+            "load_model(path, model=...) as well."
+        )
+    try:
+        config = resolve_config(content["config"])
+        if model is None:
+            assert card is not None
+            model = create_model(card.name, card.num_classes)
+            model.card = card  # type: ignore[assignment]
+    except ConfigError as error:
+        raise CheckpointError(f"{path} is malformed, or of another version of attention-transfer: {error}") from error
     load_weights(model, content["model_state_dict"], str(path))
     return {
         "model": model.to(resolve_device(device)).eval(),
-        "config": resolve_config(content["config"]).model_dump(),
+        "config": config.model_dump(),
         "epoch": content["epoch"],
         "best_accuracy": content["best_accuracy"],
         "class_names": list(content["class_names"] or []),

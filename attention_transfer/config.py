@@ -199,12 +199,17 @@ class Config(BaseModel):
 
     # where things go
     print_freq: int = Field(100, ge=1, description="batches between two lines in the log")
+    save_minutes: float = Field(
+        10.0, gt=0, description="minutes between two saves of the last state, inside an epoch too"
+    )
     save_freq: int = Field(10, ge=1, description="epochs between two numbered checkpoints")
     figure_freq: int = Field(5, ge=1, description="epochs between two attention figures in TensorBoard")
     save_dir: Path = Field("checkpoints", description="folder of the checkpoints")
     log_dir: Path = Field("logs", description="folder of the log, the summary and the TensorBoard run")
     experiment_name: str | None = Field(None, description="name of the run's files; None makes a unique one")
-    resume: Path | None = Field(None, description="a checkpoint of this library to go on from")
+    resume: Path | None = Field(
+        None, description="a checkpoint to go on from; auto = this experiment's newest, or from the start"
+    )
     overwrite: bool = Field(False, description="replace a finished run of the same name")
 
     @field_validator("model", "teacher_arch")

@@ -6,6 +6,7 @@
     ├── CheckpointError    a file is not a checkpoint of ours, is damaged or does not fit
     ├── TeacherError       the teacher cannot be recognised, loaded or compared with the student
     ├── CacheError         what was to be kept on disk cannot be, or what lies there is damaged
+    ├── WriteError         a file of a run cannot be written: no room, no permission, a read-only disk
     └── DivergenceError    the loss is no longer a finite number
 
 Catch the base class to catch them all; the command line prints the message and exits with 2.
@@ -36,6 +37,10 @@ class TeacherError(AttentionTransferError, ValueError):
 
 class CacheError(AttentionTransferError, OSError):
     """What was to be kept on disk cannot be, or what lies there is damaged."""
+
+
+class WriteError(AttentionTransferError, OSError):
+    """A file of a run cannot be written; the one of before is still there."""
 
 
 class DivergenceError(AttentionTransferError, ArithmeticError):

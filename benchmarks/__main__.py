@@ -129,7 +129,8 @@ def compare(task: Task, rounds: int) -> None:
 
 def step_ratio(task: Task) -> float:
     """r: the student's step in fp32 over that in bf16, as the trial found it; 1 where fp32 was chosen."""
-    trials: Mapping[str, Any] = json.loads((task.cache / "precision.json").read_text())
+    kept = task.cache / "precision.json"
+    trials: Mapping[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
     of_student = [trial for kind, trial in trials.items() if kind.startswith("training") and task.student in kind]
     trial = of_student[-1] if of_student else {"precision": "fp32"}
     return float(trial["fp32"] / trial["bf16"]) if trial["precision"] == "bf16" else 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -103,6 +104,26 @@ def whole_run(options) -> None:
     Path(options["out"]).with_suffix(f".{runtime_rank}.json").write_text(json.dumps(told))
 
 
+def signalled_run(options) -> None:
+    """A run in which one process sends itself a signal after some passes; each process writes how it ended."""
+    from attention_transfer import train_at
+
+    torch.manual_seed(0)
+    student, rank, left = create_model("CifarResNet-8", 10), int(os.environ["RANK"]), [options["passes"]]
+
+    def listen(module, arguments, output):
+        if module.training and rank == options["rank"]:
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), options["signal"])
+
+    student.register_forward_hook(listen)
+    results = train_at(options["config"], student=student)
+    told = {"status": results["status"], "stopped_by": results["stopped_by"]}
+    Path(options["out"]).with_suffix(f".{rank}.json").write_text(json.dumps(told))
+
+
 if __name__ == "__main__":
     settings = json.loads(Path(sys.argv[1]).read_text())
-    {"three_steps": three_steps, "whole_run": whole_run, "diverge": diverge}[settings["do"]](settings)
+    things = {f.__name__: f for f in (three_steps, whole_run, diverge, signalled_run)}
+    things[settings["do"]](settings)

@@ -13,7 +13,8 @@ from attention_transfer.cli.flags import takes_settings
 from attention_transfer.cli.tables import facts, percent
 from attention_transfer.config import resolve_config
 
-STOPPED = 130
+EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}
+"""Of a run that was asked to stop, by the signal that asked; 128 + its number, as shells have it."""
 
 
 @takes_settings()
@@ -35,8 +36,9 @@ def train(
     Settings from a file, but for one of them:
     attention-transfer train --config run.yaml --lr 0.05
 
-    Going on after Ctrl-C:
+    Going on after Ctrl-C, or after whatever happened:
     attention-transfer train --resume checkpoints/NAME_last.pth
+    attention-transfer train --config run.yaml --experiment-name NAME --resume auto
 
     Behind a setting stands what it may be, and what it is if left out.
     """
@@ -52,7 +54,7 @@ def train(
     result = train_at(resolved)
     if os.environ.get("RANK", "0") == "0":
         summarise(result, time.perf_counter() - began)
-    return STOPPED if result["status"] == "stopped" else 0
+    return EXIT_CODES[result["stopped_by"]] if result["status"] == "stopped" else 0
 
 
 def summarise(result: dict[str, Any], seconds: float) -> None:

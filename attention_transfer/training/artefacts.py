@@ -10,7 +10,7 @@ from typing import Any
 from attention_transfer.config import Config
 from attention_transfer.errors import ConfigError
 
-FINISHED = "finished"
+FINISHED, STOPPED = "finished", "stopped"
 
 
 class Artefacts:
@@ -31,6 +31,7 @@ class Artefacts:
         self.log = self._log_dir / f"{self.name}.log"
         self.summary = self._log_dir / f"{self.name}_summary.json"
         self.tensorboard = self._log_dir / self.name
+        self.lock = self._save_dir / f".{self.name}.lock"
 
     def numbered(self, epoch: int) -> Path:
         """The checkpoint kept after `epoch` completed epochs."""

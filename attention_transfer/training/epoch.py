@@ -16,16 +16,16 @@ from attention_transfer.data.batches import Batch
 from attention_transfer.data.brought import unpack
 from attention_transfer.data.sampler import EpochBatchSampler
 from attention_transfer.devices import resolve_device
-from attention_transfer.errors import DivergenceError
 from attention_transfer.taps import undisturbed, unwrapped
 from attention_transfer.training.objective import Losses, Objective, make_teacher, say_once
+from attention_transfer.training.position import Position, check_finite
 from attention_transfer.training.runtime import Runtime
 from attention_transfer.training.sums import Means, Sums
-from attention_transfer.training.watch import BadStep, FiniteWatch
+from attention_transfer.training.watch import FiniteWatch
 
 STEPS_BETWEEN_CHECKS = 20
 
-OnBatch = Callable[[int, Sums], None]
+OnBatch = Callable[[Position], None]
 
 
 class Share(NamedTuple):
@@ -74,26 +74,38 @@ def run_training_epoch(
     optimizer: torch.optim.Optimizer,
     runtime: Runtime,
     on_batch: OnBatch | None = None,
+    position: Position | None = None,
 ) -> Means:
-    """One epoch of training; see `train_epoch`.
+    """One epoch of training, or the rest of one; see `train_epoch`.
+
+    Args:
+        objective: the loss.
+        student: trained in place.
+        loader: of the whole epoch, or set to the batch after those that are done.
+        optimizer: over the student's parameters.
+        runtime: device, number format, processes.
+        on_batch: called after each batch.
+        position: of an epoch that was begun already.
 
     Raises:
         DivergenceError: a loss was not a finite number.
         DataError: the loader was empty.
     """
     student.train()
-    sums, watch = Sums(runtime.device), FiniteWatch(runtime.device, objective.config)
-    for step, share in enumerate(shares(loader, runtime)):
+    position = position or Position(runtime, objective.config)
+    for share in shares(loader, runtime):
         optimizer.zero_grad(set_to_none=True)
         losses = _train_step(objective, student, share, optimizer, runtime)
-        watch.look(losses, step)
-        sums.add(losses, share.batch.labels)
-        if step % STEPS_BETWEEN_CHECKS == 0:
-            check_finite(watch, runtime)
+        position.watch.look(losses, position.batches)
+        position.sums.add(losses, share.batch.labels)
+        if position.batches % STEPS_BETWEEN_CHECKS == 0:
+            position.check()
+        position.batches += 1
+        position.images += share.global_size
         if on_batch is not None:
-            on_batch(step, sums)
-    check_finite(watch, runtime)
-    return sums.means(runtime)
+            on_batch(position)
+    position.check()
+    return position.sums.means(runtime)
 
 
 def _train_step(
@@ -142,27 +154,14 @@ def _batch_norm_by_size(student: nn.Module, size: int) -> Iterator[None]:
             norm.train()
 
 
-def check_finite(watch: FiniteWatch, runtime: Runtime) -> None:
-    """Raise what the watch of any process has seen; every process must call this together.
-
-    Raises:
-        DivergenceError: names the batch and the component.
-    """
-    bad = next((seen for seen in runtime.from_all(watch.bad_step()) if seen is not None), None)
-    if bad is not None:
-        raise DivergenceError(_divergence_sentence(bad))
-
-
-def _divergence_sentence(bad: BadStep) -> str:
-    values = ", ".join(f"{name} {value:g}" for name, value in bad.values.items())
-    return (
-        f"the loss is not a finite number at batch {bad.batch}: {bad.component} ({values}); lower lr or beta, or "
-        "look for bad values in the images"
-    )
-
-
-def run_validation_epoch(objective: Objective, student: nn.Module, loader: Iterable[Any], runtime: Runtime) -> Means:
-    """One pass of measuring; see `validate`."""
+def run_validation_epoch(
+    objective: Objective,
+    student: nn.Module,
+    loader: Iterable[Any],
+    runtime: Runtime,
+    on_batch: Callable[[int], None] | None = None,
+) -> Means:
+    """One pass of measuring, which tells `on_batch` how many batches are done; see `validate`."""
     sums, watch = Sums(runtime.device), FiniteWatch(runtime.device, objective.config)
     network = unwrapped(student)
     with undisturbed(network):
@@ -172,6 +171,8 @@ def run_validation_epoch(objective: Objective, student: nn.Module, loader: Itera
             losses = losses if len(share.labels) else _nothing(losses)
             watch.look(losses, step)
             sums.add(losses, share.batch.labels)
+            if on_batch is not None:
+                on_batch(step + 1)
     check_finite(watch, runtime)
     return sums.means(runtime)
 

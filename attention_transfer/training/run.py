@@ -3,44 +3,34 @@
 from __future__ import annotations
 
 import logging
+import signal
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from attention_transfer.cache.folder import cache_folder
-from attention_transfer.checkpoint import load_weights, read_checkpoint, weights_digest
+from attention_transfer.checkpoint import load_weights, read_checkpoint
 from attention_transfer.config import Config, resolve_config
 from attention_transfer.data.sampler import EpochBatchSampler
 from attention_transfer.errors import AttentionTransferError, DivergenceError
 from attention_transfer.evaluation import evaluate_model
-from attention_transfer.networks.registry import network_name
-from attention_transfer.training.artefacts import FINISHED, Artefacts, name_run
+from attention_transfer.training.artefacts import FINISHED, STOPPED
 from attention_transfer.training.epoch import run_training_epoch, run_validation_epoch
 from attention_transfer.training.objective import Objective, say_once
 from attention_transfer.training.observers import Run, all_observers
 from attention_transfer.training.observers.base import Observers
 from attention_transfer.training.observers.log import listening
-from attention_transfer.training.precision import batch_shape, choose_precision
-from attention_transfer.training.resume import refuse_another_teacher, resumed_config
+from attention_transfer.training.pausing import Pauses
+from attention_transfer.training.position import Position
+from attention_transfer.training.preparing import prepare
 from attention_transfer.training.runtime import AcceleratedRuntime
-from attention_transfer.training.setup import (
-    Loader,
-    Loaders,
-    batches_of,
-    images_to_draw,
-    keep_pixels_of,
-    open_loaders,
-    open_student,
-    open_teacher,
-    prefer_channels_last,
-    with_classes,
-)
-from attention_transfer.training.state import EpochRecord, RunState, seed_everything
-from attention_transfer.training.sums import Sums
-from attention_transfer.training.teaching import Teaching, open_teaching, with_teacher_precision
+from attention_transfer.training.setup import Loader, Loaders, has_position
+from attention_transfer.training.state import EpochRecord
+from attention_transfer.training.stopping import Stopped, StopRequest
+from attention_transfer.training.teaching import Teaching
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +61,7 @@ def train_at(
         a dict: model (best weights, eval mode), teacher_model, best_accuracy (fraction), training_history (a dict an
         epoch: epoch, lr, seconds, images_per_second, and train_ and val_ of loss, accuracy, classification, kd,
         attention, attention_stage_i), test_results (see `evaluate_model`; None without a test split), config
-        (resolved, a dict), experiment_name, status (finished or stopped).
+        (resolved, a dict), experiment_name, status (finished or stopped), stopped_by (SIGINT or SIGTERM, else None).
 
     Raises:
         ConfigError, DataError, TeacherError, CheckpointError: before training, with the value at fault.
@@ -93,74 +83,15 @@ def _run(
     teacher: nn.Module | None,
     said: Iterable[logging.LogRecord],
 ) -> dict[str, Any]:
-    checkpoint = None
-    if config.resume is not None:
-        checkpoint = read_checkpoint(config.resume)
-        config = resumed_config(config, checkpoint, config.resume)
-    runtime = AcceleratedRuntime(config)
-    seed_everything(config.seed)
-    loaders = open_loaders(config, runtime, *brought)
+    prepared = prepare(config, AcceleratedRuntime(config), brought, student, teacher, said)
     try:
-        config = with_classes(config, loaders)
-        teacher = open_teacher(config, teacher, runtime)
-        seed_everything(config.seed)
-        student = open_student(config, student).to(runtime.device)
-        prefer_channels_last(runtime, student, teacher)
-
-        goes_on = checkpoint is not None and checkpoint["config"]["experiment_name"] == config.experiment_name
-        name = config.experiment_name or name_run(config, network_name(student), has_teacher=teacher is not None)
-        config = config.model_copy(update={"experiment_name": runtime.from_main(name)})
-        artefacts = Artefacts(config)
-        if not goes_on and not config.overwrite:
-            artefacts.refuse_to_overwrite()
-
-        keep_pixels_of(loaders, config, runtime)
-        images = images_to_draw(loaders.val)
-        config = _with_precision(config, runtime, student, teacher, loaders, images)
-        teaching = open_teaching(config, teacher, loaders.train, loaders.val, runtime)
-
-        state = RunState.start(config, student, None if teacher is None else weights_digest(teacher))
-        if checkpoint is not None:
-            refuse_another_teacher(state.teacher_digest, checkpoint, str(config.resume))
-            state.restore(checkpoint, str(config.resume), runtime)
-        if not goes_on and runtime.is_main:
-            artefacts.clear()
-        run = Run(
-            config=config,
-            state=state,
-            artefacts=artefacts,
-            runtime=runtime,
-            teacher=teacher,
-            splits=loaders.splits(),
-            batches=batches_of(loaders.train),
-            validates=loaders.val is not None,
-            images=images,
-            said_before=said,
-        )
-        return _train(run, loaders, teaching)
+        with StopRequest() as request:
+            return _train(prepared.run, prepared.loaders, prepared.teaching, request)
     finally:
-        loaders.close()
+        prepared.close()
 
 
-def _with_precision(
-    config: Config,
-    runtime: AcceleratedRuntime,
-    student: nn.Module,
-    teacher: nn.Module | None,
-    loaders: Loaders,
-    images: Tensor | None,
-) -> Config:
-    """The configuration with the number formats that 'auto' comes to; the runtime computes in the student's."""
-    shape = batch_shape(config, loaders.train, images, runtime.world_size)
-    batches = batches_of(loaders.train)
-    steps = None if batches is None else batches * config.epochs
-    precision = choose_precision(config, runtime, student, teacher, shape, steps, cache_folder(config.cache_dir))
-    runtime.use_precision(precision)
-    config = config.model_copy(update={"precision": precision})
-    return config if teacher is None else with_teacher_precision(config, runtime, teacher, shape, steps)
-
-
-def _train(run: Run, loaders: Loaders, teaching: Teaching) -> dict[str, Any]:
+def _train(run: Run, loaders: Loaders, teaching: Teaching, request: StopRequest) -> dict[str, Any]:
     """The loop: epochs, then the test split; whatever happens, the observers hear how it ended."""
     observers = Observers(all_observers(), run)
     student = _compiled(run.runtime.wrap(run.state.student), run)
@@ -168,21 +99,25 @@ def _train(run: Run, loaders: Loaders, teaching: Teaching) -> dict[str, Any]:
         "train": Objective(run.config, teaching.train, run.runtime),
         "val": Objective(run.config, teaching.val, run.runtime),
     }
+    pauses = Pauses(run, observers, request, keeps_position=has_position(loaders.train, run.runtime))
     status = "failed"
     try:
         observers.start()
         while run.state.epoch < run.config.epochs:
-            record = _train_one_epoch(run, objectives, student, loaders, observers)
+            record = _train_one_epoch(run, objectives, student, loaders, observers, pauses)
             teaching.say_who_answered(run.state.epoch + 1, run.runtime)
             accuracy = record.get("val_accuracy", record["train_accuracy"])
             is_best = run.state.complete_epoch(record, accuracy, always_best=not run.validates)
             observers.epoch(record, is_best)
+            pauses.saved()
         _load_best(run)
         run.outcome["test_results"] = _test(run, loaders.test)
         status = FINISHED
-    except KeyboardInterrupt:
-        status = "stopped"
-        run.outcome["error"] = "interrupted"
+    except (KeyboardInterrupt, Stopped) as stopped:
+        status = STOPPED
+        run.outcome["error"] = run.outcome["stopped_by"] = (
+            stopped.signal.name if isinstance(stopped, Stopped) else signal.SIGINT.name
+        )
         _load_best(run)
     except BaseException as error:
         run.outcome["error"] = f"{type(error).__name__}: {error}"
@@ -208,30 +143,30 @@ def _compiled(student: nn.Module, run: Run) -> nn.Module:
 
 
 def _train_one_epoch(
-    run: Run, objectives: Mapping[str, Objective], student: nn.Module, loaders: Loaders, observers: Observers
+    run: Run,
+    objectives: Mapping[str, Objective],
+    student: nn.Module,
+    loaders: Loaders,
+    observers: Observers,
+    pauses: Pauses,
 ) -> EpochRecord:
-    epoch = run.state.epoch + 1
+    state, runtime, epoch = run.state, run.runtime, run.state.epoch + 1
     observers.epoch_start(epoch)
-    _set_epoch(loaders.train, run.state.epoch)
-    if run.runtime.world_size > 1:
-        # a shuffled loader of the user's draws its order from torch's generator: shares are disjoint only where all
-        # processes draw alike
-        torch.manual_seed(run.config.seed + epoch)
-    lr = run.state.optimizer.param_groups[0]["lr"]
-    began = time.perf_counter()
+    position, seconds_before = _resume_position(run, loaders.train)
+    lr = state.optimizer.param_groups[0]["lr"]
+    began = time.perf_counter() - seconds_before
 
-    def on_batch(batch: int, sums: Sums) -> None:
-        run.state.step += 1
-        observers.batch(batch, sums)
+    def on_batch(position: Position) -> None:
+        state.step += 1
+        observers.batch(position.batches - 1, position.sums)
+        pauses.after_batch(position, began)
 
-    try:
+    with _naming_the_epoch(run, f"epoch {epoch}"):
         train = run_training_epoch(
-            objectives["train"], student, loaders.train, run.state.optimizer, run.runtime, on_batch
+            objectives["train"], student, loaders.train, state.optimizer, runtime, on_batch, position
         )
-    except DivergenceError as error:
-        raise DivergenceError(f"epoch {epoch}: {error}. {_last_good(run)}") from None
+        state.check_finite()
     seconds = time.perf_counter() - began
-    run.state.scheduler.step()
     record: EpochRecord = {
         "epoch": epoch,
         "lr": lr,
@@ -240,19 +175,46 @@ def _train_one_epoch(
         **{f"train_{key}": value for key, value in train.figures.items()},
     }
     if loaders.val is not None:
-        run.runtime.align_buffers(run.state.student)
-        try:
-            val = run_validation_epoch(objectives["val"], run.state.student, loaders.val, run.runtime)
-        except DivergenceError as error:
-            raise DivergenceError(f"epoch {epoch}, validation: {error}. {_last_good(run)}") from None
+        runtime.align_buffers(state.student)
+        with _naming_the_epoch(run, f"epoch {epoch}, validation"):
+            val = run_validation_epoch(
+                objectives["val"],
+                state.student,
+                loaders.val,
+                runtime,
+                lambda batches: pauses.after_validation_batch(batches, position, began),
+            )
         record.update({f"val_{key}": value for key, value in val.figures.items()})
+    state.scheduler.step()
     return record
 
 
-def _set_epoch(loader: Loader, epoch: int) -> None:
+def _resume_position(run: Run, loader: Loader) -> tuple[Position, float]:
+    """The position from which the next epoch goes on, and the seconds that were spent to get there."""
+    state, runtime = run.state, run.runtime
+    position = Position(runtime, run.config)
+    unfinished, state.unfinished = state.unfinished, None
     sampler = getattr(loader, "batch_sampler", None)
     if isinstance(sampler, EpochBatchSampler):
-        sampler.set_epoch(epoch)
+        sampler.set_epoch(state.epoch, 0 if unfinished is None else unfinished.batches)
+    if unfinished is None:
+        if runtime.world_size > 1:
+            # a shuffled loader of the user's draws its order from torch's generator: shares are disjoint only where
+            # all processes draw alike
+            torch.manual_seed(run.config.seed + state.epoch + 1)
+        return position, 0.0
+    position.go_on(unfinished.batches, unfinished.images, unfinished.sums)
+    return position, unfinished.seconds
+
+
+@contextmanager
+def _naming_the_epoch(run: Run, when: str) -> Iterator[None]:
+    """A loss that is no number is told with the epoch, the learning rate, and what there is to go back to."""
+    try:
+        yield
+    except DivergenceError as error:
+        lr = run.state.optimizer.param_groups[0]["lr"]
+        raise DivergenceError(f"{when}, lr {lr:g}: {error}. {_last_good(run)}") from None
 
 
 def _last_good(run: Run) -> str:
@@ -260,7 +222,10 @@ def _last_good(run: Run) -> str:
     if not checkpoints:
         return "There is no checkpoint yet."
     last = run.artefacts.last if run.artefacts.last in checkpoints else checkpoints[-1]
-    return f"The last good checkpoint is {last} (after epoch {run.state.epoch})."
+    content = read_checkpoint(last)
+    unfinished = content["training"]["unfinished"] if content["training"] else None
+    inside = f" and {unfinished['batches']} batches" if unfinished else ""
+    return f"The last good checkpoint is {last} (after epoch {content['epoch']}{inside})."
 
 
 def _load_best(run: Run) -> None:
@@ -295,4 +260,5 @@ def _results(run: Run, status: str) -> dict[str, Any]:
         "config": run.config.model_dump(),
         "experiment_name": run.artefacts.name,
         "status": status,
+        "stopped_by": run.outcome.get("stopped_by"),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from attention_transfer.data.brought import check_loader, classes_of, count_clas
 from attention_transfer.data.dataset import ImageDataset
 from attention_transfer.data.keeping import keep_pixels, plan_pixels
 from attention_transfer.data.loaders import close_loader, prepare_dataloaders
+from attention_transfer.data.sampler import EpochBatchSampler
 from attention_transfer.data.views import Augmentation
 from attention_transfer.errors import AttentionTransferError, ConfigError, DataError
 from attention_transfer.evaluation import check_class_order
@@ -219,6 +221,23 @@ def prefer_channels_last(runtime: Runtime, *networks: nn.Module | None) -> None:
         runtime.memory_format = torch.channels_last
         for network in present:
             network.to(memory_format=torch.channels_last)
+
+
+def has_position(loader: Loader, runtime: Runtime) -> bool:
+    """Whether a loader can go on inside an epoch: ours can, where it was made for these processes."""
+    sampler = getattr(loader, "batch_sampler", None)
+    return isinstance(sampler, EpochBatchSampler) and sampler.world_size == runtime.world_size
+
+
+def data_digest_of(loader: Loader) -> str | None:
+    """SHA-256 of the names and sizes of a loader's images; None where it does not tell them."""
+    dataset = getattr(loader, "dataset", None)
+    if not isinstance(dataset, ImageDataset):
+        return None
+    digest = hashlib.sha256()
+    for sample in dataset.samples:
+        digest.update(f"{sample.relative}\0{sample.size}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
 
 
 def images_to_draw(loader: Loader | None) -> Tensor | None:

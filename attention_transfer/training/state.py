@@ -14,12 +14,29 @@ from torch.optim.lr_scheduler import StepLR
 
 from attention_transfer.checkpoint import load_weights
 from attention_transfer.config import Config
-from attention_transfer.errors import CheckpointError
+from attention_transfer.errors import CheckpointError, DivergenceError
 from attention_transfer.networks.registry import card_of
 from attention_transfer.taps import unwrapped
 from attention_transfer.training.runtime import Runtime
 
 EpochRecord = dict[str, float]
+
+
+@dataclass
+class Unfinished:
+    """What is done of an epoch that is not finished.
+
+    Attributes:
+        batches: that are done.
+        images: that are done, over all processes; the position in the epoch's order.
+        sums: of losses and correct answers over them; see `Sums`.
+        seconds: that they took.
+    """
+
+    batches: int
+    images: int
+    sums: Tensor | None
+    seconds: float
 
 
 @dataclass
@@ -38,6 +55,8 @@ class RunState:
         best_epoch: the epoch (from 1) that had it; 0 before the first.
         history: one record an epoch.
         best_weights: the student's state_dict after best_epoch, on the CPU; None before the first epoch.
+        unfinished: what is done of the next epoch; None between two epochs.
+        data_digest: of names and sizes of the training images; None for a loader that does not tell them.
     """
 
     config: Config
@@ -51,13 +70,17 @@ class RunState:
     best_epoch: int = 0
     history: list[EpochRecord] = field(default_factory=list)
     best_weights: dict[str, Tensor] | None = None
+    unfinished: Unfinished | None = None
+    data_digest: str | None = None
 
     @classmethod
-    def start(cls, config: Config, student: nn.Module, teacher_digest: str | None) -> RunState:
+    def start(
+        cls, config: Config, student: nn.Module, teacher_digest: str | None, data_digest: str | None = None
+    ) -> RunState:
         """A run before its first epoch."""
         optimizer = SGD(student.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
         scheduler = StepLR(optimizer, config.step_size, config.gamma)
-        return cls(config, student, optimizer, scheduler, teacher_digest)
+        return cls(config, student, optimizer, scheduler, teacher_digest, data_digest=data_digest)
 
     def to_checkpoint(self, runtime: Runtime) -> dict[str, Any]:
         """The state as plain data and tensors; the best weights apart only where they are not the present ones."""
@@ -74,13 +97,34 @@ class RunState:
                 "scheduler": self.scheduler.state_dict(),
                 "scaler": runtime.scaler_state(),
                 "teacher_digest": self.teacher_digest,
+                "data_digest": self.data_digest,
                 "step": self.step,
                 "best_epoch": self.best_epoch,
-                "best_weights": None if self.best_epoch == self.epoch else self.best_weights,
+                "best_weights": None if self.is_at_its_best else self.best_weights,
                 "history": self.history,
+                "unfinished": None if self.unfinished is None else asdict(self.unfinished),
                 "random": random_state(),
+                "made_with": {"torch": str(torch.__version__), "processes": runtime.world_size},
             },
         }
+
+    @property
+    def is_at_its_best(self) -> bool:
+        """Whether the present weights are those of the best epoch."""
+        return self.unfinished is None and self.best_epoch == self.epoch
+
+    def check_finite(self) -> None:
+        """Every weight and buffer is a number: a loss can still be one when the step after it went wrong.
+
+        Raises:
+            DivergenceError: names the first one that is not.
+        """
+        for name, tensor in unwrapped(self.student).state_dict().items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise DivergenceError(
+                    f"{name} is no longer finite after batch {self.step} of the run; lower lr (it is "
+                    f"{self.optimizer.param_groups[0]['lr']:g}) or beta"
+                )
 
     def restore(self, content: dict[str, Any], source: str, runtime: Runtime) -> None:
         """Become the state that a checkpoint holds, random generators included.
@@ -101,13 +145,17 @@ class RunState:
         self.epoch, self.step = content["epoch"], training["step"]
         self.best_accuracy, self.best_epoch = content["best_accuracy"], training["best_epoch"]
         self.history = [dict(record) for record in training["history"]]
-        self.best_weights = training["best_weights"] or on_cpu(content["model_state_dict"])
+        self.best_weights = training["best_weights"]
+        if self.best_weights is None and self.best_epoch:
+            self.best_weights = on_cpu(content["model_state_dict"])
+        self.unfinished = None if training["unfinished"] is None else Unfinished(**training["unfinished"])
         restore_random_state(training["random"])
 
     def complete_epoch(self, record: EpochRecord, accuracy: float, *, always_best: bool) -> bool:
         """Count a finished epoch; True where it is the best so far."""
         self.history.append(record)
         self.epoch += 1
+        self.unfinished = None
         is_best = always_best or self.best_epoch == 0 or accuracy > self.best_accuracy
         if is_best:
             self.best_accuracy, self.best_epoch = accuracy, self.epoch

@@ -75,9 +75,9 @@ class Sums:
         """Samples that this process has added."""
         return 0 if self._sums is None else int(self._sums[0])
 
-    def state(self) -> Tensor | None:
-        """The sums as they stand, for a checkpoint."""
-        return None if self._sums is None else self._sums.cpu()
+    def over_processes(self, runtime: Runtime) -> Tensor | None:
+        """The sums of all processes, on the CPU, for a checkpoint; every process must call this together."""
+        return None if self._sums is None else runtime.sum_over_processes(self._sums).cpu()
 
     def load_state(self, sums: Tensor | None) -> None:
         """Go on from the sums of a checkpoint."""

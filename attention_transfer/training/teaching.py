@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,9 +13,6 @@ from torch import Tensor, nn
 
 from attention_transfer.cache.folder import cache_folder
 from attention_transfer.config import Config
-from attention_transfer.errors import ConfigError
-from attention_transfer.networks.registry import card_of
-from attention_transfer.networks.stages import split_layers, stage_names
 from attention_transfer.teacher.answer import NoTeacher, Teacher
 from attention_transfer.teacher.live import RunningTeacher
 from attention_transfer.teacher.looking import CHUNK, TeacherRunner
@@ -23,6 +21,7 @@ from attention_transfer.training.lesson import Lesson, lesson_of
 from attention_transfer.training.objective import say_once
 from attention_transfer.training.precision import choose_teacher_precision
 from attention_transfer.training.remembering import probed_images, remember
+from attention_transfer.training.running import make_runner
 from attention_transfer.training.runtime import Runtime
 
 logger = logging.getLogger(__name__)
@@ -127,30 +126,8 @@ def _maker(config: Config, teacher: nn.Module, runtime: Runtime) -> Callable[[Te
 
     def make(images: Tensor) -> TeacherRunner:
         if not made:
-            runner = TeacherRunner(
-                teacher,
-                _tapped(teacher, images, config),
-                images,
-                needs_logits=config.alpha > 0,
-                autocast=lambda: runtime.autocast(config.teacher_precision),
-                memory_format=_memory_format(teacher, runtime),
-            )
-            made.append(runner)
+            in_precision = partial(runtime.autocast, config.teacher_precision)
+            made.append(make_runner(config, teacher, images, runtime, in_precision))
         return made[0]
 
     return make
-
-
-def _memory_format(teacher: nn.Module, runtime: Runtime) -> torch.memory_format:
-    """Channels-last for networks of ours, whatever the student is: its answers are other runs' as well."""
-    return runtime.memory_format if card_of(teacher) is None else torch.channels_last
-
-
-def _tapped(teacher: nn.Module, images: Tensor, config: Config) -> tuple[str, ...]:
-    _, layers = split_layers(config.layers)
-    try:
-        return stage_names(teacher, images, layers)
-    except ConfigError:
-        if config.beta > 0:
-            raise
-        return ()

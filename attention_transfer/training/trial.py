@@ -21,6 +21,7 @@ from attention_transfer.teacher.answer import Answer, NoTeacher, Teacher
 from attention_transfer.teacher.live import LiveTeacher
 from attention_transfer.training.epoch import run_training_epoch
 from attention_transfer.training.objective import Objective, say_once
+from attention_transfer.training.running import make_runner
 from attention_transfer.training.runtime import Runtime
 
 LEAST_BUDGET = 2.0
@@ -129,12 +130,14 @@ def training_step(
 
 
 def answering_step(config: Config, runtime: Runtime, teacher: nn.Module, shape: Shape) -> Step:
-    images = _random_batch(shape).images.contiguous(memory_format=runtime.memory_format)
-    _, layers = split_layers(config.layers)
+    """An answer of the teacher's network, run as a run has it."""
+    images, formats = _random_batch(shape).images, ["fp32"]
+    with _in_silence():
+        runner = make_runner(config, teacher, images, runtime, lambda: runtime.autocast(formats[0]))
 
     def step(precision: str, count: int) -> None:
-        live = LiveTeacher(teacher, layers, lambda: runtime.autocast(precision), needs_maps=config.beta > 0)
-        live.answer(Batch(images[:count], torch.zeros(count, dtype=torch.int64)))
+        formats[0], runner.chunk = precision, count
+        runner.look(images[:count])
 
     return step
 

@@ -59,6 +59,9 @@ class Observer:
     def batch(self, run: Run, batch: int, sums: Sums) -> None:
         """Batch `batch` (from 0) of the epoch is done; reading `sums` waits for the device."""
 
+    def pause(self, run: Run) -> None:
+        """An epoch is not finished, and its state is to be saved."""
+
     def epoch(self, run: Run, record: EpochRecord, is_best: bool) -> None:
         """An epoch is done and validated; the state counts it already."""
 
@@ -89,6 +92,10 @@ class Observers:
     def batch(self, batch: int, sums: Sums) -> None:
         for observer in self._started:
             observer.batch(self._run, batch, sums)
+
+    def pause(self) -> None:
+        for observer in self._started:
+            observer.pause(self._run)
 
     def epoch(self, record: EpochRecord, is_best: bool) -> None:
         for observer in self._started:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
 import time
 from importlib.metadata import version
 from typing import Any
 
+from attention_transfer.errors import WriteError
+from attention_transfer.files import write_whole
 from attention_transfer.training.observers.base import Observer, Run
 from attention_transfer.training.state import EpochRecord
 
 LIBRARIES = ("torch", "torchvision", "accelerate", "timm", "numpy", "pillow")
+FAILED = "failed"
+
+logger = logging.getLogger(__name__)
 
 
 class Summary(Observer):
@@ -28,16 +34,19 @@ class Summary(Observer):
         self._write(run, "running")
 
     def end(self, run: Run, status: str) -> None:
-        self._write(run, status)
+        try:
+            self._write(run, status)
+        except WriteError as error:
+            if status != FAILED:
+                raise
+            # the error that ended the run is on its way already, and is the one to be seen
+            logger.error("the summary does not tell of it: %s", error)
 
     def _write(self, run: Run, status: str) -> None:
-        path = run.artefacts.summary
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(".json.draft")
         # JSON knows no NaN, which a figure of weight 0 may be: it is null there
         content = json.loads(json.dumps(self._content(run, status)), parse_constant=lambda _: None)
-        draft.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-        draft.replace(path)
+        text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+        write_whole(run.artefacts.summary, text.encode(), setting="log_dir")
 
     def _content(self, run: Run, status: str) -> dict[str, Any]:
         artefacts = run.artefacts

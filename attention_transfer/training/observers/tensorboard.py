@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from attention_transfer.errors import ConfigError
+from attention_transfer.training.artefacts import FINISHED
 from attention_transfer.training.observers.base import Observer, Run
 from attention_transfer.training.runtime import Runtime
 from attention_transfer.training.state import EpochRecord
@@ -27,7 +28,18 @@ class TensorBoard(Observer):
         from torch.utils.tensorboard import SummaryWriter
 
         purge_step = run.state.step + 1 if run.state.step else None
+        unfinished = run.state.unfinished
+        if unfinished is not None and unfinished.batches == run.batches:
+            # Trained and not yet validated: what the epoch came to may have been written, and will be once more.
+            purge_step = run.state.step
         self._writer = SummaryWriter(str(run.artefacts.tensorboard), purge_step=purge_step)
+        if unfinished is not None and purge_step == run.state.step:
+            sums = Sums(run.runtime.device)
+            sums.load_state(unfinished.sums)
+            self.batch(run, unfinished.batches - 1, sums)
+
+    def pause(self, run: Run) -> None:
+        self._writer.flush()
 
     def batch(self, run: Run, batch: int, sums: Sums) -> None:
         if (batch + 1) % run.config.print_freq:
@@ -56,6 +68,8 @@ class TensorBoard(Observer):
         self._writer.add_image("attention", figure_to_tensor(figure), run.state.step)
 
     def end(self, run: Run, status: str) -> None:
+        if status != FINISHED:
+            return  # it may go on, and its final metric is yet to come
         from torch.utils.tensorboard.summary import hparams
 
         metrics = {"hparam/best_accuracy": run.state.best_accuracy}

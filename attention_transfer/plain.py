@@ -1,0 +1,35 @@
+"""What may be in a checkpoint: plain data and tensors, which a reader that runs no code can read."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attention_transfer.errors import CheckpointError
+
+_ATOMS = (type(None), bool, int, float, complex, str, bytes, bytearray, torch.Size, torch.device, torch.dtype)
+
+
+def check_plain(content: Any, where: str = "the checkpoint") -> None:
+    """Refuse what `torch.load(..., weights_only=True)` would refuse, before it is on disk and cannot be read again.
+
+    Raises:
+        CheckpointError: names the place and the type.
+    """
+    if isinstance(content, Tensor) or type(content) in _ATOMS:
+        return
+    if type(content) in (dict, OrderedDict, Counter):
+        for key, value in content.items():
+            check_plain(key, f"a key of {where}")
+            check_plain(value, f"{where}[{key!r}]")
+    elif type(content) in (list, tuple, set):
+        for number, value in enumerate(content):
+            check_plain(value, f"{where}[{number}]")
+    else:
+        raise CheckpointError(
+            f"{where} is a {type(content).__name__}, but a checkpoint holds plain data and tensors alone; turn it into "
+            "numbers, text, lists, dicts or tensors."
+        )

@@ -1,0 +1,65 @@
+"""Where an epoch is: what was consumed of it, what it came to so far, and whether its numbers are still numbers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from attention_transfer.config import Config
+from attention_transfer.errors import DivergenceError
+from attention_transfer.training.runtime import Runtime
+from attention_transfer.training.sums import Sums
+from attention_transfer.training.watch import BadStep, FiniteWatch
+
+
+class Position:
+    """An epoch of training between two of its batches.
+
+    Args:
+        runtime: gives device and processes.
+        config: components whose weight is 0 are not to blame for a loss that is no number.
+
+    Attributes:
+        batches: that are done.
+        images: that are done, over all processes.
+        sums: of this process.
+    """
+
+    def __init__(self, runtime: Runtime, config: Config) -> None:
+        self.batches = self.images = 0
+        self.sums = Sums(runtime.device)
+        self.watch = FiniteWatch(runtime.device, config)
+        self._runtime = runtime
+
+    def go_on(self, batches: int, images: int, sums: Tensor | None) -> None:
+        """Go on after so many batches; `sums` are those of all processes, and the main one's from here on."""
+        self.batches, self.images = batches, images
+        if sums is not None:
+            self.sums.load_state(sums if self._runtime.is_main else torch.zeros_like(sums))
+
+    def check(self) -> None:
+        """Raise what the watch of any process has seen; every process must call this together.
+
+        Raises:
+            DivergenceError: names the batch and the component.
+        """
+        check_finite(self.watch, self._runtime)
+
+
+def check_finite(watch: FiniteWatch, runtime: Runtime) -> None:
+    """Raise what the watch of any process has seen; every process must call this together.
+
+    Raises:
+        DivergenceError: names the batch and the component.
+    """
+    bad = next((seen for seen in runtime.from_all(watch.bad_step()) if seen is not None), None)
+    if bad is not None:
+        raise DivergenceError(_divergence_sentence(bad))
+
+
+def _divergence_sentence(bad: BadStep) -> str:
+    values = ", ".join(f"{name} {value:g}" for name, value in bad.values.items())
+    return (
+        f"the loss is not a finite number at batch {bad.batch}: {bad.component} ({values}); lower lr or beta, or "
+        "look for bad values in the images"
+    )

@@ -1,0 +1,167 @@
+"""Disks that are full, read-only, forbidden or without inodes: real ones, small, mounted for a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+WRITER = Path(__file__).with_name("write_worker.py")
+TRAINER = Path(__file__).with_name("full_disk_worker.py")
+
+
+@cache
+def may_mount():
+    command = ["unshare", "-Urm", "true"]
+    return bool(shutil.which("unshare")) and subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+needs_mount = pytest.mark.skipif(
+    not may_mount(), reason="`unshare -Urm` is not allowed here: no small disks; RLIMIT_FSIZE is tested alone"
+)
+
+
+def run(command, shell_before=""):
+    """What a worker prints as JSON, in a namespace of mounts of its own where there is something to mount."""
+    if shell_before:
+        script = f'set -e; {shell_before}; exec "$@"'
+        command = ["unshare", "-Urm", "sh", "-c", script, "sh", *command]
+    done = subprocess.run(
+        command, cwd=WRITER.parent.parent, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def mounted(disk, options, then=""):
+    return f"mount -t tmpfs -o {options} none '{disk}'" + (f"; {then}" if then else "")
+
+
+def write(folder, shell_before="", before=()):
+    return run([*before, sys.executable, str(WRITER), "refused", str(folder)], shell_before)
+
+
+def unprivileged():
+    """What takes the right to write anywhere from root, who has it even where a folder says no."""
+    if os.geteuid() != 0:
+        return []
+    if not may_mount():
+        pytest.skip("this is root, and `unshare` is not allowed here: nothing is forbidden")
+    return ["unshare", "-U"]
+
+
+@needs_mount
+@pytest.mark.parametrize(
+    ("options", "then", "reason"),
+    [
+        ("size=64k", "", r"has [\d,]+ bytes free; make room there"),
+        ("size=1m,nr_inodes=3", "touch '{disk}/x'", r"has no inodes left for a new file"),
+        ("size=1m", "mount -o remount,ro '{disk}'", r"is read-only; have it mounted for writing"),
+    ],
+    ids=["full", "no inodes", "read-only"],
+)
+def test_the_sentence_names_path_bytes_and_reason_and_the_file_of_before_stays(tmp_path, options, then, reason):
+    before = f"printf before > '{tmp_path}/m.pth'"
+    told = write(tmp_path, mounted(tmp_path, options, "; ".join(filter(None, [before, then.format(disk=tmp_path)]))))
+    path = re.escape(str(tmp_path / "m.pth"))
+    assert re.search(rf"^{path} needs 100,000 bytes, but .*{reason}, or set save_dir", told["sentence"])
+    assert told["sentence"].endswith("m.pth is still the one from before.")
+    assert told["files"].pop("m.pth") == len("before")
+    assert set(told["files"]) <= {"x"}
+
+
+def test_a_folder_that_this_user_may_not_write_to_is_named(tmp_path):
+    before = unprivileged()
+    (tmp_path / "m.pth").write_text("before")
+    tmp_path.chmod(0o555)
+    try:
+        told = write(tmp_path, before=before)
+    finally:
+        tmp_path.chmod(0o755)
+    assert f"needs 100,000 bytes, but this user may not write to {tmp_path}" in told["sentence"]
+    assert told["files"] == {"m.pth": len("before")}
+
+
+@pytest.fixture
+def train(tmp_path, settings):
+    """Runs train_at with all its files on `tmp_path`, or with its checkpoints there."""
+
+    def call(scenario, shell_before="", before=(), **changes):
+        chosen = {**settings, "model": "CifarResNet-8", "epochs": 3, "save_freq": 1, **changes}
+        chosen["cache_dir"] = str(tmp_path.parent / "cache")
+        return run([*before, sys.executable, str(TRAINER), json.dumps(chosen), scenario], shell_before)
+
+    return call
+
+
+def is_refused(told, *words):
+    assert told["result"]["type"] == "WriteError", told
+    for word in words:
+        assert re.search(word, told["result"]["sentence"]), told
+    return True
+
+
+@needs_mount
+def test_a_disk_with_too_little_room_is_told_of_before_training(train, tmp_path):
+    told = train("", mounted(tmp_path, "size=1m"))
+    assert is_refused(told, f"save_dir is '{tmp_path}/checkpoints'", r"needs \d,\d{3},\d{3} bytes", r"\d bytes free")
+    assert told["files"] == {}
+
+
+@needs_mount
+def test_a_disk_without_inodes_is_told_of_before_training(train, tmp_path):
+    told = train("", mounted(tmp_path, "size=20m,nr_inodes=7"))
+    assert is_refused(told, f"save_dir is '{tmp_path}/checkpoints'", r"new files, .* inodes left")
+    assert told["files"] == {}
+
+
+@needs_mount
+def test_a_read_only_disk_is_told_of_before_training(train, tmp_path):
+    told = train("", mounted(tmp_path, "size=20m", f"mount -o remount,ro '{tmp_path}'"))
+    assert is_refused(told, f"{tmp_path}/checkpoints", r"needs [\d,]+ bytes", "read-only")
+
+
+def test_a_forbidden_folder_is_told_of_before_training(train, tmp_path):
+    before = unprivileged()
+    (tmp_path / "checkpoints").mkdir(mode=0o555)
+    told = train("", before=before)
+    assert is_refused(told, f"{tmp_path}/checkpoints", "may not write", "set save_dir")
+
+
+def test_a_limit_of_the_size_of_files_is_told_of_before_training(train, tmp_path):
+    told = train("limited", epochs=1)
+    assert is_refused(told, f"save_dir is '{tmp_path}/checkpoints'", "100,000 bytes here", "ulimit -f")
+    assert told["files"] == {}
+
+
+@needs_mount
+def test_a_disk_that_fills_up_meanwhile_ends_the_run_with_the_last_checkpoint_intact(train, tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    told = train("filled", mounted(folder, "size=20m"), save_dir=str(folder / "checkpoints"))
+    assert is_refused(told, rf"{folder}/checkpoints/run_last\.pth needs [\d,]+ bytes", r"\d bytes free", "from before")
+    assert told["files"] == {"run_best.pth": 1, "run_epoch_1.pth": 1, "run_last.pth": 1}
+    assert told["resumed"] == "finished"
+
+
+@needs_mount
+def test_a_full_disk_with_the_logs_on_it_too_ends_the_run_with_the_same_sentence(train, tmp_path):
+    told = train("filled with logs", mounted(tmp_path, "size=20m"))
+    assert is_refused(told, rf"{tmp_path}/checkpoints/run_last\.pth needs [\d,]+ bytes", "from before")
+    assert told["files"]["run_last.pth"] == 1
+    assert told["resumed"] == "finished"
+
+
+def test_a_limit_that_comes_meanwhile_ends_the_run_with_the_last_checkpoint_intact(train, tmp_path):
+    told = train("limited later")
+    assert is_refused(told, r"run_last\.pth needs [\d,]+ bytes", "100,000 bytes here", "from before")
+    assert told["files"] == {"run_best.pth": 1, "run_epoch_1.pth": 1, "run_last.pth": 1}
+    assert told["resumed"] == "finished"
