@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help install demo test check bench clean
+.PHONY: help install demo test check bench torture soak clean
 
 help: ## show the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -32,6 +32,12 @@ check: install ## lint, format, types, layers
 
 bench: install ## measure speed, side by side
 	$(BIN)/python -m benchmarks
+
+torture: install ## kill a run a hundred times, and compare it with one that is left alone
+	$(BIN)/python -m benchmarks.torture
+
+soak: install ## watch memory, files and children over two hundred epochs
+	$(BIN)/python -m benchmarks.soak
 
 clean: ## remove the virtual environment and caches
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache dist

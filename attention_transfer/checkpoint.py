@@ -143,13 +143,15 @@ def _parsed(file: BinaryIO, path: str | os.PathLike[str]) -> Any:
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         # torch.load raises UnpicklingError, RuntimeError, EOFError, OSError, ... depending on where it fails
-        if "Unsupported global" in str(error):
+        if "unsupported global" in str(error).lower():
             raise CheckpointError(f"{path} holds pickled code, which is not run. {RESAVE}") from error
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {_first_line(error)}") from error
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {_reason(error)}") from error
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0] or type(error).__name__
+def _reason(error: Exception) -> str:
+    # torch puts its advice to run the file's code before the reason
+    reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip()
+    return (reason.splitlines() or [""])[0] or type(error).__name__
 
 
 def _version(content: dict[str, Any]) -> int:

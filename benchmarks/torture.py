@@ -36,7 +36,7 @@ LONGEST_DELAY = {Phase.PIXELS: 0.05, Phase.FILLING: 0.001, Phase.EPOCH: 0.02, Ph
 """Seconds within which the kill falls after its phase was seen."""
 
 
-def settings_of(folder: Path, data: Path) -> dict[str, Any]:
+def settings_of(folder: Path, data: Path, seed: int = 0) -> dict[str, Any]:
     """A short run that does all there is to do."""
     return {
         "model": "CifarResNet-8",
@@ -46,6 +46,7 @@ def settings_of(folder: Path, data: Path) -> dict[str, Any]:
         "batch_size": 16,
         "augment": True,
         "augment_views": 2,
+        "seed": seed,
         "epochs": 4,
         "lr": 0.05,
         "step_size": 2,
@@ -69,10 +70,10 @@ def settings_of(folder: Path, data: Path) -> dict[str, Any]:
 class Child:
     """One start of the run, in a process group of its own."""
 
-    def __init__(self, folder: Path, data: Path, *extra: str) -> None:
+    def __init__(self, folder: Path, data: Path, *extra: str, seed: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         settings = folder / "settings.json"
-        settings.write_text(json.dumps(settings_of(folder, data)))
+        settings.write_text(json.dumps(settings_of(folder, data, seed)))
         self._phase = folder / "phase"
         self._phase.unlink(missing_ok=True)
         self._log = (folder / "output.txt").open("ab")
@@ -150,11 +151,11 @@ def _has_pixels_left(folder: Path) -> bool:
     return len(stores) < 3 or not all(Records(entry.path, entry.identity).present().all() for entry in stores)
 
 
-def unpack(archive: Path, output: Path) -> Path:
+def photos_of(shared: Path, output: Path) -> Path:
     """The photos that the run is trained on."""
     data = output / "photos"
     if not data.exists():
-        with tarfile.open(archive) as tar:
+        with tarfile.open(shared / "data" / "hymenoptera-photos.tar") as tar:
             tar.extractall(output / "photos.draft", filter="data")
         (output / "photos.draft").rename(data)
     return data
@@ -195,7 +196,7 @@ def main() -> None:
     options = parser.parse_args()
     output = options.output.resolve()
     output.mkdir(parents=True, exist_ok=True)
-    data = unpack(options.shared / "data" / "hymenoptera-photos.tar", output)
+    data = photos_of(options.shared, output)
     sys.exit(0 if torture(output, data, options.kills, options.seed) else 1)
 
 

@@ -129,7 +129,7 @@ def test_a_checkpoint_that_is_cut_short_is_refused_unparsed_at_every_length(tmp_
 
 
 def test_a_flipped_bit_is_found_wherever_it_is_before_anything_is_parsed(tmp_path, whole, parses):
-    step = max(1, len(whole) // 500)
+    step = max(1, len(whole) // 250)
     for position in [*range(0, len(whole), step), *range(len(whole) - LENGTH - 30, len(whole))]:
         for bit in (0, 5, 7):
             damaged = bytearray(whole)
@@ -191,8 +191,10 @@ def test_whatever_else_a_file_is_ends_in_a_checkpoint_error(tmp_path, monkeypatc
         (tmp_path / f"{name}.pth").write_bytes(content)
     for path in tmp_path.glob("*.pth"):
         for read in (read_checkpoint, read_plain):
-            with pytest.raises(CheckpointError, match=path.name):
+            with pytest.raises(CheckpointError, match=path.name) as raised:
                 read(path)
+            # torch's own advice
+            assert "set to `False`" not in str(raised.value)
     with pytest.raises(CheckpointError, match="holds pickled code, which is not run"):
         read_checkpoint(tmp_path / "sealed code.pth")
     assert not (tmp_path / "ran").exists()

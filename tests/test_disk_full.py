@@ -63,7 +63,7 @@ def unprivileged():
     ("options", "then", "reason"),
     [
         ("size=64k", "", r"has [\d,]+ bytes free; make room there"),
-        ("size=1m,nr_inodes=3", "touch '{disk}/x'", r"has no inodes left for a new file"),
+        ("size=1m,nr_inodes=3", "touch '{disk}/x'", r"has no inodes left for a new file; remove files there"),
         ("size=1m", "mount -o remount,ro '{disk}'", r"is read-only; have it mounted for writing"),
     ],
     ids=["full", "no inodes", "read-only"],

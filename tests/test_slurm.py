@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[1] / "docs" / "slurm" / "train.sbatch"
-EPOCHS = 40
+EPOCHS = 12
 
 
 class Slurm:

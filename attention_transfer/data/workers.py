@@ -47,10 +47,16 @@ def telling_of_lost_workers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker (pid"):
+        if not _is_of_a_lost_worker(error):
             raise
-        reason = str(error).partition(". ")[0].rstrip(". ")
+        # torch's signal handler knows what the loop that was waiting for the worker does not: by what it was killed
+        first = error.__cause__ if _is_of_a_lost_worker(error.__cause__) else error
+        reason = str(first).partition(". ")[0].rstrip(". ")
         raise DataError(
             f"a process that loads images is gone ({reason}), most often for want of memory; lower num_workers or "
             "batch_size, or give the run more memory (in a container also more shared memory, --shm-size)."
         ) from error
+
+
+def _is_of_a_lost_worker(error: BaseException | None) -> bool:
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")

@@ -87,7 +87,11 @@ class RunLock:
             return handle
 
     def _refuse_in_this_process(self) -> None:
-        if self._path.exists() and _held.get(_identity(self._path.stat())) == os.getpid():
+        try:
+            file = _identity(self._path.stat())
+        except OSError:  # not there, or nothing that could be opened either
+            return
+        if _held.get(file) == os.getpid():
             raise self._refusal("this process")
 
     def _open(self) -> int:
