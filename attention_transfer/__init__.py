@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 from attention_transfer.config import DEFAULT_CONFIG, Config, create_at_config
 from attention_transfer.errors import (
     AttentionTransferError,
+    CacheError,
     CheckpointError,
     ConfigError,
     DataError,
     DivergenceError,
     TeacherError,
+    WriteError,
 )
 
 if TYPE_CHECKING:
@@ -61,12 +63,14 @@ _HOMES = {
 __all__ = [
     "DEFAULT_CONFIG",
     "AttentionTransferError",
+    "CacheError",
     "CheckpointError",
     "Config",
     "ConfigError",
     "DataError",
     "DivergenceError",
     "TeacherError",
+    "WriteError",
     "attention_figure",
     "attention_loss",
     "attention_map",

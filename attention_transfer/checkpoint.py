@@ -149,8 +149,8 @@ def _parsed(file: BinaryIO, path: str | os.PathLike[str]) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    # torch puts its advice to run the file's code before the reason
-    reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip()
+    # torch puts its advice to run the file's code before the reason, or behind it
+    reason = str(error).rpartition("WeightsUnpickler error: ")[2].partition("In PyTorch 2.6")[0].strip()
     return (reason.splitlines() or [""])[0] or type(error).__name__
 
 

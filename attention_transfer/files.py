@@ -201,7 +201,7 @@ def why_not(path: Path, size: int, error: OSError, setting: str) -> str:
     """The sentence of a file of `size` bytes that could not be written: path, bytes, reason, remedy."""
     where = _existing(path.parent)
     reason = _reason(where, size, error)
-    needs = f"needs {size:,} bytes, but" if size else "cannot be made:"
+    needs = f"needs {size:,} bytes, but" if size else "cannot be written:"
     return f"{path} {needs} {reason}, or set {setting} to another folder."
 
 

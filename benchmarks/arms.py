@@ -159,7 +159,7 @@ class Ours:
         precision = choose_precision(config, self.runtime, self.student, None, shape, steps, folder)
         self.runtime.use_precision(precision)
         config = config.model_copy(update={"precision": precision})
-        return config if teacher is None else with_teacher_precision(config, self.runtime, teacher, shape, steps)
+        return config if teacher is None else with_teacher_precision(config, self.runtime, teacher, shape)
 
     def block(self, batches: int) -> Block:
         """The next `batches` steps, timed."""

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 import time
 from collections.abc import Iterable
-from multiprocessing.connection import Connection
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -114,22 +116,24 @@ def draw(whole: Path, output: Path, images: int) -> Path:
     return draft.rename(data)
 
 
-def train(settings: dict[str, Any], answer: Connection) -> None:
-    """The process that is measured; it sends its anonymous memory before the run, then the run's history."""
-    answer.send(use_of().anonymous)
+def train() -> None:
+    """The process that is measured: reads settings, says what it holds before the run, then the run's history."""
+    settings, start_method = json.load(sys.stdin)
+    multiprocessing.set_start_method(start_method)
+    print(use_of().anonymous, flush=True)
     torch.manual_seed(0)
     teacher = create_model("CifarResNet-8", 10)
     # the run's lines are in its .log too
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
         results = train_at(create_at_config(**settings), teacher=teacher)
-    answer.send(results["training_history"])
+    print(json.dumps(results["training_history"]), flush=True)
 
 
-def measure(data: Path, images: int, views: int | str, output: Path) -> Growth:
+def measure(data: Path, images: int, views: int | str, output: Path, start_method: str) -> Growth:
     """One run from empty caches, in a new process that this one watches.
 
     Raises:
-        EOFError: the process failed; it has printed why.
+        RuntimeError: the process failed; it has printed why.
     """
     shutil.rmtree(output / "cache", ignore_errors=True)
     folders = {"cache_dir": "cache", "save_dir": "checkpoints", "log_dir": "logs"}
@@ -141,23 +145,26 @@ def measure(data: Path, images: int, views: int | str, output: Path) -> Growth:
         "epochs": EPOCHS[views],
         "experiment_name": f"growth-{images}-{views}",
     }
-    fresh = multiprocessing.get_context("spawn")
-    receiver, sender = fresh.Pipe(duplex=False)
-    process = fresh.Process(target=train, args=(settings, sender))
-    process.start()
-    sender.close()
-    baseline = receiver.recv()
-    began = time.perf_counter()
-    with Peak(psutil.Process(process.pid)) as peak:
-        history = receiver.recv()
-        whole = time.perf_counter() - began
-    process.join()
-    filling, remembered = history[0]["seconds"], history[-1]["seconds"]
-    return Growth(images, baseline, peak.anonymous, filling / images, remembered / images, whole / images)
+    # no process of multiprocessing's: it would hand its own start method down to the workers
+    command = [sys.executable, "-c", "from benchmarks.growth import train; train()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps([settings, start_method]))
+        process.stdin.close()
+        baseline = process.stdout.readline()
+        began = time.perf_counter()
+        with Peak(psutil.Process(process.pid)) as peak:
+            history = process.stdout.readline()
+            whole = time.perf_counter() - began
+    if not history:
+        raise RuntimeError(f"the run on {images} images failed with exit status {process.returncode}; see above.")
+    first, *_, last = (record["seconds"] / images for record in json.loads(history))
+    return Growth(images, int(baseline), peak.anonymous, first, last, whole / images)
 
 
 def row(of: Growth) -> str:
-    """A line of the table."""
+    """A line of the table: anonymous megabytes, and microseconds an image."""
     seconds = "".join(f"{1e6 * value:14.0f}" for value in (of.filling, of.remembered, of.whole))
     return f"  {of.images:>8,} images {of.baseline / MB:14.0f} {of.peak / MB:14.0f}{seconds}"
 
@@ -168,6 +175,12 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--archive", type=Path, required=True, help="tar of CIFAR-10 as JPEG files, train/ and test/")
     parser.add_argument("--output", type=Path, default=Path("runs/growth"), help="where data and caches are put")
     parser.add_argument("--views", nargs="+", choices=[str(views) for views in EPOCHS], default=["2", "warp"])
+    parser.add_argument(
+        "--start-method",
+        choices=multiprocessing.get_all_start_methods(),
+        default=multiprocessing.get_start_method(),
+        help="how workers begin (default: %(default)s)",
+    )
     options = parser.parse_args(arguments)
 
     output = options.output.resolve()
@@ -175,9 +188,11 @@ def main(arguments: Iterable[str] | None = None) -> None:
     folders = {images: draw(whole, output, images) for images in SIZES}
     print(f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     for views in (views for views in EPOCHS if str(views) in options.views):
-        print(f"\n## augment_views={views}, {EPOCHS[views]} epochs; anonymous MB, microseconds an image")
-        print(f"  {'':15} {'after imports':>14} {'peak':>14} {'first epoch':>13} {'last epoch':>13} {'whole run':>13}")
-        few, many = (measure(data, images, views, output) for images, data in folders.items())
+        print(f"\n## augment_views={views}, {EPOCHS[views]} epochs, workers by {options.start_method}")
+        print(
+            f"  {'':15} {'MB at first':>14} {'MB at peak':>14} {'µs: epoch 1':>13} {'last epoch':>13} {'whole run':>13}"
+        )
+        few, many = (measure(data, images, views, output, options.start_method) for images, data in folders.items())
         print(f"{row(few)}\n{row(many)}")
         times = "".join(f"{getattr(many, key) / getattr(few, key):14.2f}" for key in ("filling", "remembered", "whole"))
         ratio = many.peak / few.peak

@@ -87,11 +87,11 @@ def _sampled() -> Iterator[list[Use]]:
         library.removeHandler(handler)
 
 
-def _train(folder: Path, name: str, epochs: int) -> None:
+def _train(folder: Path, name: str, epochs: int, **changes: Any) -> None:
     torch.manual_seed(1)
     folders = {"cache_dir": "cache", "save_dir": "checkpoints", "log_dir": "logs"}
     config = create_at_config(
-        **SETTINGS,
+        **{**SETTINGS, **changes},
         **{key: str(folder / of) for key, of in folders.items()},
         data_dir=str(few_digits(folder)),
         epochs=epochs,
@@ -103,10 +103,10 @@ def _train(folder: Path, name: str, epochs: int) -> None:
         train_at(config, teacher=create_model("CifarResNet-8", 10))
 
 
-def long_run(folder: Path, epochs: int) -> list[Use]:
-    """The use after each epoch of one run."""
+def long_run(folder: Path, epochs: int, **changes: Any) -> list[Use]:
+    """The use after each epoch of one run, with changes of settings."""
     with _sampled() as uses:
-        _train(folder, "long", epochs)
+        _train(folder, "long", epochs, **changes)
     return uses
 
 
@@ -145,9 +145,13 @@ def main(arguments: Iterable[str] | None = None) -> int:
     """Print what was seen; 0 where all is as it should be, else 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/soak"), help="where data, caches and logs are put")
-    parser.add_argument("--epochs", type=int, default=200)
-    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=200, help=f"more than {WARM_EPOCHS + 1}")
+    parser.add_argument("--runs", type=int, default=20, help=f"more than {WARM_RUNS + 1}")
     options = parser.parse_args(arguments)
+    if options.epochs < WARM_EPOCHS + 2 or options.runs < WARM_RUNS + 2:
+        parser.error(
+            f"a slope needs two looks after the first {WARM_EPOCHS} epochs, and after the first {WARM_RUNS} runs"
+        )
 
     output = options.output.resolve()
     print(f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}")

@@ -1,32 +1,29 @@
-"""Run by tests/test_disk_full.py where the disk is small, read-only or forbidden; not a test by itself.
+"""Run by tests/test_disk_full.py where disks are small, read-only or forbidden; not a test by itself.
 
-Prints what train_at raised, and what the folder of the checkpoints then holds, as JSON.
+Prints, for each scenario, what train_at raised and what the folder of the checkpoints then holds, as JSON.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import resource
 import sys
 from pathlib import Path
 
 from attention_transfer import prepare_dataloaders, train_at
 from attention_transfer.checkpoint import read_checkpoint
-from attention_transfer.errors import AttentionTransferError
 
 LEFT_FREE = 100_000
 
 
 class InSecondEpoch:
-    """The batches of a loader; something happens to the disk when they are asked for a second time."""
+    """The batches of a loader; something happens to the disk when they are asked for after the first epoch."""
 
-    def __init__(self, loader, happens):
-        self.loader, self.happens, self.passes = loader, happens, 0
+    def __init__(self, loader, happens, first_file):
+        self.loader, self.happens, self.first_file = loader, happens, first_file
 
     def __iter__(self):
-        self.passes += 1
-        if self.passes == 2:
+        if self.first_file.exists():
             self.happens()
         return iter(self.loader)
 
@@ -41,19 +38,19 @@ def fill(folder):
             file.truncate(file.tell() - LEFT_FREE)
 
 
-def limit(folder):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (LEFT_FREE, resource.RLIM_INFINITY))
+def limit(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
 def caught(work):
     try:
         return work()["status"]
-    except AttentionTransferError as error:
+    except Exception as error:
         return {"type": type(error).__name__, "sentence": str(error)}
 
 
 def found(folder):
-    """The epoch of each checkpoint that is intact; hidden files by their name alone."""
+    """The epoch of each checkpoint that is intact, and the names of drafts."""
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     return {
         path.name: read_checkpoint(path)["epoch"] if path.suffix == ".pth" else None
@@ -62,23 +59,44 @@ def found(folder):
     }
 
 
-def main(settings, scenario):
-    save_dir, disk = Path(settings["save_dir"]), Path(settings["save_dir"]).parent
-    if scenario == "limited":
-        limit(disk)
-    if scenario not in ("filled", "limited later", "filled with logs"):
-        return {"result": caught(lambda: train_at(settings)), "files": found(save_dir)}
+def before(settings, most=resource.RLIM_INFINITY):
+    """What train_at says to a disk that it finds."""
+    limit(most)
+    told = {"result": caught(lambda: train_at(settings)), "files": found(Path(settings["save_dir"]))}
+    limit(resource.RLIM_INFINITY)
+    return told
+
+
+def meanwhile(settings, happens):
+    """What it says when the disk changes in the second epoch, and how the run goes on when the disk is well again."""
+    save_dir = Path(settings["save_dir"])
     train, val, _ = prepare_dataloaders(settings["data_dir"], num_workers=0, image_size=settings["image_size"])
-    happens = limit if scenario == "limited later" else fill
-    watched = InSecondEpoch(train, lambda: happens(disk))
+    watched = InSecondEpoch(train, lambda: happens(save_dir.parent), save_dir / "run_last.pth")
     told = {"result": caught(lambda: train_at(settings, watched, val)), "files": found(save_dir)}
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    (disk / "ballast").unlink(missing_ok=True)
+    limit(resource.RLIM_INFINITY)
+    (save_dir.parent / "ballast").unlink(missing_ok=True)
+    watched.happens = lambda: None
     resume = {**settings, "resume": str(save_dir / "run_last.pth")}
-    told["resumed"] = caught(lambda: train_at(resume, train, val))
+    return {**told, "resumed": caught(lambda: train_at(resume, watched, val))}
+
+
+def main(disks, scenarios, settings):
+    told = {}
+    for name in scenarios:
+        here = {**settings, "save_dir": str(disks / name / "checkpoints")}
+        if name in ("filled with logs", "read-only"):
+            here["log_dir"] = str(disks / name / "logs")
+        else:
+            here["log_dir"] = str(disks / "logs" / name)
+        if name == "limited meanwhile":
+            # the logs have no room either then
+            told[name] = meanwhile(here, lambda _: limit(LEFT_FREE))
+        elif name.startswith("filled"):
+            told[name] = meanwhile(here, fill)
+        else:
+            told[name] = before(here, LEFT_FREE if name == "limited" else resource.RLIM_INFINITY)
     return told
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    print(json.dumps(main(json.loads(sys.argv[1]), sys.argv[2])))
+    print(json.dumps(main(Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3]))))

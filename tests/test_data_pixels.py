@@ -24,16 +24,16 @@ from attention_transfer.cache.records import Records
 from attention_transfer.config import Config
 from attention_transfer.data import Augmentation
 from attention_transfer.data.decoding import Decoder
-from attention_transfer.data.keeping import keep_pixels, plan_pixels
+from attention_transfer.data.keeping import keep_pixels, make_stores
 from attention_transfer.errors import CacheError
 
 
 def kept(loader, folder, **settings):
     """The loader, with its pixels kept."""
     config = Config(cache_dir=str(folder), num_workers=settings.pop("num_workers", 0), **settings)
-    plans = plan_pixels([loader.dataset], config)
-    assert plans is not None
-    keep_pixels([loader.dataset], plans, config)
+    stores = make_stores([loader.dataset], config)
+    assert stores is not None
+    keep_pixels([loader.dataset], stores, config)
     return loader
 
 
@@ -95,6 +95,49 @@ def test_a_damaged_picture_is_decoded_again(eighty_digits, tmp_path):
     assert all(map(torch.equal, epoch(loader)[1:], whole[1:]))
 
 
+def test_a_damaged_picture_is_put_back(eighty_digits, tmp_path):
+    loader = kept(load(eighty_digits)[0], tmp_path)
+    store = loader.dataset.store.records.path
+    raw = bytearray(store.read_bytes())
+    raw[-100] ^= 255
+    store.write_bytes(raw)
+    epoch(loader)
+    assert not loader.dataset.store.records.damaged()
+
+
+def test_other_images_of_equal_size_and_time_are_noticed(eighty_digits, tmp_path, caplog):
+    data = shutil.copytree(eighty_digits, tmp_path / "data")
+    for path in data.rglob("*.png"):
+        Image.open(path).convert("RGB").save(path.with_suffix(".ppm"))
+        path.unlink()
+    first = epoch(kept(load(data)[1], tmp_path / "cache"))
+    for path in data.rglob("*.ppm"):
+        status = path.stat()
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    second = epoch(kept(load(data)[1], tmp_path / "cache"))
+    assert "pixels of other images" in caplog.text
+    assert not torch.equal(first[2], second[2])
+
+
+def test_a_cold_and_a_warm_store_give_the_same_student_with_dropout(settings, tmp_path):
+    def train(name):
+        torch.manual_seed(0)
+        student = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(3 * 32 * 32, 10))
+        run = {**settings, "experiment_name": name, "cache_dir": str(tmp_path / "cache"), "precision": "fp32"}
+        return train_at(run, student=student)["model"][2].weight
+
+    assert torch.equal(train("cold"), train("warm"))
+
+
+def test_ranks_share_the_work_whoever_is_faster(eighty_digits, tmp_path):
+    loader = load(eighty_digits)[0]
+    stores = make_stores([loader.dataset], Config(cache_dir=str(tmp_path)))
+    for rank in (1, 0):
+        keep_pixels([loader.dataset], stores, Config(cache_dir=str(tmp_path), num_workers=0), rank, 2)
+    assert stores[0].present().all()
+
+
 def test_files_that_are_gone_are_not_missed(eighty_digits, tmp_path):
     data = shutil.copytree(eighty_digits, tmp_path / "data")
     loader = kept(load(data)[0], tmp_path / "cache")
@@ -125,12 +168,12 @@ FILL = """
 import sys
 from attention_transfer import prepare_dataloaders
 from attention_transfer.config import Config
-from attention_transfer.data.keeping import keep_pixels, plan_pixels
+from attention_transfer.data.keeping import keep_pixels, make_stores
 dataset = prepare_dataloaders(sys.argv[1], image_size=256)[0].dataset
 config = Config(cache_dir=sys.argv[2], num_workers=2)
-plans = plan_pixels([dataset], config)
+stores = make_stores([dataset], config)
 print("ready", flush=True)
-keep_pixels([dataset], plans, config)
+keep_pixels([dataset], stores, config)
 """
 
 
@@ -157,11 +200,30 @@ def test_a_killed_build_goes_on_where_it_was(photos_folder, tmp_path):
 def test_where_the_limit_is_too_low_auto_decodes_each_time_and_on_is_an_error(eighty_digits, tmp_path, caplog):
     dataset = load(eighty_digits)[0].dataset
     with caplog.at_level("INFO", logger="attention_transfer"):
-        assert plan_pixels([dataset], Config(cache_dir=str(tmp_path), cache_limit=1e-6)) is None
+        assert make_stores([dataset], Config(cache_dir=str(tmp_path), cache_limit=1e-6)) is None
     assert "each image is decoded in every epoch" in caplog.text
     with pytest.raises(CacheError, match="cache_limit is 1e-06 GB"):
-        plan_pixels([dataset], Config(cache_dir=str(tmp_path), cache_limit=1e-6, pixel_cache="on"))
-    assert plan_pixels([dataset], Config(cache_dir=str(tmp_path), pixel_cache="off")) is None
+        make_stores([dataset], Config(cache_dir=str(tmp_path), cache_limit=1e-6, pixel_cache="on"))
+    assert make_stores([dataset], Config(cache_dir=str(tmp_path), pixel_cache="off")) is None
+
+
+def test_what_the_run_itself_uses_does_not_make_room(eighty_digits, tmp_path):
+    loaders = load(eighty_digits)
+    first = kept(loaders[0], tmp_path).dataset.store.records.path
+    loaders[0].dataset.store = None
+    limit = (first.stat().st_size + 10_000) / 1e9
+    make_stores([loader.dataset for loader in loaders], Config(cache_dir=str(tmp_path), cache_limit=limit))
+    assert first.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_no_end_in_auto(eighty_digits, tmp_path, caplog):
+    (tmp_path / "file").write_text("no folder")
+    dataset = load(eighty_digits)[0].dataset
+    with caplog.at_level("INFO", logger="attention_transfer"):
+        assert make_stores([dataset], Config(cache_dir=str(tmp_path / "file" / "cache"))) is None
+    assert "each image is decoded in every epoch" in caplog.text
+    with pytest.raises(CacheError, match="set cache_dir"):
+        make_stores([dataset], Config(cache_dir=str(tmp_path / "file" / "cache"), pixel_cache="on"))
 
 
 def test_what_was_used_longest_ago_makes_room(photos_folder, eighty_digits, tmp_path):

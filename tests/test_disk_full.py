@@ -90,16 +90,36 @@ def test_a_folder_that_this_user_may_not_write_to_is_named(tmp_path):
     assert told["files"] == {"m.pth": len("before")}
 
 
-@pytest.fixture
-def train(tmp_path, settings):
-    """Runs train_at with all its files on `tmp_path`, or with its checkpoints there."""
+DISKS = {
+    "small": "size=1m",
+    "no inodes": "size=20m,nr_inodes=7",
+    "read-only": "size=20m",
+    "filled": "size=20m",
+    "filled with logs": "size=20m",
+}
+LIMITS = ["limited", "limited meanwhile"]
 
-    def call(scenario, shell_before="", before=(), **changes):
-        chosen = {**settings, "model": "CifarResNet-8", "epochs": 3, "save_freq": 1, **changes}
-        chosen["cache_dir"] = str(tmp_path.parent / "cache")
-        return run([*before, sys.executable, str(TRAINER), json.dumps(chosen), scenario], shell_before)
 
-    return call
+def train(disks, scenarios, few_digits, shell_before="", before=()):
+    settings = {
+        "model": "CifarResNet-8", "data_dir": str(few_digits), "image_size": 32, "num_workers": 0, "device": "cpu",
+        "epochs": 3, "save_freq": 1, "experiment_name": "run", "cache_dir": str(disks / "cache"), "precision": "fp32",
+    }  # fmt: skip
+    words = [str(TRAINER), str(disks), json.dumps(scenarios), json.dumps(settings)]
+    return run([*before, sys.executable, *words], shell_before)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, few_digits):
+    """Where the disks were, and what train_at said on each; one process for all, for importing torch takes seconds."""
+    disks = tmp_path_factory.mktemp("disks")
+    if not may_mount():
+        return disks, train(disks, LIMITS, few_digits)
+    for name in DISKS:
+        (disks / name).mkdir()
+    mounts = [mounted(disks / name, options) for name, options in DISKS.items()]
+    mounts.append(f"mount -o remount,ro '{disks}/read-only'")
+    return disks, train(disks, [*DISKS, *LIMITS], few_digits, "; ".join(mounts))
 
 
 def is_refused(told, *words):
@@ -110,58 +130,68 @@ def is_refused(told, *words):
 
 
 @needs_mount
-def test_a_disk_with_too_little_room_is_told_of_before_training(train, tmp_path):
-    told = train("", mounted(tmp_path, "size=1m"))
-    assert is_refused(told, f"save_dir is '{tmp_path}/checkpoints'", r"needs \d,\d{3},\d{3} bytes", r"\d bytes free")
-    assert told["files"] == {}
+def test_a_disk_with_too_little_room_is_told_of_before_training(runs):
+    disks, told = runs
+    where = f"save_dir is '{disks}/small/checkpoints'"
+    assert is_refused(told["small"], where, r"needs \d,\d{3},\d{3} bytes", r"\d bytes free")
+    assert told["small"]["files"] == {}
 
 
 @needs_mount
-def test_a_disk_without_inodes_is_told_of_before_training(train, tmp_path):
-    told = train("", mounted(tmp_path, "size=20m,nr_inodes=7"))
-    assert is_refused(told, f"save_dir is '{tmp_path}/checkpoints'", r"new files, .* inodes left")
-    assert told["files"] == {}
+def test_a_disk_without_inodes_is_told_of_before_training(runs):
+    disks, told = runs
+    assert is_refused(told["no inodes"], f"save_dir is '{disks}/no inodes/checkpoints'", r"new files, .* inodes left")
+    assert told["no inodes"]["files"] == {}
 
 
 @needs_mount
-def test_a_read_only_disk_is_told_of_before_training(train, tmp_path):
-    told = train("", mounted(tmp_path, "size=20m", f"mount -o remount,ro '{tmp_path}'"))
-    assert is_refused(told, f"{tmp_path}/checkpoints", r"needs [\d,]+ bytes", "read-only")
+def test_a_read_only_disk_is_told_of_before_training(runs):
+    disks, told = runs
+    where = f"{disks}/read-only/checkpoints"
+    assert is_refused(told["read-only"], where, r"needs \d[\d,]+ bytes", "read-only; have it mounted")
 
 
-def test_a_forbidden_folder_is_told_of_before_training(train, tmp_path):
+def test_a_forbidden_folder_is_told_of_before_training(tmp_path, few_digits):
     before = unprivileged()
-    (tmp_path / "checkpoints").mkdir(mode=0o555)
-    told = train("", before=before)
-    assert is_refused(told, f"{tmp_path}/checkpoints", "may not write", "set save_dir")
+    (tmp_path / "forbidden").mkdir(mode=0o555)
+    told = train(tmp_path, ["forbidden"], few_digits, before=before)["forbidden"]
+    where = f"{tmp_path}/forbidden/checkpoints"
+    assert is_refused(told, where, r"needs \d[\d,]+ bytes", "may not write", "set save_dir")
 
 
-def test_a_limit_of_the_size_of_files_is_told_of_before_training(train, tmp_path):
-    told = train("limited", epochs=1)
-    assert is_refused(told, f"save_dir is '{tmp_path}/checkpoints'", "100,000 bytes here", "ulimit -f")
-    assert told["files"] == {}
+def test_a_limit_of_the_size_of_files_is_told_of_before_training(runs):
+    disks, told = runs
+    where = f"save_dir is '{disks}/limited/checkpoints'"
+    assert is_refused(told["limited"], where, "100,000 bytes here", "ulimit -f")
+    assert told["limited"]["files"] == {}
+
+
+def is_intact_after_one_epoch(told):
+    assert told["files"] == {"run_best.pth": 1, "run_epoch_1.pth": 1, "run_last.pth": 1}
+    assert told["resumed"] == "finished"
+    return True
 
 
 @needs_mount
-def test_a_disk_that_fills_up_meanwhile_ends_the_run_with_the_last_checkpoint_intact(train, tmp_path):
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    told = train("filled", mounted(folder, "size=20m"), save_dir=str(folder / "checkpoints"))
-    assert is_refused(told, rf"{folder}/checkpoints/run_last\.pth needs [\d,]+ bytes", r"\d bytes free", "from before")
-    assert told["files"] == {"run_best.pth": 1, "run_epoch_1.pth": 1, "run_last.pth": 1}
-    assert told["resumed"] == "finished"
+def test_a_disk_that_fills_up_meanwhile_ends_the_run_with_the_last_checkpoint_intact(runs):
+    disks, told = runs
+    path = rf"{disks}/filled/checkpoints/run_last\.pth"
+    assert is_refused(told["filled"], rf"{path} needs [\d,]+ bytes", r"\d bytes free", "from before")
+    assert is_intact_after_one_epoch(told["filled"])
 
 
 @needs_mount
-def test_a_full_disk_with_the_logs_on_it_too_ends_the_run_with_the_same_sentence(train, tmp_path):
-    told = train("filled with logs", mounted(tmp_path, "size=20m"))
-    assert is_refused(told, rf"{tmp_path}/checkpoints/run_last\.pth needs [\d,]+ bytes", "from before")
-    assert told["files"]["run_last.pth"] == 1
-    assert told["resumed"] == "finished"
+def test_logs_on_the_disk_that_fills_up_do_not_hide_the_reason(runs):
+    disks, told = runs
+    told = told["filled with logs"]
+    # TensorBoard's file may be the first for which there is no room
+    assert is_refused(told, f"^{disks}/filled with logs/(checkpoints/run_last|logs/run/events)", "make room there")
+    assert is_intact_after_one_epoch(told)
 
 
-def test_a_limit_that_comes_meanwhile_ends_the_run_with_the_last_checkpoint_intact(train, tmp_path):
-    told = train("limited later")
-    assert is_refused(told, r"run_last\.pth needs [\d,]+ bytes", "100,000 bytes here", "from before")
-    assert told["files"] == {"run_best.pth": 1, "run_epoch_1.pth": 1, "run_last.pth": 1}
-    assert told["resumed"] == "finished"
+def test_a_limit_that_comes_meanwhile_ends_the_run_with_the_last_checkpoint_intact(runs):
+    disks, told = runs
+    told = told["limited meanwhile"]
+    assert is_refused(told, f"^{disks}/(limited meanwhile/checkpoints/run_last|logs/limited meanwhile/run/events)")
+    assert is_refused(told, "100,000 bytes here", "ulimit -f")
+    assert is_intact_after_one_epoch(told)

@@ -159,7 +159,7 @@ def test_another_batch_network_teacher_or_purpose_is_timed_for_itself(tmp_path):
     choose(tmp_path, channels_last(), shape=(8, 3, 16, 16))
     choose(tmp_path, channels_last("CifarResNet-14"))
     choose(tmp_path, channels_last(), teacher)
-    choose_teacher_precision(AUTO, runtime(), teacher, SHAPE, None, tmp_path)
+    choose_teacher_precision(AUTO, runtime(), teacher, SHAPE, tmp_path)
     assert len(remembered(tmp_path)) == 6
 
 
@@ -174,16 +174,16 @@ def test_choosing_leaves_networks_and_random_generators_as_they_were(tmp_path, m
     torch.manual_seed(3)
     before = portrait(student, teacher)
     choose(tmp_path, student, teacher)
-    choose_teacher_precision(AUTO, runtime(), teacher, SHAPE, None, tmp_path)
+    choose_teacher_precision(AUTO, runtime(), teacher, SHAPE, tmp_path)
     assert len(remembered(tmp_path)) == 2
     assert_same(portrait(student, teacher), before)
 
 
 def test_a_teachers_answers_have_a_format_of_their_own_which_is_remembered(tmp_path, lines):
-    first = choose_teacher_precision(AUTO, runtime(), channels_last(), SHAPE, 100, tmp_path)
+    first = choose_teacher_precision(AUTO, runtime(), channels_last(), SHAPE, tmp_path)
     assert "a teacher's answers in " + first in lines()[-1]
     flip(tmp_path)
-    assert choose_teacher_precision(AUTO, runtime(), channels_last(), SHAPE, 100, tmp_path) == OTHER[first]
+    assert choose_teacher_precision(AUTO, runtime(), channels_last(), SHAPE, tmp_path) == OTHER[first]
 
 
 def test_where_the_run_is_too_short_to_compare_it_is_fp32_and_nothing_is_remembered(tmp_path, lines):
@@ -285,9 +285,9 @@ def test_a_folder_that_cannot_be_written_is_a_line(tmp_path, lines):
 
 def test_a_format_that_is_asked_for_is_not_timed(tmp_path, lines):
     for precision in ("fp32", "bf16"):
-        config = resolve_config({"precision": precision})
+        config = resolve_config({"precision": precision, "teacher_precision": precision})
         assert choose(tmp_path, channels_last(), config=config) == precision
-        assert choose_teacher_precision(config, runtime(), channels_last(), SHAPE, 9, tmp_path) == precision
+        assert choose_teacher_precision(config, runtime(), channels_last(), SHAPE, tmp_path) == precision
     assert not lines()
     assert not list(tmp_path.iterdir())
 

@@ -75,7 +75,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_batch_and_componen
     x, y = tensors()
     bad = x.clone()
     bad[0, 0, 0, 0] = float("nan")
-    with pytest.raises(DivergenceError, match=r"epoch 1: .* batch 1: classification.*no checkpoint yet"):
+    with pytest.raises(DivergenceError, match=r"epoch 1, lr .* batch 1: classification.*no checkpoint yet"):
         train_at(bring(settings), [(x, y), (bad, y)])
     summary = json.loads((tmp_path / "logs" / "run_summary.json").read_text())
     assert summary["status"] == "failed"
@@ -94,7 +94,7 @@ def test_a_bad_number_in_validation_stops_the_run_before_it_is_saved(settings, t
             return iter([(bad, y)] if self.passes == 3 else self.batches)
 
     with pytest.raises(
-        DivergenceError, match=r"epoch 2, validation: .*classification.*run_last\.pth \(after epoch 1\)"
+        DivergenceError, match=r"epoch 2, validation, .*classification.*run_last\.pth \(after epoch 1\)"
     ):
         train_at({**bring(settings), "epochs": 3}, [(x, y)], BadLater([(x, y)]))
     assert load_model(tmp_path / "checkpoints" / "run_last.pth", "cpu")["epoch"] == 1

@@ -63,13 +63,19 @@ def entries(folder: Path) -> list[Entry]:
 
 def _entries(folder: Path) -> Iterator[Entry]:
     for suffix in (PIXELS, MAPS, LOGITS):
-        for path in folder.glob(f"*{suffix}"):
+        for path in folder.glob(f"[!.]*{suffix}"):
             try:
                 header, status = read_header(path), path.stat()
             except (CacheError, OSError) as error:
                 logger.warning("%s", error)
                 continue
             yield Entry(path, suffix[1:], status.st_size, status.st_mtime, header["about"], header["identity"])
+
+
+def unreadable(folder: Path) -> list[Path]:
+    """Files in a cache folder that are named like files of records and are none, or damaged."""
+    named = {path for suffix in (PIXELS, MAPS, LOGITS) for path in folder.glob(f"[!.]*{suffix}")}
+    return sorted(named - {entry.path for entry in _entries(folder)})
 
 
 def remove(entry: Entry) -> None:
@@ -96,9 +102,12 @@ def make_room(folder: Path, needed: int, limit: float) -> None:
     for entry in kept:
         if total <= limit * GIGABYTE:
             return
-        if is_in_use(entry.path):
-            continue
-        remove(entry)
+        try:
+            if is_in_use(entry.path):
+                continue
+            remove(entry)
+        except OSError:
+            continue  # another run was faster, or has it open
         total -= entry.size
         logger.info("%s (%.0f MB) was used longest ago and is removed: cache_limit", entry.path.name, entry.size / 1e6)
 

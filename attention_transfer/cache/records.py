@@ -64,6 +64,9 @@ class Records:
         self.about: dict[str, Any] = header["about"]
         self._count: int = header["rows"]
         self.is_writable = _may_write(self.path)
+        tables = HEADER + 4 * self._count + _padding(self._count) + 8 * (self._count + 1)
+        if self.path.stat().st_size < tables:
+            raise CacheError(f"{self.path} is cut short; remove it to have it made anew.")
         self._in_use = mark_in_use(self.path)
         # a plain array on the map: memmap pays for its name at each access
         self._file: Bytes = np.asarray(np.memmap(self.path, np.uint8, mode="r+" if self.is_writable else "r"))
@@ -134,7 +137,7 @@ class Records:
             the number of rows that were written.
         """
         written = 0
-        with FileLock(self.path.with_suffix(self.path.suffix + ".lock")):
+        with self._lock():
             for row, content in zip(rows, contents, strict=True):
                 if self.read(row) is None:
                     # A reader that comes between these lines sees a row that does not agree with its checksum.
@@ -150,8 +153,12 @@ class Records:
 
     def forget(self, rows: Iterable[int]) -> None:
         """Make some rows absent."""
-        with FileLock(self.path.with_suffix(self.path.suffix + ".lock")):
+        with self._lock():
             self._checksums[list(rows)] = 0
+
+    def _lock(self) -> Any:
+        # A write takes less than a millisecond; the default would look again after fifty.
+        return FileLock(self.path.with_suffix(self.path.suffix + ".lock")).acquire(poll_interval=0.002)
 
     def damaged(self) -> list[int]:
         """Rows that are present and do not agree with their checksum; reads the whole file."""

@@ -35,7 +35,11 @@ def info(*, cache_dir: Folder = None) -> int:
     heading(f"{folder}: {sum(entry.size for entry in kept) / 1e6:,.1f} MB")
     rows = []
     for entry in kept:
-        present = Records(entry.path, entry.identity).present()
+        try:
+            present = Records(entry.path, entry.identity).present()
+        except CacheError as error:
+            print(f"damaged: {error}")
+            continue
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
         filled = percent(present.mean()) if len(present) else "empty"
         what = ", ".join(f"{key} {value}" for key, value in entry.about.items() if key != "made")
@@ -57,7 +61,7 @@ def prefill(
     attention-transfer cache prefill --data-dir photos --teacher-model teacher.pth --augment --augment-views 4
 
     Runs on the same images with the same teacher, size, augmentation and precision find them, whatever their student,
-    seed, alpha, beta and learning rate. Cut off, it goes on where it was.
+    seed, beta and learning rate. Logits are asked for too where alpha is above 0. Cut off, it goes on where it was.
     """
     if config is not None:
         from attention_transfer.cli.settings_file import read_settings
@@ -86,7 +90,12 @@ def verify(*, cache_dir: Folder = None) -> int:
 
     folder, damaged = cache_folder(cache_dir), 0
     for entry in progress_bar(entries(folder), desc="verifying", unit="file"):
-        records = Records(entry.path, entry.identity)
+        try:
+            records = Records(entry.path, entry.identity)
+        except CacheError as error:
+            print(f"damaged: {error}")
+            damaged += 1
+            continue
         bad = records.damaged()
         if bad and records.is_writable:
             records.forget(bad)
@@ -111,7 +120,7 @@ def clear(
 
     attention-transfer cache clear --unused-days 30
     """
-    from attention_transfer.cache.folder import cache_folder, entries, remove
+    from attention_transfer.cache.folder import cache_folder, entries, remove, unreadable
     from attention_transfer.cache.in_use import is_in_use
 
     folder, freed, left = cache_folder(cache_dir), 0, 0
@@ -123,5 +132,8 @@ def clear(
             continue
         remove(entry)
         freed += entry.size
+    if kind == "all" and not unused_days:
+        for path in unreadable(folder):
+            path.unlink(missing_ok=True)
     print(f"{freed / 1e6:,.1f} MB are freed in {folder}" + (f"; {left} files are in use and stay" if left else ""))
     return 0

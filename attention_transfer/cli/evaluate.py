@@ -46,12 +46,14 @@ def evaluate(
     network, config = open_network(checkpoint, settings)
 
     from attention_transfer.data.loaders import close_loader
+    from attention_transfer.data.workers import telling_of_lost_workers
     from attention_transfer.evaluation import evaluate_model
 
     loader = open_split(config, split)
     try:
         check_same_classes(network, loader, checkpoint)
-        report = evaluate_model(network, loader, config)
+        with telling_of_lost_workers():
+            report = evaluate_model(network, loader, config)
     finally:
         close_loader(loader)
     show(f"{checkpoint} on {report['samples']} images of {config.data_dir} ({split})", report)

@@ -60,9 +60,9 @@ class Batch:
         return self._with_each(lambda tensor: tensor.pin_memory())
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The same batch on another device; the indices stay, for they are looked up on the CPU."""
+        """The same batch on another device; indices and matrices stay, for they are looked at on the CPU."""
         moved = self._with_each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-        return replace(moved, indices=self.indices)
+        return replace(moved, indices=self.indices, matrices=self.matrices)
 
     def _with_each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         indices = None if self.indices is None else change(self.indices)

@@ -12,6 +12,7 @@ from attention_transfer.config import IMAGENET_MEAN, IMAGENET_STD
 from attention_transfer.data.batches import Example, Examples
 from attention_transfer.data.decoding import Decoder, Picture
 from attention_transfer.data.folder import Sample
+from attention_transfer.data.identity import samples_digest
 from attention_transfer.data.images import Triple
 from attention_transfer.data.pixels import PixelStore
 from attention_transfer.data.rendering import render_views, render_whole, view_matrices
@@ -60,6 +61,7 @@ class ImageDataset(Dataset[Example]):
         self.tells_matrices = tells_matrices
         self.decoder = Decoder(image_size, augmentation)
         self.store: PixelStore | None = None
+        self._digests: dict[bool, str] = {}
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -74,6 +76,12 @@ class ImageDataset(Dataset[Example]):
         labels = [self.targets[index] for _, index in where]
         images, matrices = self._render(where)
         return Examples(images, labels, where, matrices)
+
+    def digest(self, *, hash_files: bool = False) -> str:
+        """What the samples are known again by; see `samples_digest`."""
+        if hash_files not in self._digests:
+            self._digests[hash_files] = samples_digest(self.samples, hash_files=hash_files)
+        return self._digests[hash_files]
 
     def whole(self, indices: Sequence[int]) -> Tensor:
         """Whole images [B, 3, S, S], not augmented."""
@@ -98,4 +106,9 @@ class ImageDataset(Dataset[Example]):
     def picture(self, index: int) -> Picture:
         """The decoded image that views are made of: uint8 [H, W, 3]."""
         kept = self.store.picture(index) if self.store is not None else None
-        return self.decoder(self.samples[index].path) if kept is None else kept
+        if kept is not None:
+            return kept
+        picture = self.decoder(self.samples[index].path)
+        if self.store is not None:
+            self.store.mend(index, picture)
+        return picture

@@ -13,9 +13,9 @@ from attention_transfer.progress import progress_bar
 def samples_digest(samples: Sequence[Sample], *, hash_files: bool = False) -> str:
     """SHA-256 of the samples in their order: relative paths with sizes and times, or with the files' content.
 
-    Sizes and times cost nothing and see every change that was not hidden on purpose; content is for data that are
-    copied about and lose their times. Labels are no part of it, for neither pixels nor a teacher's answers depend on
-    them.
+    Sizes and times cost nothing and see nearly every change (a few images are compared besides); content is for data
+    that are copied about and lose their times, or keep them though they change. Labels are no part of it, for neither
+    pixels nor a teacher's answers depend on them.
 
     Args:
         samples: in the order that gives them their positions.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from attention_transfer.cache.folder import PIXELS
@@ -21,16 +22,16 @@ from attention_transfer.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "pixels 1"
+FORMAT = "pixels 2"
 _CHUNK = 32
-_SHAPE_BYTES = 4
+_SHAPE_BYTES = 8
 
 
 class PixelStore:
     """Pictures by position, as they were decoded once; a damaged one is absent, and so decoded anew.
 
     Args:
-        records: a file that `open_store` made; it is opened by its path in every worker.
+        records: a row for each picture; sent to a worker, they are opened there by their path.
     """
 
     def __init__(self, records: Records) -> None:
@@ -41,8 +42,13 @@ class PixelStore:
         content = self.records.read(index)
         if content is None:
             return None
-        height, width = content[:_SHAPE_BYTES].view(np.uint16).tolist()
+        height, width = content[:_SHAPE_BYTES].view(np.uint32).tolist()
         return content[_SHAPE_BYTES:].reshape(height, width, 3)
+
+    def mend(self, index: int, picture: Picture) -> None:
+        """Put a picture back that was damaged, where that is possible."""
+        if self.records.is_writable and self.records.size_of(index) == _SHAPE_BYTES + picture.size:
+            self.keep([index], [picture])
 
     def keep(self, indices: Sequence[int], pictures: Sequence[Picture]) -> None:
         """Put pictures in where they are absent."""
@@ -50,7 +56,7 @@ class PixelStore:
 
 
 def _as_bytes(picture: Picture) -> Bytes:
-    shape = np.array(picture.shape[:2], np.uint16).view(np.uint8)
+    shape = np.array(picture.shape[:2], np.uint32).view(np.uint8)
     return np.concatenate([shape, picture.reshape(-1)])
 
 
@@ -93,7 +99,8 @@ def fill_store(
     Raises:
         DataError: a file cannot be read as an image.
     """
-    absent = np.flatnonzero(~store.records.present())[rank::world_size].tolist()
+    # By the number itself: what other ranks have decoded by now must not shift the shares.
+    absent = [row for row in np.flatnonzero(~store.records.present()).tolist() if row % world_size == rank]
     if not absent or not store.records.is_writable:
         return 0
     workers = min(num_workers, len(absent) // _CHUNK)
@@ -103,6 +110,8 @@ def fill_store(
         collate_fn=len,
         num_workers=workers,
         worker_init_fn=prepare_worker,
+        # A DataLoader without a generator of its own draws its workers' seed from torch's global one.
+        generator=torch.Generator(),
     )
     with progress_bar(total=len(absent), desc="decoding images", unit="image") as bar:
         for count in chunks:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from attention_transfer.devices import like_weights
 from attention_transfer.taps import Taps, undisturbed, unwrapped
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,8 @@ def find_grids(model: nn.Module, images: Tensor, names: Sequence[str]) -> list[G
     grids: dict[Size, Grid] = {whole: Grid(Axis(1, 0), Axis(1, 0))}
 
     def listen(module: Any, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+        if not arguments or not isinstance(output, Tensor) or arguments[0].dim() != 4 or output.dim() != 4:
+            return
         before, after = _size(arguments[0]), _size(output)
         # The two branches of a residual block end on the same grid: the first to get there tells it.
         if before in grids and after not in grids:
@@ -56,7 +59,7 @@ def find_grids(model: nn.Module, images: Tensor, names: Sequence[str]) -> list[G
     hooks = [module.register_forward_hook(listen) for module in strided]
     try:
         with undisturbed(network), Taps(network, names) as taps:
-            network(images)
+            network(like_weights(images, network))
     finally:
         for hook in hooks:
             hook.remove()

@@ -81,5 +81,5 @@ class RunningTeacher:
         if self._runner is None:
             self._runner = self._make(batch.images)
         self.asked += len(batch.images)
-        maps, logits = self._runner.look(batch.images)
+        maps, logits = self._runner.look(batch.images, whole=True)
         return Answer(tuple(maps), logits)

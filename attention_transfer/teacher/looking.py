@@ -83,8 +83,12 @@ class TeacherRunner:
         self.depends_on_batch = _normalises_by_batch(self.network)
         self._taps = Taps(self.network, self.names, stop=not needs_logits)
 
-    def look(self, images: Tensor) -> tuple[list[Tensor], Tensor | None]:
+    def look(self, images: Tensor, *, whole: bool = False) -> tuple[list[Tensor], Tensor | None]:
         """What the network says of images [B, 3, H, W] on its device.
+
+        Args:
+            images: B of them.
+            whole: all at once instead of in chunks: for answers that nobody keeps.
 
         Returns:
             the attention maps [B, h, w] of each tapped module, normalised, and the logits [B, K], or None if they are
@@ -96,7 +100,7 @@ class TeacherRunner:
         self.images_seen += len(images)
         if not self.names and not self.needs_logits:
             return [], None
-        size = max(1, len(images)) if self.depends_on_batch else self.chunk
+        size = max(1, len(images)) if whole or self.depends_on_batch else self.chunk
         with undisturbed(self.network), self.autocast(), self._taps:
             # A batch of no images still has maps of some size: one chunk of padding tells it.
             parts = [self._pass(images[start : start + size], size) for start in range(0, max(1, len(images)), size)]

@@ -108,12 +108,12 @@ class WholeImages:
         assert batch.matrices is not None
         matrices = torch.where(is_mirrored(batch.matrices)[:, None, None], mirror(batch.matrices), batch.matrices)
         pairs = [
-            warp_maps(stage, matrices, grid, self.dataset.image_size)
+            warp_maps(stage, matrices.to(stage.device, non_blocking=True), grid, self.dataset.image_size)
             for stage, grid in zip(maps, self.grids, strict=True)
         ]
         return tuple(warped for warped, _ in pairs), tuple(coverage for _, coverage in pairs)
 
     def _mirrored(self, batch: Batch) -> np.ndarray:
         assert batch.matrices is not None
-        mirrored: np.ndarray = is_mirrored(batch.matrices).cpu().numpy()
+        mirrored: np.ndarray = is_mirrored(batch.matrices).numpy()
         return mirrored

@@ -7,7 +7,6 @@ of their own: a later run that distils adds them and keeps the maps.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,8 +20,6 @@ from torch import Tensor
 
 from attention_transfer.cache.folder import LOGITS, MAPS
 from attention_transfer.cache.records import Records, file_size
-
-logger = logging.getLogger(__name__)
 
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[Any]
@@ -44,7 +41,7 @@ class AnswerShape:
     map_precision: str = "fp16"
 
     @property
-    def map_type(self) -> npt.DTypeLike:
+    def map_type(self) -> type[np.floating[Any]]:
         """How the numbers of a map are kept."""
         return np.float16 if self.map_precision == "fp16" else np.float32
 
@@ -120,10 +117,10 @@ class AnswerMemory:
 
     def read(self, rows: Rows) -> tuple[Floats, Floats | None, npt.NDArray[np.bool_]]:
         """Maps [n, cells] and logits [n, K] of some rows, and which of them are there and whole."""
-        maps, found = _read(self.maps, rows, self.shape.map_type)
+        maps, found = read_rows(self.maps, rows, self.shape.map_type)
         if self.logits is None:
             return maps, None, found
-        logits, logits_found = _read(self.logits, rows, np.float32)
+        logits, logits_found = read_rows(self.logits, rows, np.float32)
         return maps, logits, found & logits_found
 
     def keep(self, rows: Rows, maps: Floats, logits: Floats | None) -> None:
@@ -155,7 +152,8 @@ def memory_size(rows: int, shape: AnswerShape) -> int:
     return size
 
 
-def _read(records: Records, rows: Rows, kind: npt.DTypeLike) -> tuple[Floats, npt.NDArray[np.bool_]]:
+def read_rows(records: Records, rows: Rows, kind: npt.DTypeLike) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """Some rows [n, numbers] of equal size, and which of them are there and whole."""
     size = records.size_of(0)
     contents, found = np.zeros((len(rows), size), np.uint8), np.zeros(len(rows), np.bool_)
     for i, row in enumerate(rows.tolist()):

@@ -10,7 +10,7 @@ from typing import Any
 from attention_transfer.config import Config
 from attention_transfer.errors import ConfigError
 
-FINISHED, STOPPED = "finished", "stopped"
+FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
 
 
 class Artefacts:
@@ -93,4 +93,10 @@ def name_run(config: Config, network: str, *, has_teacher: bool) -> str:
 
 def _is_taken(config: Config, name: str) -> bool:
     files = Artefacts(config.model_copy(update={"experiment_name": name}))
-    return bool(files.log.exists() or files.summary.exists() or files.tensorboard.exists() or files.checkpoints())
+    return bool(
+        files.lock.exists()
+        or files.log.exists()
+        or files.summary.exists()
+        or files.tensorboard.exists()
+        or files.checkpoints()
+    )

@@ -35,7 +35,8 @@ class Losses(NamedTuple):
     Attributes:
         total: classification + alpha * kd + beta * attention; the only one to call backward() on.
         classification: cross-entropy, mean over the batch.
-        kd: distillation, unweighted; 0 without a teacher, and where the heads differ (which alpha > 0 refuses).
+        kd: distillation, unweighted; 0 without a teacher, where the heads differ (which alpha > 0 refuses), and where
+            the teacher was not asked for its logits (in a run whose alpha is 0).
         attention: AT, unweighted, the sum of per_stage; 0 without a teacher.
         per_stage: AT of each compared pair of stages, shallow to deep; empty without a teacher.
         logits: [B, K] of the student.

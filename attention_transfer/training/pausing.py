@@ -49,7 +49,7 @@ class Pauses:
         # the save of a whole epoch is about to come
         is_last = position.batches == self._run.batches
         is_due = self._keeps_position and not is_last and self._minutes() >= self._run.config.save_minutes
-        self._pause(position.batches, is_due, lambda: self._save(position, began))
+        self._pause(position.batches, is_due, lambda: self._save(position, began), is_last=is_last)
 
     def after_validation_batch(self, batches: int, position: Position, began: float) -> None:
         """Stop after a batch of validation; the epoch is saved as trained and not yet validated.
@@ -59,9 +59,9 @@ class Pauses:
         """
         self._pause(batches, False, lambda: self._save(position, began))
 
-    def _pause(self, batches: int, is_due: bool, save: Callable[[], None]) -> None:
+    def _pause(self, batches: int, is_due: bool, save: Callable[[], None], *, is_last: bool = False) -> None:
         runtime = self._run.runtime
-        if runtime.world_size > 1 and batches % STEPS_BETWEEN_CHECKS:
+        if runtime.world_size > 1 and batches % STEPS_BETWEEN_CHECKS and not is_last:
             return
         wishes = runtime.from_all((self._request.signal, is_due))
         signal = next((wanted for wanted, _ in wishes if wanted is not None), None)

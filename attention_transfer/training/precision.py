@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from attention_transfer.config import Config
 from attention_transfer.data.brought import unpack
 from attention_transfer.networks.registry import network_name
+from attention_transfer.training.running import memory_format_of
 from attention_transfer.training.runtime import Runtime, resolve_precision
 from attention_transfer.training.state import random_state, restore_random_state
 from attention_transfer.training.trial import (
@@ -68,34 +69,42 @@ def choose_precision(
         ConfigError: fp16 elsewhere than on a CUDA device.
     """
 
+    if config.precision != "auto" or runtime.device.type != "cpu":
+        return resolve_precision(config.precision, runtime.device)
+
     def measure() -> Times:
         return compare(training_step(config, runtime, student, teacher, shape), shape[0], steps)
 
     kind = "training without a teacher" if teacher is None else "training with a teacher"
-    return _choose(config, runtime, kind, student, shape, cache_dir, measure)
+    return _choose(runtime, kind, student, runtime.memory_format, shape, cache_dir, measure)
 
 
 def choose_teacher_precision(
-    config: Config, runtime: Runtime, teacher: nn.Module, shape: Shape, chunks: int | None, cache_dir: Path
+    config: Config, runtime: Runtime, teacher: nn.Module, shape: Shape, cache_dir: Path
 ) -> str:
     """The number format for a teacher's answers: as `choose_precision`, but for running a network alone.
 
+    What is kept of its answers is kept by number format. So the choice depends on nothing that may differ between runs
+    that share them, such as the number of epochs: it has two seconds, and is remembered whatever it comes to.
+
     Args:
-        config: precision, layers and beta are used.
+        config: teacher_precision, alpha, beta and layers are used.
         runtime: gives device, memory format and processes.
         teacher: on the device, in the memory format of the run; it is run as it always is, so that no copy is needed.
         shape: [B, C, H, W] of what it answers at a time.
-        chunks: how often it is to answer; None where nobody knows.
         cache_dir: where answers are kept; made if need be.
 
     Raises:
         ConfigError: fp16 elsewhere than on a CUDA device.
     """
+    if config.teacher_precision != "auto" or runtime.device.type != "cpu":
+        return resolve_precision(config.teacher_precision, runtime.device, "teacher_precision")
 
     def measure() -> Times:
-        return compare(answering_step(config, runtime, teacher, shape), shape[0], chunks)
+        return compare(answering_step(config, runtime, teacher, shape), shape[0], None)
 
-    return _choose(config, runtime, "a teacher's answers", teacher, shape, cache_dir, measure)
+    layout = memory_format_of(teacher, runtime)
+    return _choose(runtime, "a teacher's answers", teacher, layout, shape, cache_dir, measure, keeps_all=True)
 
 
 def batch_shape(config: Config, loader: Iterable[Any], images: Tensor | None, world_size: int) -> Shape:
@@ -117,26 +126,29 @@ def batch_shape(config: Config, loader: Iterable[Any], images: Tensor | None, wo
 
 
 def _choose(
-    config: Config,
     runtime: Runtime,
     kind: str,
     network: nn.Module,
+    layout: torch.memory_format,
     shape: Shape,
     cache_dir: Path,
     measure: Callable[[], Times],
+    *,
+    keeps_all: bool = False,
 ) -> str:
-    if config.precision != "auto" or runtime.device.type != "cpu":
-        return resolve_precision(config.precision, runtime.device)
+    """Ask the file, else measure; `keeps_all` remembers also that there was no time to."""
     chosen = None
     if runtime.is_main:
-        before = random_state()
+        key, before = _key(kind, network, layout, shape), random_state()
         try:
-            chosen = _decide(kind, _key(kind, network, runtime, shape), shape[0], cache_dir, measure)
+            chosen = _decide(kind, key, shape[0], cache_dir, measure)
         except Exception as error:
             # whatever it is, it must not keep the other processes waiting, and training is about to meet it again
             reason = error if isinstance(error, NotComparedError) else f"a step cannot be made ({in_a_line(error)})"
             logger.info("precision: %s in fp32: %s", kind, reason)
             chosen = "fp32"
+            if keeps_all and isinstance(error, NotComparedError):
+                _remember(cache_dir, key, chosen)
         finally:
             restore_random_state(before)
     return str(runtime.from_main(chosen))
@@ -150,16 +162,16 @@ def _decide(kind: str, key: str, images: int, cache_dir: Path, measure: Callable
     times = measure()
     seconds = f"{images} images take {times.fp32:.3g} s in fp32 and {times.bf16:.3g} s in bf16"
     logger.info("precision: %s in %s: %s", kind, times.winner, seconds)
-    _remember(cache_dir, key, times)
+    _remember(cache_dir, key, times.winner, times)
     return times.winner
 
 
-def _key(kind: str, network: nn.Module, runtime: Runtime, shape: Shape) -> str:
+def _key(kind: str, network: nn.Module, layout: torch.memory_format, shape: Shape) -> str:
     parts = (
         kind,
         f"{network_name(network)} of {sum(parameter.numel() for parameter in network.parameters())} parameters",
         "x".join(map(str, shape)),
-        str(runtime.memory_format).removeprefix("torch."),
+        str(layout).removeprefix("torch."),
         processor(),
         f"{torch.get_num_threads()} threads",
         f"torch {torch.__version__}",
@@ -199,14 +211,15 @@ def _recall(folder: Path, key: str) -> str | None:
     return known if known in ("fp32", "bf16") else None
 
 
-def _remember(folder: Path, key: str, times: Times) -> None:
+def _remember(folder: Path, key: str, precision: str, times: Times | None = None) -> None:
     """Write the file so that it holds either the whole new content or what it held before."""
     path = folder / FILE_NAME
     try:
         content = _read(path)
     except (OSError, ValueError):
         content = {}
-    content[key] = {"precision": times.winner, "fp32": round(times.fp32, 6), "bf16": round(times.bf16, 6)}
+    measured = {} if times is None else {"fp32": round(times.fp32, 6), "bf16": round(times.bf16, 6)}
+    content[key] = {"precision": precision, **measured}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=folder, delete=False) as file:

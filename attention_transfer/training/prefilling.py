@@ -13,7 +13,6 @@ from attention_transfer.training.observers.log import speaking
 from attention_transfer.training.precision import batch_shape
 from attention_transfer.training.runtime import AcceleratedRuntime
 from attention_transfer.training.setup import (
-    batches_of,
     keep_pixels_of,
     open_loaders,
     open_teacher,
@@ -54,7 +53,7 @@ def prefill_caches(config: Mapping[str, Any] | Config | None = None) -> dict[str
             prefer_channels_last(runtime, teacher)
             keep_pixels_of(loaders, config, runtime)
             shape = batch_shape(config, loaders.train, None, runtime.world_size)
-            config = with_teacher_precision(config, runtime, teacher, shape, batches_of(loaders.train))
+            config = with_teacher_precision(config, runtime, teacher, shape)
             teaching = open_teaching(config, teacher, loaders.train, loaders.val, runtime)
             return {
                 role: prefill(answers, runtime.device, f"asking the teacher for {role}")

@@ -19,7 +19,7 @@ from attention_transfer.training.lock import RunLock
 from attention_transfer.training.observers import Run
 from attention_transfer.training.precision import batch_shape, choose_precision
 from attention_transfer.training.resume import AUTO, Origin, find_origin, refuse_another_teacher, refuse_other_data
-from attention_transfer.training.room import check_room, checkpoint_bytes
+from attention_transfer.training.room import check_room, checkpoint_bytes, warn_of_little_room
 from attention_transfer.training.runtime import AcceleratedRuntime
 from attention_transfer.training.setup import (
     Loader,
@@ -85,6 +85,10 @@ def prepare(
         prefer_channels_last(runtime, student, teacher)
         config = _named(config, runtime, student, has_teacher=teacher is not None)
         artefacts = Artefacts(config)
+        size = checkpoint_bytes(student)
+        together(runtime, lambda: check_room(config.save_dir, config.log_dir, size) if runtime.is_main else None)
+        if runtime.is_main:
+            warn_of_little_room(artefacts, range(config.save_freq, config.epochs + 1, config.save_freq), size)
         lock = together(runtime, lambda: RunLock(artefacts.lock, artefacts.name, held=runtime.is_main))
         cleanup.callback(lock.release)
         if not origin.goes_on(config) and not config.overwrite and not is_auto:
@@ -93,8 +97,6 @@ def prepare(
         data_digest = data_digest_of(loaders.train)
         refuse_another_teacher(teacher_digest, origin)
         refuse_other_data(data_digest, origin, config)
-        if runtime.is_main:
-            check_room(config.save_dir, config.log_dir, checkpoint_bytes(student))
 
         keep_pixels_of(loaders, config, runtime)
         images = images_to_draw(loaders.val)
@@ -137,7 +139,7 @@ def _in_precision(
     precision = choose_precision(config, runtime, student, teacher, shape, steps, cache_folder(config.cache_dir))
     runtime.use_precision(precision)
     config = config.model_copy(update={"precision": precision})
-    return config if teacher is None else with_teacher_precision(config, runtime, teacher, shape, steps)
+    return config if teacher is None else with_teacher_precision(config, runtime, teacher, shape)
 
 
 def _begin(

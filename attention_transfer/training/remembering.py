@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attention_transfer.cache.folder import cache_folder, free_bytes, make_room, network_file_system
+from attention_transfer.cache.folder import cache_folder
+from attention_transfer.cache.records import Records
+from attention_transfer.cache.room import check_room
 from attention_transfer.config import Config
-from attention_transfer.data.identity import samples_digest
 from attention_transfer.errors import CacheError
 from attention_transfer.networks.registry import network_name
 from attention_transfer.teacher.fingerprint import answers_identity
@@ -23,6 +25,7 @@ from attention_transfer.teacher.probe import agrees
 from attention_transfer.teacher.remembered import RememberedTeacher
 from attention_transfer.training.lesson import Lesson
 from attention_transfer.training.runtime import Runtime
+from attention_transfer.training.setup import together
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +39,10 @@ def probed_images(lesson: Lesson, device: torch.device) -> Tensor:
 
 def remember(
     lesson: Lesson, config: Config, teacher: nn.Module, runner: TeacherRunner, runtime: Runtime
-) -> RememberedTeacher | None:
-    """The teacher around its memory, as the settings and the disk allow; None: it has to look each time.
+) -> RememberedTeacher:
+    """The teacher around its memory, if settings and disk allow one; every process must call this together.
 
-    With views='warp' there always is one, because only it can make the answers to views out of those to whole images.
+    Where nothing is kept it answers just the same, rounded as if it were: so a run does not depend on the disk.
 
     Raises:
         CacheError: teacher_cache is 'on', and the answers cannot be kept.
@@ -47,12 +50,49 @@ def remember(
     images = probed_images(lesson, runtime.device)
     looks = _looks(lesson, teacher, runner, images)
     shape = _shape(runner, images, config)
-    memory = None
-    if config.teacher_cache != "off":
-        memory = _open_memory(lesson, config, teacher, runner, looks, shape, runtime)
-    if memory is None and lesson.views != "warp":
-        return None
+    if config.teacher_cache == "off":
+        logger.info("the teacher runs on the %s images in every epoch: teacher_cache is 'off'", lesson.role)
+        return RememberedTeacher(runner, looks, shape)
+    place = _Place(lesson, config, looks.count, shape, _identity(lesson, config, teacher, runner, runtime))
+    memory = together(runtime, lambda: _make(place, teacher, runner, looks) if runtime.is_local_main else None)
+    if not runtime.is_local_main:
+        memory = place.open_if_there()
+    if not all(runtime.from_all(memory is not None)):
+        memory = None
+    if memory is not None:
+        _say_what_is_kept(memory, lesson, looks, place.folder)
     return RememberedTeacher(runner, looks, shape, memory)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the answers to a lesson are, or would be, kept."""
+
+    lesson: Lesson
+    config: Config
+    rows: int
+    shape: AnswerShape
+    identity: str
+
+    @property
+    def folder(self) -> Path:
+        return cache_folder(self.config.cache_dir)
+
+    @property
+    def paths(self) -> list[Path]:
+        return list(memory_paths(self.folder, self.identity)[: 1 if self.shape.logits is None else 2])
+
+    def open_if_there(self) -> AnswerMemory | None:
+        if not all(path.exists() for path in self.paths):
+            return None
+        return AnswerMemory.open(self.folder, self.identity, self.rows, self.shape)
+
+    def needed(self) -> int:
+        """Bytes of the files that are not there yet."""
+        without_logits = replace(self.shape, logits=None)
+        maps = memory_size(self.rows, without_logits)
+        sizes = [maps, memory_size(self.rows, self.shape) - maps]
+        return sum(size for path, size in zip(self.paths, sizes, strict=False) if not path.exists())
 
 
 def _looks(lesson: Lesson, teacher: nn.Module, runner: TeacherRunner, images: Tensor) -> Looks:
@@ -67,21 +107,12 @@ def _shape(runner: TeacherRunner, images: Tensor, config: Config) -> AnswerShape
     return AnswerShape(sizes, None if logits is None else logits.shape[1], config.map_precision)
 
 
-def _open_memory(
-    lesson: Lesson,
-    config: Config,
-    teacher: nn.Module,
-    runner: TeacherRunner,
-    looks: Looks,
-    shape: AnswerShape,
-    runtime: Runtime,
-) -> AnswerMemory | None:
-    folder = cache_folder(config.cache_dir)
-    identity = answers_identity(
+def _identity(lesson: Lesson, config: Config, teacher: nn.Module, runner: TeacherRunner, runtime: Runtime) -> str:
+    return answers_identity(
         teacher,
         runner.names,
         lesson.dataset,
-        samples_digest(lesson.dataset.samples, hash_files=config.hash_files),
+        lesson.dataset.digest(hash_files=config.hash_files),
         views=lesson.views,
         precision=config.teacher_precision,
         folded=runner.is_folded,
@@ -90,16 +121,27 @@ def _open_memory(
         memory_format=str(runner.memory_format),
         map_precision=config.map_precision,
     )
-    why_not = _why_not(lesson, config, folder, identity, looks.count, shape) if runtime.is_main else None
-    why_not = runtime.from_main(why_not)
-    if why_not is not None:
-        if config.teacher_cache == "on":
-            raise CacheError(why_not)
-        logger.info("the teacher runs on the %s images in every epoch: %s", lesson.role, why_not)
+
+
+def _make(place: _Place, teacher: nn.Module, runner: TeacherRunner, looks: Looks) -> AnswerMemory | None:
+    """Open the memory, or make it; None where it cannot be, and need not be."""
+    config, lesson = place.config, place.lesson
+    is_auto = config.teacher_cache == "auto"
+    try:
+        needed = place.needed()
+        if is_auto and needed and not lesson.repeats:
+            raise CacheError("no answer would be used twice")
+        # What is open is not removed to make room: so what is there is opened first.
+        held = [Records(path, place.identity) for path in place.paths if path.exists()]
+        check_room(place.folder, needed, config.cache_limit, spares_disk=is_auto)
+        memory = AnswerMemory.open(place.folder, place.identity, place.rows, place.shape, _about(lesson, teacher))
+        del held
+        _forget_what_is_wrong(memory, runner, looks, config.teacher_precision)
+    except OSError as error:
+        if not is_auto:
+            raise
+        logger.info("the teacher runs on the %s images in every epoch: %s", lesson.role, error)
         return None
-    memory = AnswerMemory.open(folder, identity, looks.count, shape, _about(lesson, teacher))
-    _forget_what_is_wrong(memory, runner, looks, runtime)
-    _say_what_is_kept(memory, lesson, looks, folder)
     return memory
 
 
@@ -115,37 +157,9 @@ def _about(lesson: Lesson, teacher: nn.Module) -> dict[str, object]:
     }
 
 
-def _why_not(lesson: Lesson, config: Config, folder: Path, identity: str, rows: int, shape: AnswerShape) -> str | None:
-    """Why the answers cannot be kept; None where they can. Room is made for them."""
-    paths = memory_paths(folder, identity)
-    missing = [path for path in paths[: 1 if shape.logits is None else 2] if not path.exists()]
-    if not missing:
-        return None
-    is_auto, needed = config.teacher_cache == "auto", memory_size(rows, shape)
-    if is_auto and not lesson.repeats:
-        return "no answer would be used twice"
-    network = network_file_system(folder)
-    if network is not None:
-        return (
-            f"{folder} is on a network file system ({network}), where shared memory maps may tear; set cache_dir to a "
-            "local disk."
-        )
-    free = free_bytes(folder)
-    if is_auto and needed > free / 2:
-        return (
-            f"its answers take {needed / 1e6:,.0f} MB, more than half of the {free / 1e6:,.0f} MB that are free in "
-            f"{folder}; make room, or set cache_dir to another disk."
-        )
-    try:
-        make_room(folder, needed, config.cache_limit)
-    except CacheError as error:
-        return str(error)
-    return None
-
-
-def _forget_what_is_wrong(memory: AnswerMemory, runner: TeacherRunner, looks: Looks, runtime: Runtime) -> None:
+def _forget_what_is_wrong(memory: AnswerMemory, runner: TeacherRunner, looks: Looks, precision: str) -> None:
     """Empty a memory that does not say what the teacher says."""
-    if runtime.from_main(agrees(memory, runner, looks) if runtime.is_main else None):
+    if agrees(memory, runner, looks, precision):
         return
     if not memory.is_writable:
         raise CacheError(
@@ -157,9 +171,7 @@ def _forget_what_is_wrong(memory: AnswerMemory, runner: TeacherRunner, looks: Lo
         "behind equal sizes and times?",
         memory.maps.path.name,
     )
-    if runtime.is_main:
-        memory.clear()
-    runtime.from_main(None)
+    memory.clear()
 
 
 def _say_what_is_kept(memory: AnswerMemory, lesson: Lesson, looks: Looks, folder: Path) -> None:

@@ -15,9 +15,10 @@ from torch import nn
 from attention_transfer.checkpoint import load_weights, read_checkpoint
 from attention_transfer.config import Config, resolve_config
 from attention_transfer.data.sampler import EpochBatchSampler
+from attention_transfer.data.workers import telling_of_lost_workers
 from attention_transfer.errors import AttentionTransferError, DivergenceError
 from attention_transfer.evaluation import evaluate_model
-from attention_transfer.training.artefacts import FINISHED, STOPPED
+from attention_transfer.training.artefacts import FAILED, FINISHED, STOPPED
 from attention_transfer.training.epoch import run_training_epoch, run_validation_epoch
 from attention_transfer.training.objective import Objective, say_once
 from attention_transfer.training.observers import Run, all_observers
@@ -72,7 +73,7 @@ def train_at(
     """
     say_once.cache_clear()
     config = resolve_config(config)
-    with listening() as said:
+    with listening() as said, telling_of_lost_workers():
         return _run(config, (train_loader, val_loader, test_loader), student, teacher, said)
 
 
@@ -100,19 +101,20 @@ def _train(run: Run, loaders: Loaders, teaching: Teaching, request: StopRequest)
         "val": Objective(run.config, teaching.val, run.runtime),
     }
     pauses = Pauses(run, observers, request, keeps_position=has_position(loaders.train, run.runtime))
-    status = "failed"
+    status = FAILED
     try:
-        observers.start()
-        while run.state.epoch < run.config.epochs:
-            record = _train_one_epoch(run, objectives, student, loaders, observers, pauses)
-            teaching.say_who_answered(run.state.epoch + 1, run.runtime)
-            accuracy = record.get("val_accuracy", record["train_accuracy"])
-            is_best = run.state.complete_epoch(record, accuracy, always_best=not run.validates)
-            observers.epoch(record, is_best)
-            pauses.saved()
-        _load_best(run)
-        run.outcome["test_results"] = _test(run, loaders.test)
-        status = FINISHED
+        with telling_of_lost_workers():
+            observers.start()
+            while run.state.epoch < run.config.epochs:
+                record = _train_one_epoch(run, objectives, student, loaders, observers, pauses)
+                teaching.say_who_answered(run.state.epoch + 1, run.runtime)
+                accuracy = record.get("val_accuracy", record["train_accuracy"])
+                is_best = run.state.complete_epoch(record, accuracy, always_best=not run.validates)
+                observers.epoch(record, is_best)
+                pauses.saved()
+            _load_best(run)
+            run.outcome["test_results"] = _test(run, loaders.test)
+            status = FINISHED
     except (KeyboardInterrupt, Stopped) as stopped:
         status = STOPPED
         run.outcome["error"] = run.outcome["stopped_by"] = (
@@ -240,7 +242,8 @@ def _test(run: Run, loader: Loader | None) -> dict[str, Any] | None:
     error: AttentionTransferError | None = None
     if loader is not None and run.runtime.is_main:
         try:
-            results = evaluate_model(run.state.student, loader, run.config)
+            with telling_of_lost_workers():
+                results = evaluate_model(run.state.student, loader, run.config)
             logger.info("test accuracy %.2f%% on %d images", 100 * results["accuracy"], results["samples"])
         except AttentionTransferError as raised:
             error = raised

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_transfer.config import Config
+from attention_transfer.devices import like_weights
 from attention_transfer.errors import ConfigError
 from attention_transfer.networks.registry import card_of
 from attention_transfer.networks.stages import split_layers, stage_names
@@ -33,16 +34,20 @@ def make_runner(
         runtime: gives the memory format for a network that is not ours.
         autocast: makes the context that gives the number format.
     """
-    # Channels-last for networks of ours, whatever the student is: what they answer is kept for other runs as well.
-    memory_format = runtime.memory_format if card_of(teacher) is None else torch.channels_last
+    images = like_weights(images, teacher)
     return TeacherRunner(
         teacher,
         _tapped(teacher, images, config),
         images,
         needs_logits=config.alpha > 0,
         autocast=autocast,
-        memory_format=memory_format,
+        memory_format=memory_format_of(teacher, runtime),
     )
+
+
+def memory_format_of(teacher: nn.Module, runtime: Runtime) -> torch.memory_format:
+    """Channels-last for networks of ours, whatever the student is: what they answer is kept for other runs as well."""
+    return runtime.memory_format if card_of(teacher) is None else torch.channels_last
 
 
 def _tapped(teacher: nn.Module, images: Tensor, config: Config) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import time
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -27,8 +28,8 @@ class Runtime:
     processes, so that the same loop runs everywhere.
     """
 
-    rank = 0
-    world_size = 1
+    rank = local_rank = 0
+    world_size = local_world_size = 1
     memory_format = torch.contiguous_format
 
     def __init__(self, device: torch.device, precision: str = "fp32") -> None:
@@ -39,6 +40,11 @@ class Runtime:
     def is_main(self) -> bool:
         """Whether this process writes files and talks to the user."""
         return self.rank == 0
+
+    @property
+    def is_local_main(self) -> bool:
+        """Whether this process is the first of its machine, and makes what the others there open."""
+        return self.local_rank == 0
 
     def autocast(self, precision: str | None = None) -> AbstractContextManager[Any]:
         """The context in which networks run in `precision`; None is the run's own."""
@@ -96,6 +102,8 @@ class AcceleratedRuntime(Runtime):
         if self.world_size > 1:
             atexit.register(leave_process_group)
         self.rank = self._accelerator.process_index
+        self.local_rank = self._accelerator.local_process_index
+        self.local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size))
         is_shared_gpu = self.world_size > 1 and device.type != "cpu"
         super().__init__(self._accelerator.device if is_shared_gpu else device, precision)
         self._scaler: torch.amp.GradScaler | None = None
@@ -156,7 +164,7 @@ def leave_process_group() -> None:
         torch.distributed.destroy_process_group()
 
 
-def resolve_precision(precision: str, device: torch.device) -> str:
+def resolve_precision(precision: str, device: torch.device, setting: str = "precision") -> str:
     """'fp32', 'bf16' or 'fp16' for a device; 'auto' is bf16 on GPUs of capability 8.0 or more, else fp32.
 
     On a CPU that is where 'auto' begins: `precision.choose_precision` times both once the networks are there.
@@ -167,5 +175,5 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     if precision == "auto":
         return "bf16" if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
     if precision == "fp16" and device.type != "cuda":
-        raise ConfigError(f"precision is 'fp16', which needs a CUDA device, not {device}; use 'fp32' or 'bf16'.")
+        raise ConfigError(f"{setting} is 'fp16', which needs a CUDA device, not {device}; use 'fp32' or 'bf16'.")
     return precision

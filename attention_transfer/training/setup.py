@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from attention_transfer.config import Config
 from attention_transfer.data.brought import check_loader, classes_of, count_classes, unpack
 from attention_transfer.data.dataset import ImageDataset
-from attention_transfer.data.keeping import keep_pixels, plan_pixels
+from attention_transfer.data.keeping import keep_pixels, make_stores, open_stores
 from attention_transfer.data.loaders import close_loader, prepare_dataloaders
 from attention_transfer.data.sampler import EpochBatchSampler
 from attention_transfer.data.views import Augmentation
@@ -94,7 +94,7 @@ def open_loaders(
         return Loaders(train, val, test, own=[])
     own = open_folder(config, runtime.rank, runtime.world_size)
     chosen = {**own, **{role: loader for role, loader in (("val", val), ("test", test)) if loader is not None}}
-    return Loaders(**chosen, own=list(own.values()))
+    return Loaders(**chosen, own=[loader for role, loader in own.items() if brought[f"{role}_loader"] is None])
 
 
 def open_folder(config: Config, rank: int = 0, world_size: int = 1) -> dict[str, DataLoader[Any]]:
@@ -128,18 +128,22 @@ def keep_pixels_of(loaders: Loaders, config: Config, runtime: Runtime) -> None:
     datasets = [loader.dataset for loader in loaders.own if isinstance(loader.dataset, ImageDataset)]
     if not datasets:
         return
-    plans = together(runtime, lambda: plan_pixels(datasets, config) if runtime.is_main else None)
-    plans = runtime.from_main(plans)
-    if plans is not None:
-        together(runtime, lambda: keep_pixels(datasets, plans, config, runtime.rank, runtime.world_size))
+    made = together(runtime, lambda: make_stores(datasets, config) if runtime.is_local_main else None)
+    stores = made if runtime.is_local_main else open_stores(datasets, config)
+
+    def keep() -> None:
+        if stores is not None:
+            keep_pixels(datasets, stores, config, runtime.local_rank, runtime.local_world_size)
+
+    together(runtime, keep)
 
 
 def together(runtime: Runtime, work: Callable[[], T]) -> T:
     """Do something in every process, and fail in all of them where it fails in one."""
-    error: AttentionTransferError | None = None
+    error: Exception | None = None
     try:
         result = work()
-    except AttentionTransferError as raised:
+    except (AttentionTransferError, OSError) as raised:
         error = raised
     first = next((each for each in runtime.from_all(error) if each is not None), None)
     if first is not None:

@@ -38,7 +38,7 @@ class Teaching:
 
     def say_who_answered(self, epoch: int, runtime: Runtime) -> None:
         """Log how many training images were answered from memory since the last time; all processes together."""
-        if not isinstance(self.train, RememberedTeacher):
+        if not isinstance(self.train, RememberedTeacher) or self.train.memory is None:
             return
         counts = torch.tensor([self.train.recalled, self.train.asked], device=runtime.device)
         recalled, asked = runtime.sum_over_processes(counts).tolist()
@@ -102,9 +102,7 @@ def _say_that_it_runs(lesson: Lesson | None) -> None:
         logger.info("%s", lesson.cost)
 
 
-def with_teacher_precision(
-    config: Config, runtime: Runtime, teacher: nn.Module, shape: Sequence[int], chunks: int | None
-) -> Config:
+def with_teacher_precision(config: Config, runtime: Runtime, teacher: nn.Module, shape: Sequence[int]) -> Config:
     """The configuration with the number format that teacher_precision='auto' comes to.
 
     Args:
@@ -112,11 +110,9 @@ def with_teacher_precision(
         runtime: gives device and processes.
         teacher: the network, on the device.
         shape: [B, C, H, W] of a batch of training.
-        chunks: how often it is to answer; None where nobody knows.
     """
-    own = config.model_copy(update={"precision": config.teacher_precision})
     folder = cache_folder(config.cache_dir)
-    chosen = choose_teacher_precision(own, runtime, teacher, (CHUNK, *shape[1:]), chunks, folder)
+    chosen = choose_teacher_precision(config, runtime, teacher, (CHUNK, *shape[1:]), folder)
     return config.model_copy(update={"teacher_precision": chosen})
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
 from attention_transfer.config import Config
-from attention_transfer.training.artefacts import Artefacts
+from attention_transfer.training.artefacts import FAILED, Artefacts
 from attention_transfer.training.runtime import Runtime
 from attention_transfer.training.state import EpochRecord, RunState
 from attention_transfer.training.sums import Sums
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -73,12 +75,17 @@ class Observer:
 
 
 class Observers:
-    """Tells a list of observers, in the main process alone; those whose start failed hear nothing but close."""
+    """Tells a list of observers, in the main process alone; those whose start failed hear nothing but close.
+
+    Where one fails, the others hear of the event all the same: a full disk of the logs costs no checkpoint. The first
+    error is raised then, unless one has ended the run already.
+    """
 
     def __init__(self, observers: Sequence[Observer], run: Run) -> None:
         self._observers: Sequence[Observer] = observers if run.runtime.is_main else ()
         self._started: list[Observer] = []
         self._run = run
+        self._has_failed = False
 
     def start(self) -> None:
         for observer in self._observers:
@@ -94,17 +101,28 @@ class Observers:
             observer.batch(self._run, batch, sums)
 
     def pause(self) -> None:
-        for observer in self._started:
-            observer.pause(self._run)
+        self._tell(self._started, lambda observer: observer.pause(self._run))
 
     def epoch(self, record: EpochRecord, is_best: bool) -> None:
-        for observer in self._started:
-            observer.epoch(self._run, record, is_best)
+        self._tell(self._started, lambda observer: observer.epoch(self._run, record, is_best))
 
     def end(self, status: str) -> None:
-        for observer in self._started:
-            observer.end(self._run, status)
+        self._has_failed = status == FAILED
+        self._tell(self._started, lambda observer: observer.end(self._run, status))
 
     def close(self) -> None:
-        for observer in self._observers:
-            observer.close()
+        # the log is the first, and is to hear of what the others have to say
+        self._tell([*reversed(self._observers)], lambda observer: observer.close())
+
+    def _tell(self, observers: Sequence[Observer], event: Callable[[Observer], None]) -> None:
+        first: Exception | None = None
+        for observer in observers:
+            try:
+                event(observer)
+            except Exception as error:
+                if first is None and not self._has_failed:
+                    first = error
+                else:
+                    logger.error("%s", error)
+        if first is not None:
+            raise first

@@ -75,7 +75,7 @@ class Log(Observer):
 
     def start(self, run: Run) -> None:
         run.artefacts.log.parent.mkdir(parents=True, exist_ok=True)
-        to_file = logging.FileHandler(run.artefacts.log, mode="a" if run.state.epoch else "w", encoding="utf-8")
+        to_file = logging.FileHandler(run.artefacts.log, mode="a", encoding="utf-8")
         to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         to_screen = _AboveTheBars()
         to_screen.setFormatter(logging.Formatter("%(message)s"))
@@ -134,7 +134,9 @@ def _opening(run: Run) -> str:
         name = config.teacher_model or type(run.teacher).__name__
         teacher = f"teacher {name}, alpha {config.alpha:g}, beta {config.beta:g}"
     processes = f" in {run.runtime.world_size} processes" if run.runtime.world_size > 1 else ""
-    begins = f"goes on after epoch {run.state.epoch}" if run.state.epoch else "begins"
+    begins = f"goes on after epoch {run.state.epoch}" if run.state.step else "begins"
+    if run.state.unfinished is not None:
+        begins += f" and {run.state.unfinished.batches} batches"
     return (
         f"{run.artefacts.name} {begins}: {network_name(run.state.student)}, {teacher}, on {run.runtime.device}"
         f"{processes} in {run.runtime.precision}"

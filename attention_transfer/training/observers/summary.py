@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-import logging
 import platform
 import time
 from importlib.metadata import version
 from typing import Any
 
-from attention_transfer.errors import WriteError
 from attention_transfer.files import write_whole
 from attention_transfer.training.observers.base import Observer, Run
 from attention_transfer.training.state import EpochRecord
 
 LIBRARIES = ("torch", "torchvision", "accelerate", "timm", "numpy", "pillow")
-FAILED = "failed"
-
-logger = logging.getLogger(__name__)
 
 
 class Summary(Observer):
@@ -34,13 +29,7 @@ class Summary(Observer):
         self._write(run, "running")
 
     def end(self, run: Run, status: str) -> None:
-        try:
-            self._write(run, status)
-        except WriteError as error:
-            if status != FAILED:
-                raise
-            # the error that ended the run is on its way already, and is the one to be seen
-            logger.error("the summary does not tell of it: %s", error)
+        self._write(run, status)
 
     def _write(self, run: Run, status: str) -> None:
         # JSON knows no NaN, which a figure of weight 0 may be: it is null there

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from attention_transfer.errors import ConfigError
+from attention_transfer.errors import ConfigError, WriteError
+from attention_transfer.files import why_not
 from attention_transfer.training.artefacts import FINISHED
 from attention_transfer.training.observers.base import Observer, Run
 from attention_transfer.training.runtime import Runtime
@@ -23,6 +27,7 @@ class TensorBoard(Observer):
 
     def __init__(self) -> None:
         self._writer: Any = None
+        self._folder = Path()
 
     def start(self, run: Run) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -32,31 +37,36 @@ class TensorBoard(Observer):
         if unfinished is not None and unfinished.batches == run.batches:
             # Trained and not yet validated: what the epoch came to may have been written, and will be once more.
             purge_step = run.state.step
-        self._writer = SummaryWriter(str(run.artefacts.tensorboard), purge_step=purge_step)
+        self._folder = run.artefacts.tensorboard
+        with self._writing():
+            self._writer = SummaryWriter(str(self._folder), purge_step=purge_step)
         if unfinished is not None and purge_step == run.state.step:
             sums = Sums(run.runtime.device)
             sums.load_state(unfinished.sums)
             self.batch(run, unfinished.batches - 1, sums)
 
     def pause(self, run: Run) -> None:
-        self._writer.flush()
+        with self._writing():
+            self._writer.flush()
 
     def batch(self, run: Run, batch: int, sums: Sums) -> None:
         if (batch + 1) % run.config.print_freq:
             return
         means = sums.means(Runtime(run.runtime.device)).figures
-        for key in ("loss", "accuracy"):
-            self._writer.add_scalar(f"batch/{key}", means[key], run.state.step)
+        with self._writing():
+            for key in ("loss", "accuracy"):
+                self._writer.add_scalar(f"batch/{key}", means[key], run.state.step)
 
     def epoch(self, run: Run, record: EpochRecord, is_best: bool) -> None:
-        for key, value in record.items():
-            split, _, name = key.partition("_")
-            tag = f"{name}/{split}" if split in ("train", "val") else f"run/{key}"
-            if key != "epoch":
-                self._writer.add_scalar(tag, value, run.state.step)
-        if run.images is not None and _is_due(run):
-            self._draw(run, run.images)
-        self._writer.flush()
+        with self._writing():
+            for key, value in record.items():
+                split, _, name = key.partition("_")
+                tag = f"{name}/{split}" if split in ("train", "val") else f"run/{key}"
+                if key != "epoch":
+                    self._writer.add_scalar(tag, value, run.state.step)
+            if run.images is not None and _is_due(run):
+                self._draw(run, run.images)
+            self._writer.flush()
 
     def _draw(self, run: Run, images: Tensor) -> None:
         try:
@@ -78,14 +88,24 @@ class TensorBoard(Observer):
             metrics["hparam/test_accuracy"] = test_results["accuracy"]
         settings = {key: _plain(value) for key, value in run.config.model_dump().items() if value is not None}
         # writer.add_hparams would put these into a file of their own, which a resumed run could not be sure to purge
-        for summary in hparams(settings, metrics):  # type: ignore[no-untyped-call]
-            self._writer.file_writer.add_summary(summary)
-        for tag, value in metrics.items():
-            self._writer.add_scalar(tag, value, run.state.step)
+        with self._writing():
+            for summary in hparams(settings, metrics):  # type: ignore[no-untyped-call]
+                self._writer.file_writer.add_summary(summary)
+            for tag, value in metrics.items():
+                self._writer.add_scalar(tag, value, run.state.step)
 
     def close(self) -> None:
         if self._writer is not None:
-            self._writer.close()
+            with self._writing():
+                self._writer.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """The writer's thread keeps its error for whoever calls next; a sentence is made of it."""
+        try:
+            yield
+        except OSError as error:
+            raise WriteError(why_not(self._folder / "events.out.tfevents", 0, error, "log_dir")) from error
 
 
 def _is_due(run: Run) -> bool:
