@@ -7,9 +7,10 @@ from itertools import chain
 
 import pytest
 import torch
-from loading import epoch, global_states, load, same
 
 from attention_transfer.data import EpochBatchSampler
+
+from loading import epoch, global_states, load, same
 
 
 def test_workers_change_no_bit_of_any_epoch(eighty_digits):

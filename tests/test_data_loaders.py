@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from loading import epoch, load
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset
 from torch.utils.data._utils.pin_memory import pin_memory
@@ -17,6 +16,8 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from attention_transfer.data import Augmentation, Batch, prepare_dataloaders
 from attention_transfer.data.loaders import close_loader, prepare_worker
 from attention_transfer.errors import DataError
+
+from loading import epoch, load
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

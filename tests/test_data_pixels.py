@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from loading import epoch, load
 from PIL import Image
 
 from attention_transfer import DataError, train_at
@@ -26,6 +25,8 @@ from attention_transfer.data import Augmentation
 from attention_transfer.data.decoding import Decoder
 from attention_transfer.data.keeping import keep_pixels, make_stores
 from attention_transfer.errors import CacheError
+
+from loading import epoch, load
 
 
 def kept(loader, folder, **settings):

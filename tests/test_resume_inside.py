@@ -11,6 +11,7 @@ import torch
 
 from attention_transfer import ConfigError, create_model, train_at
 from attention_transfer.checkpoint import read_checkpoint
+
 from runs import assert_same_weights, without_clock
 
 

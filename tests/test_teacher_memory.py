@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import assert_same_weights
 
 from attention_transfer import create_model, prepare_dataloaders, train_at
 from attention_transfer.cache.folder import entries
 from attention_transfer.cache.records import Records
+
+from runs import assert_same_weights
 
 
 @pytest.fixture

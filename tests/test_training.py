@@ -9,7 +9,6 @@ import multiprocessing
 
 import pytest
 import torch
-from runs import assert_same_weights, bring, tensors, without_clock
 
 from attention_transfer import (
     create_at_config,
@@ -20,6 +19,8 @@ from attention_transfer import (
     train_epoch,
     validate,
 )
+
+from runs import assert_same_weights, bring, tensors, without_clock
 
 FIGURES = {"loss", "accuracy", "classification", "kd", "attention"}
 

@@ -7,7 +7,6 @@ import logging
 
 import pytest
 import torch
-from runs import Unsized, assert_same_weights, bring, tensors
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
@@ -19,6 +18,8 @@ from attention_transfer import (
     train_at,
     validate,
 )
+
+from runs import Unsized, assert_same_weights, bring, tensors
 
 
 @pytest.mark.parametrize("kind", ["dataloader", "list", "unsized dicts", "one left over"])

@@ -8,7 +8,6 @@ import logging
 
 import pytest
 import torch
-from runs import InterruptedOnce, bring, tensors
 
 from attention_transfer import (
     ConfigError,
@@ -20,6 +19,8 @@ from attention_transfer import (
     train_at,
 )
 from attention_transfer.networks.registry import ModelCard
+
+from runs import InterruptedOnce, bring, tensors
 
 
 def test_a_label_out_of_range_is_an_error_that_names_it(settings):
