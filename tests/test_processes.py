@@ -108,3 +108,30 @@ def test_a_real_run_in_two_processes_learns_the_digits_and_leaves_one_set_of_art
     summary = json.loads((tmp_path / "logs" / "two_summary.json").read_text())
     assert (summary["processes"], summary["status"]) == (2, "finished")
     assert sum(summary["splits"].values()) == 1797
+
+
+def test_two_processes_fill_one_memory_and_one_pixel_store_and_read_them(tmp_path, digits_folder):
+    from attention_transfer import create_model
+    from attention_transfer.cache.folder import entries
+    from attention_transfer.cache.records import Records
+
+    torch.manual_seed(0)
+    torch.save(create_model("CifarResNet-8", 10).state_dict(), tmp_path / "teacher.pth")
+    config = {
+        "model": "CifarResNet-8", "data_dir": str(digits_folder), "teacher_model": str(tmp_path / "teacher.pth"),
+        "image_size": 32, "num_workers": 0, "epochs": 3, "augment": True, "augment_views": 2, "device": "cpu",
+        "precision": "fp32", "teacher_precision": "fp32", "experiment_name": "two", "batch_size": 64,
+        "cache_dir": str(tmp_path / "cache"), "save_dir": str(tmp_path / "checkpoints"),
+        "log_dir": str(tmp_path / "logs"),
+    }  # fmt: skip
+    out, _ = launch(tmp_path, 2, "out", do="whole_run", config=config)
+    first, second = (json.loads(out.with_suffix(f".{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    log = (tmp_path / "logs" / "two.log").read_text()
+    count = json.loads((tmp_path / "logs" / "two_summary.json").read_text())["splits"]["train"]
+    assert f"epoch 1: 0 images answered from memory, {count:,} by" in log
+    assert f"epoch 3: {count:,} images answered from memory, 0 by" in log
+    for entry in entries(tmp_path / "cache"):
+        records = Records(entry.path, entry.identity)
+        assert records.present().all(), entry.path.name
+        assert not records.damaged()

@@ -19,6 +19,8 @@ from attention_transfer.errors import CacheError
 logger = logging.getLogger(__name__)
 
 PIXELS, MAPS, LOGITS = ".pixels", ".maps", ".logits"
+PRECISION_FILE = "precision.json"
+"""What the trials of number formats came to."""
 GIGABYTE = 10**9
 
 _NETWORK_FILE_SYSTEMS = {

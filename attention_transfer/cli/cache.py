@@ -116,11 +116,11 @@ def clear(
     ] = "all",
     unused_days: Annotated[float, Parameter(help="remove only what was not used for so many days")] = 0.0,
 ) -> int:
-    """Remove what is kept, except for what a living run is using.
+    """Remove what is kept, except for what a living run is using; and what the trials of number formats came to.
 
     attention-transfer cache clear --unused-days 30
     """
-    from attention_transfer.cache.folder import cache_folder, entries, remove, unreadable
+    from attention_transfer.cache.folder import PRECISION_FILE, cache_folder, entries, remove, unreadable
     from attention_transfer.cache.in_use import is_in_use
 
     folder, freed, left = cache_folder(cache_dir), 0, 0
@@ -133,7 +133,7 @@ def clear(
         remove(entry)
         freed += entry.size
     if kind == "all" and not unused_days:
-        for path in unreadable(folder):
+        for path in [*unreadable(folder), folder / PRECISION_FILE]:
             path.unlink(missing_ok=True)
     print(f"{freed / 1e6:,.1f} MB are freed in {folder}" + (f"; {left} files are in use and stay" if left else ""))
     return 0

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attention_transfer.cache.folder import PRECISION_FILE
 from attention_transfer.config import Config
 from attention_transfer.data.brought import unpack
 from attention_transfer.networks.registry import network_name
@@ -35,8 +36,6 @@ from attention_transfer.training.trial import (
 )
 
 logger = logging.getLogger(__name__)
-
-FILE_NAME = "precision.json"
 
 
 def choose_precision(
@@ -157,7 +156,7 @@ def _choose(
 def _decide(kind: str, key: str, images: int, cache_dir: Path, measure: Callable[[], Times]) -> str:
     known = _recall(cache_dir, key)
     if known is not None:
-        logger.info("precision: %s in %s, as remembered in %s", kind, known, cache_dir / FILE_NAME)
+        logger.info("precision: %s in %s, as remembered in %s", kind, known, cache_dir / PRECISION_FILE)
         return known
     times = measure()
     seconds = f"{images} images take {times.fp32:.3g} s in fp32 and {times.bf16:.3g} s in bf16"
@@ -199,7 +198,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _recall(folder: Path, key: str) -> str | None:
-    path = folder / FILE_NAME
+    path = folder / PRECISION_FILE
     try:
         entry = _read(path).get(key)
     except FileNotFoundError:
@@ -213,7 +212,7 @@ def _recall(folder: Path, key: str) -> str | None:
 
 def _remember(folder: Path, key: str, precision: str, times: Times | None = None) -> None:
     """Write the file so that it holds either the whole new content or what it held before."""
-    path = folder / FILE_NAME
+    path = folder / PRECISION_FILE
     try:
         content = _read(path)
     except (OSError, ValueError):

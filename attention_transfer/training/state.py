@@ -130,16 +130,19 @@ class RunState:
         """Become the state that a checkpoint holds, random generators included.
 
         Raises:
-            CheckpointError: the checkpoint does not fit the student.
+            CheckpointError: the checkpoint does not fit the student, or lacks something.
         """
         training = content["training"]
         if training is None:
             raise CheckpointError(f"{source} holds the best weights of a resumed run alone; resume from its _last.pth.")
         load_weights(self.student, content["model_state_dict"], source)
         try:
-            self.optimizer.load_state_dict(training["optimizer"])
-        except ValueError as error:
-            raise CheckpointError(f"{source} does not fit the optimizer: {error}") from error
+            self._restore_training(content, training, runtime)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{source} does not fit this run ({type(error).__name__}: {error}).") from error
+
+    def _restore_training(self, content: dict[str, Any], training: dict[str, Any], runtime: Runtime) -> None:
+        self.optimizer.load_state_dict(training["optimizer"])
         self.scheduler.load_state_dict(training["scheduler"])
         runtime.load_scaler_state(training["scaler"])
         self.epoch, self.step = content["epoch"], training["step"]
