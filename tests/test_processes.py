@@ -93,7 +93,7 @@ def test_a_real_run_in_two_processes_learns_the_digits_and_leaves_one_set_of_art
 ):
     config = {
         "model": "CifarResNet-8", "data_dir": str(digits_folder), "image_size": 32, "num_workers": 0, "epochs": 6,
-        "lr": 0.05, "step_size": 4, "device": "cpu", "experiment_name": "two",
+        "lr": 0.05, "step_size": 4, "device": "cpu", "precision": "fp32", "experiment_name": "two",
         "save_dir": str(tmp_path / "checkpoints"), "log_dir": str(tmp_path / "logs"), "batch_size": 64,
     }  # fmt: skip
     out, done = launch(tmp_path, 2, "out", launcher, do="whole_run", config=config)

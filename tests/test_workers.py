@@ -15,12 +15,13 @@ from attention_transfer.checkpoint import read_checkpoint
 
 def test_a_worker_that_is_killed_ends_the_run_within_a_minute_with_the_last_checkpoint_intact(settings, tmp_path):
     student, killed = create_model("CifarResNet-8", 10), []
+    before = {child.pid for child in psutil.Process().children()}  # of other tests
 
     def kill_a_worker(module, arguments, output):
         last = tmp_path / "checkpoints" / "run_last.pth"
         if module.training and last.exists() and not killed:
-            worker = psutil.Process().children()[0]
-            os.kill(worker.pid, signal.SIGKILL)
+            worker = next(child.pid for child in psutil.Process().children() if child.pid not in before)
+            os.kill(worker, signal.SIGKILL)
             killed.append(time.monotonic())
 
     student.register_forward_hook(kill_a_worker)
