@@ -20,8 +20,9 @@ def test_a_worker_that_is_killed_ends_the_run_within_a_minute_with_the_last_chec
     def kill_a_worker(module, arguments, output):
         last = tmp_path / "checkpoints" / "run_last.pth"
         if module.training and last.exists() and not killed:
-            worker = next(child.pid for child in psutil.Process().children() if child.pid not in before)
-            os.kill(worker, signal.SIGKILL)
+            # forked from this process, unlike multiprocessing's own helpers
+            forked = [child for child in psutil.Process().children() if child.cmdline() == psutil.Process().cmdline()]
+            os.kill(next(child.pid for child in forked if child.pid not in before), signal.SIGKILL)
             killed.append(time.monotonic())
 
     student.register_forward_hook(kill_a_worker)

@@ -46,8 +46,9 @@ def telling_of_lost_workers() -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
-        if not _is_of_a_lost_worker(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        # a batch that was on its way when its worker died ends in a broken connection
+        if isinstance(error, RuntimeError) and not _is_of_a_lost_worker(error):
             raise
         # torch's signal handler knows what the loop that was waiting for the worker does not: by what it was killed
         first = error.__cause__ if _is_of_a_lost_worker(error.__cause__) else error
