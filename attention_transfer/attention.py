@@ -70,7 +70,12 @@ def _mean_of_squares(features: Tensor) -> Tensor:
     if features.device.type != "cpu" or (features.dtype == wide and features.stride(1) == 1):
         norms: Tensor = torch.linalg.vector_norm(features, dim=1, dtype=wide)
         return norms.square_().div_(features.shape[1])
-    return torch.cat([x.to(wide).square().mean(dim=1) for x in _pieces(features)])
+    return torch.cat([_squares(x, wide).mean(dim=1) for x in _pieces(features)])
+
+
+def _squares(x: Tensor, dtype: torch.dtype) -> Tensor:
+    converted = x.to(dtype)
+    return converted.square() if converted is x else converted.square_()
 
 
 def _pieces(x: Tensor, like: Tensor | None = None) -> Sequence[Tensor]:

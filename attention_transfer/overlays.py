@@ -170,8 +170,8 @@ class Page:
             self.figure.text(*where, text, ha=align, va="baseline", **style)
 
 
-def png_of(figure: Figure) -> bytes:
-    """A figure as the bytes of a PNG file."""
+def png_of(figure: Figure, *, is_packed: bool = True) -> bytes:
+    """A figure as the bytes of a PNG file; unpacked it is large, and made in half the time."""
     buffer = BytesIO()
-    figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format="png", pil_kwargs={} if is_packed else {"compress_level": 0})
     return buffer.getvalue()

@@ -215,7 +215,7 @@ def figure_to_tensor(figure: Figure) -> Tensor:
     """A figure as an image for TensorBoard's `add_image`: uint8 [3, H, W]."""
     from PIL import Image
 
-    with Image.open(BytesIO(png_of(figure))) as image:
+    with Image.open(BytesIO(png_of(figure, is_packed=False))) as image:
         pixels = torch.from_numpy(np.array(image.convert("RGB")))
     return pixels.permute(2, 0, 1).contiguous()
 

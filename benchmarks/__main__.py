@@ -7,18 +7,16 @@ Arms take turns in blocks, so that whatever else the machine does hits them alik
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from attention_transfer import create_model
 from benchmarks import attention_loss, bare, torchdistill_arm, whole_run
-from benchmarks.arms import BETA, LR, Ours, Part, Task, cifar_task, photos_task
+from benchmarks.arms import BETA, LR, Ours, Part, Task, cifar_task, photos_task, step_ratio
 from benchmarks.benchmark_data import cifar_slice, photos_640
 from benchmarks.ladder import channels_last_arm, fast_map_arm, pixel_store_arm, textbook_arm
 from benchmarks.statistics import Arm, ratio_interval
@@ -121,19 +119,11 @@ def compare(task: Task, rounds: int) -> None:
     base = rates[none.name]
     for name, values in rates.items():
         print(f"  {name:34} {statistics.median(values):9.1f} images/s   time of a: x {ratio_interval(base, values)}")
-    r = step_ratio(task)
+    r = step_ratio(task.cache, task.student)
     print_ratios(rates, r)
+    print_share([arm for arm in arms if arm.name.startswith("b.")], rates, task)
     print_ladder(take_turns_in_blocks(ladder, task.block, LADDER_ROUNDS))
     print(f"  ({time.perf_counter() - began:.0f} s)")
-
-
-def step_ratio(task: Task) -> float:
-    """r: the student's step in fp32 over that in bf16, as the trial found it; 1 where fp32 was chosen."""
-    kept = task.cache / "precision.json"
-    trials: Mapping[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
-    of_student = [trial for kind, trial in trials.items() if kind.startswith("training") and task.student in kind]
-    trial = of_student[-1] if of_student else {"precision": "fp32"}
-    return float(trial["fp32"] / trial["bf16"]) if trial["precision"] == "bf16" else 1.0
 
 
 def print_ratios(rates: Rates, r: float) -> None:
@@ -155,6 +145,18 @@ def print_ratios(rates: Rates, r: float) -> None:
     print(f"  ratios (of times, but for the first); r = {r:.2f}")
     for title, one, other, target in pairs:
         print(f"    {title:26} {ratio_interval(values(one), values(other))}   target: {target}")
+
+
+def print_share(remembered: Sequence[AnyArm], rates: Rates, task: Task) -> None:
+    """What the attention loss is of a step: its own time, with nothing else between, over a step's."""
+    for arm in remembered:
+        assert isinstance(arm, Ours)
+        alone = statistics.median(take_turns({"": arm.attention_alone()}, rounds=30)[""])
+        step = task.batch_size / statistics.median(rates[arm.name])
+        print(
+            f"    AT loss of {arm.name.removeprefix('b. ')}: {1e3 * alone:.2f} of {1e3 * step:.0f} ms a step "
+            f"= {alone / step:.1%}   target: at most 1.5 %"
+        )
 
 
 def print_ladder(rates: Rates) -> None:

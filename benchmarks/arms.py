@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ import torch
 from torch import nn
 
 from attention_transfer import create_model, load_teacher_model
-from attention_transfer.cache.folder import cache_folder
+from attention_transfer.attention import energy, map_distance
+from attention_transfer.cache.folder import PRECISION_FILE, cache_folder
 from attention_transfer.config import Config
 from attention_transfer.data.batches import Batch
 from attention_transfer.data.sampler import EpochBatchSampler
+from attention_transfer.networks.stages import stage_names
+from attention_transfer.taps import Taps
 from attention_transfer.teacher.prefill import prefill
 from attention_transfer.teacher.remembered import RememberedTeacher
 from attention_transfer.training.epoch import run_training_epoch
@@ -92,6 +96,20 @@ def photos_task(data: Path, cache: Path) -> Task:
         return create_model("ResNet50", 2).eval().requires_grad_(False)
 
     return Task("photos, ResNet50 to ResNet18", data, "ResNet18", teacher, 2, 128, 32, 5, cache)
+
+
+def step_ratio(cache: Path, student: str) -> float:
+    """r: the student's step in fp32 over that in bf16, as the trial found it; 1 where fp32 was chosen.
+
+    Args:
+        cache: the folder in which the trial is remembered.
+        student: the network's name.
+    """
+    kept = cache / PRECISION_FILE
+    trials: Mapping[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+    of_student = [trial for kind, trial in trials.items() if kind.startswith("training") and student in kind]
+    trial = of_student[-1] if of_student else {"precision": "fp32"}
+    return float(trial["fp32"] / trial["bf16"]) if trial["precision"] == "bf16" else 1.0
 
 
 class Part:
@@ -177,6 +195,23 @@ class Ours:
     def batches(self) -> Iterator[Batch]:
         """The batches of an epoch, as the loop gets them."""
         return iter(self._loaders.train)
+
+    def attention_alone(self) -> Callable[[], object]:
+        """The attention loss of one batch, forward and backward, on the features that the student has for it."""
+        batch = next(self.batches())
+        answer = self._teaching.train.answer(batch)
+        names = stage_names(self.student, batch.images)
+        with self.runtime.autocast(), Taps(self.student, names) as taps:
+            self.student(batch.images)
+        features = [x.detach().requires_grad_() for x in taps.features]
+        coverage = answer.coverage or [None] * len(features)
+
+        def forward_and_backward() -> object:
+            sides = zip(features, answer.maps, coverage, strict=True)
+            losses = [map_distance(energy(x), y, mask=mask) for x, y, mask in sides]
+            return torch.autograd.grad(torch.stack(losses).sum(), features)
+
+        return forward_and_backward
 
     @property
     def teaching(self) -> Teaching:

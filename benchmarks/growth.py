@@ -3,8 +3,12 @@
     python -m benchmarks.growth --archive cifar10-jpeg.tar.xz
 
 trains on 5,000 and on 50,000 images of CIFAR-10 from empty caches, each in a process of its own, with a student and
-a teacher so small that what is measured is the library. Validation and test images are as many in both. About ten
+a teacher so small that what is measured is the library. Validation and test images are as many in both. About 15
 minutes; memory does not mind what else the machine does, seconds do.
+
+Workers that are forked inherit what the main process holds at that moment, which varies by 100 MB from run to run with
+what its allocator keeps for later, and the sum over processes counts it in each of them; so the peak is also given
+with such pages counted once.
 """
 
 from __future__ import annotations
@@ -64,7 +68,8 @@ class Growth(NamedTuple):
     Attributes:
         images: that it trained on.
         baseline: anonymous bytes after the imports.
-        peak: anonymous bytes of all its processes at their most.
+        peak: anonymous bytes of all its processes at their most, a page that several have counted in each.
+        shared_out: the same, such a page counted once.
         filling: seconds an image in the first epoch; remembered: in the last.
         whole: seconds an image of the whole run, decoding included.
     """
@@ -72,6 +77,7 @@ class Growth(NamedTuple):
     images: int
     baseline: int
     peak: int
+    shared_out: int
     filling: float
     remembered: float
     whole: float
@@ -160,13 +166,13 @@ def measure(data: Path, images: int, views: int | str, output: Path, start_metho
     if not history:
         raise RuntimeError(f"the run on {images} images failed with exit status {process.returncode}; see above.")
     first, *_, last = (record["seconds"] / images for record in json.loads(history))
-    return Growth(images, int(baseline), peak.anonymous, first, last, whole / images)
+    return Growth(images, int(baseline), peak.anonymous, peak.shared_out, first, last, whole / images)
 
 
 def row(of: Growth) -> str:
     """A line of the table: anonymous megabytes, and microseconds an image."""
     seconds = "".join(f"{1e6 * value:14.0f}" for value in (of.filling, of.remembered, of.whole))
-    return f"  {of.images:>8,} images {of.baseline / MB:14.0f} {of.peak / MB:14.0f}{seconds}"
+    return f"  {of.images:>8,} images {of.baseline / MB:14.0f} {of.peak / MB:12.0f} {of.shared_out / MB:12.0f}{seconds}"
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
@@ -189,15 +195,14 @@ def main(arguments: Iterable[str] | None = None) -> None:
     print(f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     for views in (views for views in EPOCHS if str(views) in options.views):
         print(f"\n## augment_views={views}, {EPOCHS[views]} epochs, workers by {options.start_method}")
-        print(
-            f"  {'':15} {'MB at first':>14} {'MB at peak':>14} {'µs: epoch 1':>13} {'last epoch':>13} {'whole run':>13}"
-        )
+        times = "".join(f" {title:>13}" for title in ("µs: epoch 1", "last epoch", "whole run"))
+        print(f"  {'':15} {'MB at first':>14} {'at peak':>12} {'counted once':>12}{times}")
         few, many = (measure(data, images, views, output, options.start_method) for images, data in folders.items())
         print(f"{row(few)}\n{row(many)}")
         times = "".join(f"{getattr(many, key) / getattr(few, key):14.2f}" for key in ("filling", "remembered", "whole"))
-        ratio = many.peak / few.peak
+        ratio, once = many.peak / few.peak, many.shared_out / max(1, few.shared_out)
         verdict = "met" if ratio <= TARGET else "MISSED"
-        print(f"  {'ratio':>15} {many.baseline / few.baseline:14.2f} {ratio:14.2f}{times}")
+        print(f"  {'ratio':>15} {many.baseline / few.baseline:14.2f} {ratio:12.2f} {once:12.2f}{times}")
         print(f"  peak of {SIZES[1]:,} against {SIZES[0]:,} images: x {ratio:.3f}, target at most {TARGET}: {verdict}")
 
 

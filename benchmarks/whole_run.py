@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from attention_transfer import create_model, train_at
-from benchmarks.arms import BETA, EPOCHS, LR, Task
+from benchmarks.arms import BETA, EPOCHS, LR, Task, step_ratio
 from benchmarks.textbook import WithFeatures, train_epoch, training_loader, training_set
 
 VIEWS = (4, "warp")
@@ -25,7 +25,11 @@ def compare(task: Task, output: Path) -> None:
     print(f"  {f'f. textbook, {WORKERS} workers':34} {textbook:8.1f} s", flush=True)
     for views in VIEWS:
         seconds = _ours(task, output / "whole", views)
-        print(f"  {f'ours, augment_views={views}':34} {seconds:8.1f} s   f / ours {textbook / seconds:.2f}")
+        r = step_ratio(output / "whole" / "cache", task.student)
+        print(
+            f"  {f'ours, augment_views={views}':34} {seconds:8.1f} s   f / ours {textbook / seconds:.2f}   "
+            f"target: at least 1.9 r = {1.9 * r:.2f}"
+        )
 
 
 def _textbook(task: Task, num_workers: int) -> float:

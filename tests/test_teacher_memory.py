@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
 from attention_transfer import create_model, prepare_dataloaders, train_at
 from attention_transfer.cache.folder import entries
 from attention_transfer.cache.records import Records
+from attention_transfer.errors import CacheError
 
 from runs import assert_same_weights
 
@@ -233,6 +236,53 @@ def test_a_memory_that_says_something_else_than_the_teacher_is_filled_anew(setti
     assert kept(settings, "maps") == before
 
 
+def test_logits_that_are_not_the_teachers_are_noticed_too(settings, teacher):
+    run(settings, teacher, "first", alpha=1.0)
+    before = kept(settings, "logits")
+    for entry in entries(Path(settings["cache_dir"])):
+        if entry.kind == "logits":
+            records = Records(entry.path, entry.identity)
+            whole = [records.read(row).copy() for row in range(len(records))]
+            records.clear()
+            records.write(range(len(records)), whole[1:] + whole[:1])
+    run(settings, teacher, "second", alpha=1.0)
+    assert "does not say what the teacher says, and is filled anew" in log_of(settings, "second")
+    assert kept(settings, "logits") == before
+
+
+@pytest.mark.parametrize("changes", [{"teacher_cache": "off"}, {"cache_limit": 1e-5}, {"pixel_cache": "off"}])
+def test_what_can_be_kept_does_not_change_the_student(settings, teacher, changes):
+    whole = run(settings, teacher, "whole", alpha=1.0)
+    without = run(settings, teacher, "without", alpha=1.0, **changes)
+    assert_same_weights(without["model"], whole["model"])
+
+
+def test_a_run_goes_on_without_its_memory_as_if_it_had_it(settings, teacher, tmp_path):
+    whole = run(settings, teacher, "whole")
+    run(settings, teacher, "run", save_freq=1)
+    middle = tmp_path / "checkpoints" / "run_epoch_1.pth"
+    rest = train_at({"resume": str(middle), "teacher_cache": "off", "overwrite": True}, teacher=teacher)
+    assert [record["epoch"] for record in rest["training_history"]] == [1, 2, 3]
+    assert_same_weights(rest["model"], whole["model"])
+
+
+def test_a_network_file_system_is_told_and_keeps_nothing(settings, teacher, tmp_path, monkeypatch):
+    mount = SimpleNamespace(mountpoint=str(tmp_path / "cache"), fstype="nfs4")
+    monkeypatch.setattr(psutil, "disk_partitions", lambda all: [mount])
+    run(settings, teacher)
+    assert "the teacher runs on the train images in every epoch" in log_of(settings)
+    assert "is on a network file system (nfs4), where shared memory maps may tear" in log_of(settings)
+    assert not [path for path in Path(settings["cache_dir"]).glob("*") if path.suffix in {".maps", ".pixels"}]
+    for setting in ("teacher_cache", "pixel_cache"):
+        with pytest.raises(CacheError, match=r"network file system \(nfs4\).*set cache_dir to a local disk"):
+            run(settings, teacher, "other", **{setting: "on"})
+
+
+def test_a_float64_teacher_is_remembered(settings, teacher):
+    run(settings, teacher.double(), alpha=1.0)
+    assert answered(settings) == [(0, 80), (0, 80), (80, 0)]
+
+
 def test_loaders_that_tell_no_samples_have_the_teacher_run_and_one_line_says_so(settings, teacher):
     images, labels = torch.rand(40, 3, 32, 32), torch.arange(40) % 10
     batches = [(images[:20], labels[:20]), (images[20:], labels[20:])]
@@ -267,7 +317,5 @@ def test_off_keeps_nothing(settings, teacher):
 
 
 def test_on_says_what_it_lacks_where_the_limit_is_too_low(settings, teacher):
-    from attention_transfer.errors import CacheError
-
     with pytest.raises(CacheError, match="cache_limit is 1e-05 GB"):
         run(settings, teacher, teacher_cache="on", cache_limit=1e-5, pixel_cache="off")

@@ -24,8 +24,9 @@ PRECISION_FILE = "precision.json"
 GIGABYTE = 10**9
 
 _NETWORK_FILE_SYSTEMS = {
-    "9p", "afs", "afpfs", "beegfs", "ceph", "cifs", "fuse.sshfs", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs",
-    "nfs4", "smb3", "smbfs", "webdav", "wekafs",
+    "9p", "afs", "afpfs", "beegfs", "blobfuse", "blobfuse2", "ceph", "ceph-fuse", "cifs", "davfs", "gcsfuse",
+    "glusterfs", "goofys", "gpfs", "juicefs", "lustre", "mount-s3", "mountpoint-s3", "ncpfs", "nfs", "nfs4", "rclone",
+    "s3fs", "smb3", "smbfs", "sshfs", "webdav", "wekafs",
 }  # fmt: skip
 
 
@@ -132,7 +133,7 @@ def network_file_system(folder: Path) -> str | None:
     if not mounts:
         return None
     kind: str = max(mounts, key=lambda part: len(part.mountpoint)).fstype.lower()
-    return kind if kind in _NETWORK_FILE_SYSTEMS else None
+    return kind if kind.removeprefix("fuse.") in _NETWORK_FILE_SYSTEMS else None
 
 
 def _lies_in(place: str, mountpoint: str) -> bool:
