@@ -11,11 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 PIXELS = 384
-"""About as high as pictures are drawn."""
+"""About as high as a photo is drawn that has several rows beside it; overlays are half as high."""
 COLOURS = "inferno"
 OPACITY = 0.6
 
@@ -46,13 +45,13 @@ def denormalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...])
     return ((grey - low) / (high - low).clamp(min=1e-12)).expand(-1, 3, -1, -1)
 
 
-def enlarge(pictures: Tensor) -> Tensor:
-    """Pictures [B, 3, H, W] at the size they are drawn in: pixels of small ones stay squares, others are smoothed."""
+def enlarge(pictures: Tensor, pixels: int = PIXELS) -> Tensor:
+    """Pictures [B, 3, H, W] about `pixels` high: pixels of small ones stay squares, others are smoothed."""
     height, width = pictures.shape[2:]
-    factor = PIXELS // height
-    if factor > 4:
+    if PIXELS // height > 4:
+        factor = max(1, pixels // height)
         return pictures.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
-    size = (PIXELS, max(1, round(width * PIXELS / height)))
+    size = (pixels, max(1, round(width * pixels / height)))
     return F.interpolate(pictures, size=size, mode="bicubic", antialias=True).clamp(0, 1)
 
 
@@ -79,6 +78,7 @@ class Page:
     """A figure of photos, each with a block of overlays at its right: a row for each network, a column for each size.
 
     It is made of matplotlib's objects alone, never through pyplot: there is no global state and nothing to close.
+    Pictures are put on the figure itself: axes for each would take longer to make than all else.
 
     Args:
         photos: number of photos.
@@ -130,8 +130,7 @@ class Page:
         """Draw which colours stand for little and for much attention."""
         length, thickness = CELL * self._aspect, 0.07
         left, top = self._width - MARGIN - length, self._height - MARGIN - thickness
-        axes = self._axes(left, top, length, thickness)
-        axes.imshow(torch.linspace(0, 1, 256).view(1, -1).numpy(), cmap=COLOURS, aspect="auto")
+        self._put(torch.linspace(0, 1, 256).view(1, -1).numpy(), left, top, length, thickness, cmap=COLOURS)
         self._write("attention, from least to most", left - 0.08, top + thickness, colour=FAINT, align="right")
 
     def _top_of(self, photo: int) -> float:
@@ -140,16 +139,18 @@ class Page:
     def _left_of(self, column: int) -> float:
         return self._left_of_overlays + column * (CELL * self._aspect + GAP)
 
-    def _axes(self, left: float, top: float, width: float, height: float) -> Axes:
-        bottom = self._height - top - height
-        box = (left / self._width, bottom / self._height, width / self._width, height / self._height)
-        axes = self.figure.add_axes(box)
-        axes.set_axis_off()
-        return axes
-
     def _image(self, picture: Tensor, left: float, top: float, height: float) -> None:
-        axes = self._axes(left, top, height * self._aspect, height)
-        axes.imshow((picture * 255).round().byte().permute(1, 2, 0).numpy(), aspect="auto")
+        pixels = (picture * 255).round().byte().permute(1, 2, 0).numpy()
+        self._put(pixels, left, top, height * self._aspect, height)
+
+    def _put(self, pixels: Any, left: float, top: float, width: float, height: float, **style: Any) -> None:
+        from matplotlib.image import BboxImage
+        from matplotlib.transforms import Bbox, TransformedBbox
+
+        place = Bbox.from_bounds(left, self._height - top - height, width, height)
+        image = BboxImage(TransformedBbox(place, self.figure.dpi_scale_trans), origin="upper", **style)
+        image.set_data(pixels)
+        self.figure.add_artist(image)
 
     def _write(
         self,

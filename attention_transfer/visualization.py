@@ -18,7 +18,7 @@ from attention_transfer.config import Config, resolve_config
 from attention_transfer.errors import ConfigError, DataError
 from attention_transfer.networks.registry import card_of
 from attention_transfer.networks.stages import split_layers, stage_names
-from attention_transfer.overlays import Page, denormalise, enlarge, overlay, png_of
+from attention_transfer.overlays import PIXELS, Page, denormalise, enlarge, overlay, png_of
 from attention_transfer.taps import Taps, undisturbed, unwrapped
 
 if TYPE_CHECKING:
@@ -166,17 +166,18 @@ def attention_figure(
         raise ConfigError(f"titles has {len(titles)} lines for {len(images)} images; give one for each.")
     rows = _rows(student, teacher, others or {}, images, config)
     columns = sorted({column for row in rows for column in row.maps}, key=lambda c: (-c.height * c.width, c))
-    pictures = enlarge(denormalise(images, config.mean, config.std))
+    colours = denormalise(images, config.mean, config.std)
     aspect = images.shape[3] / images.shape[2]
     page = Page(len(images), len(rows), len(columns), aspect, has_titles=titles is not None)
     for c, column in enumerate(columns):
         page.heading(c, _describe(column, rows))
-    for i, picture in enumerate(pictures):
+    beneath = enlarge(colours, PIXELS // 2)
+    for i, picture in enumerate(enlarge(colours)):
         page.photo(i, picture, titles[i] if titles is not None else None)
         for r, row in enumerate(rows):
             page.name(i, r, row.role, row.name)
             for column, maps in row.maps.items():
-                page.overlay(i, r, columns.index(column), overlay(picture, maps[i]))
+                page.overlay(i, r, columns.index(column), overlay(beneath[i], maps[i]))
     page.scale()
     return page.figure
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -20,14 +21,16 @@ from benchmarks.arms import BETA, LR, Ours, Part, Task, cifar_task, photos_task,
 from benchmarks.benchmark_data import cifar_slice, photos_640
 from benchmarks.ladder import channels_last_arm, fast_map_arm, pixel_store_arm, textbook_arm
 from benchmarks.statistics import Arm, ratio_interval
-from benchmarks.textbook import training_set
+from benchmarks.textbook import training_loader, training_set
 from benchmarks.timing import processor, table, take_turns
+from benchmarks.whole_run import WORKERS
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 SECTIONS = ("cifar", "photos", "whole", "micro")
 AnyArm = Arm | Ours
 Rates = dict[str, list[float]]
 LADDER_ROUNDS = 4
+LOADER_ROUNDS = 5
 
 
 def bare_arm(task: Task, like: Ours) -> Arm:
@@ -170,12 +173,19 @@ def print_ladder(rates: Rates) -> None:
         print(f"    {label:22} {of_f.median:6.2f} {of_last.median:6.2f}")
 
 
-def micro() -> None:
-    """The loss by itself."""
+def micro(task: Task) -> None:
+    """The loss and the loader by themselves."""
     for memory_format in (torch.contiguous_format, torch.channels_last):
         name = str(memory_format).removeprefix("torch.")
         table(f"AT loss, both sides, {name}", take_turns(attention_loss.loss_of_features(memory_format)))
         table(f"AT loss, student's side, {name}", take_turns(attention_loss.loss_of_student(memory_format)))
+    textbook = training_loader(training_set(task.data / "train", task.image_size), task.batch_size, WORKERS)
+    ours = Ours("loader", task, teacher=False)
+    loaders = {
+        f"textbook, {WORKERS} workers": lambda: deque(textbook, maxlen=0),
+        "ours, from the pixel store, no workers": lambda: deque(ours.batches(), maxlen=0),
+    }
+    table(f"Loading an epoch of {task.title}", take_turns(loaders, LOADER_ROUNDS), unit="s")
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
@@ -203,7 +213,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     if "whole" in options.only:
         whole_run.compare(cifar, data)
     if "micro" in options.only:
-        micro()
+        micro(cifar)
     print(f"\n{(time.perf_counter() - began) / 60:.1f} minutes in all")
 
 

@@ -3,8 +3,13 @@
     python -m benchmarks.study_cifar10 --archive cifar10-jpeg.tar.xz --teacher cifar10-jpeg-resnet56.pth
 
 draws 10,000 training images and 1,000 others to validate (seeded, stratified), trains without a teacher, with AT
-and with AT + KD, tests on all 10,000 test images, and prints mean and spread over the seeds. It can be stopped and
-started again: finished runs are kept, an unfinished one goes on after its last epoch.
+and with AT + KD, tests on all 10,000 test images, and prints mean and spread over the seeds. With
+
+    --study memory --images 5000 --epochs 10 --seeds 0 1
+
+it asks instead whether a teacher that is remembered teaches as well as one that runs: without a teacher, with one on
+new views, on 8 views that come back, and on warped maps; differences are those of runs of equal seed. It can be stopped
+and started again: finished runs are kept, an unfinished one goes on where it was.
 """
 
 from __future__ import annotations
@@ -24,13 +29,21 @@ ARMS: dict[str, dict[str, Any]] = {
     "no teacher": {},
     "AT": {"beta": 1e3},
     "AT + KD": {"beta": 1e3, "alpha": 0.5},
+    "no teacher, K=8": {"augment_views": 8},
+    "AT, K=8": {"beta": 1e3, "augment_views": 8},
+    "AT, warp": {"beta": 1e3, "augment_views": "warp"},
 }
+STUDIES = {
+    "worth": ("no teacher", "AT", "AT + KD"),
+    "memory": ("AT", "no teacher", "no teacher, K=8", "AT, K=8", "AT, warp"),
+}
+"""Arms of each question; the first is what the others are compared with."""
+
 RECIPE: dict[str, Any] = {
     "model": "CifarResNet-20",
     "image_size": 32,
     "batch_size": 64,
     "lr": 0.1,
-    "step_size": 10,
     "gamma": 0.1,
     "augment": True,
     "crop_scale": (0.6, 1.0),
@@ -75,25 +88,27 @@ def link(folder: Path, files: list[Path]) -> None:
 
 def run(arm: str, seed: int, data: Path, options: argparse.Namespace) -> dict[str, Any]:
     """One run, or what is left of it; its summary."""
+    has_teacher = "beta" in ARMS[arm]
     name = f"{arm.replace(' ', '')}-{options.images}-{options.epochs}-seed{seed}"
     logs, checkpoints = options.output / "logs", options.output / "checkpoints"
     summary = logs / f"{name}_summary.json"
     if not summary.exists() or json.loads(summary.read_text())["status"] != "finished":
-        last = checkpoints / f"{name}_last.pth"
         train_at(
             create_at_config(
                 **{**RECIPE, **ARMS[arm]},
                 data_dir=str(data),
-                teacher_model=str(options.teacher) if ARMS[arm] else None,
-                teacher_arch="CifarResNet-56" if ARMS[arm] else None,
+                teacher_model=str(options.teacher) if has_teacher else None,
+                teacher_arch="CifarResNet-56" if has_teacher else None,
                 seed=seed,
                 epochs=options.epochs,
+                step_size=max(1, round(options.epochs * 2 / 3)),
                 precision=options.precision,
                 num_workers=options.num_workers,
                 experiment_name=name,
                 save_dir=str(checkpoints),
                 log_dir=str(logs),
-                resume=str(last) if last.exists() else None,
+                cache_dir=str(options.output / "cache"),
+                resume="auto",
             )
         )
     content: dict[str, Any] = json.loads(summary.read_text())
@@ -106,6 +121,13 @@ def spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.2f} ± {deviation:.2f}"
 
 
+def difference(one: list[float], other: list[float]) -> str:
+    """The mean difference of runs of equal seed, and its standard error."""
+    pairs = [mine - theirs for mine, theirs in zip(one, other, strict=True)]
+    error = statistics.stdev(pairs) / len(pairs) ** 0.5 if len(pairs) > 1 else float("nan")
+    return f"{statistics.mean(pairs):+.2f} ± {error:.2f}"
+
+
 def main() -> None:
     """Train what is not yet trained, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -115,23 +137,25 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000, help="training images")
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--study", choices=list(STUDIES), default="worth")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--num-workers", type=int, default=1)
     options = parser.parse_args()
 
     data = draw(options.archive, options.output, options.images)
-    runs: dict[str, list[dict[str, Any]]] = {arm: [] for arm in options.arms}
+    runs: dict[str, list[dict[str, Any]]] = {arm: [] for arm in STUDIES[options.study]}
     for seed in options.seeds:
-        for arm in options.arms:
-            runs[arm].append(run(arm, seed, data, options))
+        for arm, summaries in runs.items():
+            summaries.append(run(arm, seed, data, options))
 
-    print(f"\n{'arm':12} {'test accuracy %':>18} {'seconds an epoch':>18}   of each seed")
-    for arm, summaries in runs.items():
-        accuracy = [100 * summary["test_results"]["accuracy"] for summary in summaries]
-        seconds = [record["seconds"] for summary in summaries for record in summary["history"]]
+    accuracies = {arm: [100 * of["test_results"]["accuracy"] for of in summaries] for arm, summaries in runs.items()}
+    base, *_ = accuracies
+    print(f"\n{'arm':16} {'test accuracy %':>16} {f'less that of {base}':>26} {'seconds an epoch':>18}   of each seed")
+    for arm, accuracy in accuracies.items():
+        seconds = statistics.median(record["seconds"] for summary in runs[arm] for record in summary["history"])
         each = ", ".join(f"{value:.2f}" for value in accuracy)
-        print(f"{arm:12} {spread(accuracy):>18} {statistics.median(seconds):>18.1f}   {each}")
+        less = difference(accuracy, accuracies[base])
+        print(f"{arm:16} {spread(accuracy):>16} {less:>26} {seconds:>18.1f}   {each}")
 
 
 if __name__ == "__main__":

@@ -6,14 +6,18 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import torch
 
 from attention_transfer import (
+    create_model,
     evaluate_model,
     extract_attention_maps,
     load_teacher_model,
     prepare_dataloaders,
     train_at,
+    train_epoch,
 )
+from benchmarks import fidelity
 
 
 @pytest.fixture(scope="session")
@@ -74,6 +78,22 @@ def test_a_student_comes_to_look_where_the_teacher_of_cifar_looks(cifar_folder, 
     assert history[-1]["train_attention"] < 0.7 * history[0]["train_attention"]
     assert history[-1]["train_loss"] < history[0]["train_loss"]
     assert results["test_results"]["samples"] == 500
+
+
+@pytest.mark.parametrize("way", fidelity.HELD_TO_TARGET, ids=str)
+def test_what_a_student_hears_from_memory_is_what_the_users_teacher_says(cifar_folder, resnet56, tmp_path, way):
+    dataset, batches = fidelity.some_batches(cifar_folder, 2, 64)
+    heard = fidelity.remembered(resnet56, dataset, tmp_path, way)
+    torch.manual_seed(0)
+    student = create_model("CifarResNet-8", 10)
+    loader, *_ = prepare_dataloaders(cifar_folder, 32, image_size=32, num_workers=0, augment=True)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9)
+    for epochs in (0, 1, 4):
+        for _ in range(epochs):
+            train_epoch(student, resnet56, loader, optimizer, "cpu", {"beta": 1000.0})
+        found = fidelity.measure(student, heard, resnet56, batches)
+        assert max(*found.maps, found.loss, found.gradient) <= fidelity.TARGET
+    assert heard.asked == len(dataset)  # all of it was read, none made anew
 
 
 def test_the_photos_are_learned_from_for_an_epoch(photos_folder, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
@@ -187,7 +188,10 @@ def _train_one_epoch(
                 lambda batches: pauses.after_validation_batch(batches, position, began),
             )
         record.update({f"val_{key}": value for key, value in val.figures.items()})
-    state.scheduler.step()
+    with warnings.catch_warnings():
+        # a run that goes on behind the last batch of an epoch has not stepped its optimizer in this process
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+        state.scheduler.step()
     return record
 
 
