@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -102,7 +103,8 @@ def remembered(teacher: nn.Module, dataset: ImageDataset, folder: Path, way: Way
     maps, _ = runner.look(some[:1])
     shape = AnswerShape(tuple((stage.shape[1], stage.shape[2]) for stage in maps), None, way.map_precision)
     looks = TheSamePixels(dataset, 1)
-    heard = RememberedTeacher(runner, looks, shape, AnswerMemory.open(folder, str(way), looks.count, shape))
+    identity = hashlib.sha256(str(way).encode()).hexdigest()
+    heard = RememberedTeacher(runner, looks, shape, AnswerMemory.open(folder, identity, looks.count, shape))
     prefill(heard, CPU)
     return heard
 
@@ -159,7 +161,7 @@ def _textbook(student: nn.Module, images: Tensor, truth: Sequence[Tensor]) -> tu
 
 
 def _run(student: nn.Module, images: Tensor) -> tuple[nn.Module, list[Tensor]]:
-    network = copy.deepcopy(student).train()
+    network = copy.deepcopy(student).train().requires_grad_()
     with Taps(network, stage_names(network, images)) as taps:
         network(images)
     return network, list(taps.features)
@@ -216,8 +218,8 @@ def students(data: Path, teacher: Path, output: Path, epochs: int = 10) -> dict[
     torch.manual_seed(0)
     return {
         "as drawn": create_model("CifarResNet-20", 10),
-        "after 1 epoch": load_model(folder / "fidelity_epoch_1.pth"),
-        f"after {epochs} epochs": load_model(folder / "fidelity_final.pth"),
+        "after 1 epoch": load_model(folder / "fidelity_epoch_1.pth")["model"],
+        f"after {epochs} epochs": load_model(folder / "fidelity_final.pth")["model"],
     }
 
 

@@ -43,6 +43,16 @@ def without_clock(history):
     ]
 
 
+def scalars(folder):
+    """(step, value) of all points of each tag in a TensorBoard run, without those that the clock decides."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith(("run/seconds", "run/images"))]
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
+
+
 class Unsized:
     """A loader without length that gives dicts."""
 

@@ -8,6 +8,8 @@ import torch
 from attention_transfer import CheckpointError, ConfigError, TeacherError, create_model, train_at
 from attention_transfer.checkpoint import read_checkpoint
 
+from runs import scalars, without_clock
+
 
 @pytest.fixture
 def settings(tmp_path, few_digits):
@@ -31,22 +33,6 @@ def settings(tmp_path, few_digits):
 def teacher():
     torch.manual_seed(1)
     return create_model("CifarResNet-14", 10)
-
-
-def scalars(folder):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith(("run/seconds", "run/images"))]
-    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
-
-
-def without_clock(history):
-    return [
-        {key: value for key, value in record.items() if key not in ("seconds", "images_per_second")}
-        for record in history
-    ]
 
 
 def test_a_resumed_run_ends_bit_identical_to_the_uninterrupted_one(settings, teacher, tmp_path):

@@ -12,7 +12,7 @@ import torch
 from attention_transfer import ConfigError, create_model, train_at
 from attention_transfer.checkpoint import read_checkpoint
 
-from runs import assert_same_weights, without_clock
+from runs import assert_same_weights, scalars, without_clock
 
 
 @pytest.fixture
@@ -44,15 +44,6 @@ def settings(tmp_path, few_digits):
 def teacher():
     torch.manual_seed(1)
     return create_model("CifarResNet-8", 10)
-
-
-def scalars(folder):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith(("run/seconds", "run/images"))]
-    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
 
 
 class SignalAt:

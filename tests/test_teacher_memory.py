@@ -70,6 +70,16 @@ def kept(settings, kind):
     }
 
 
+def rewrite(settings, kind, change):
+    """Put other rows, with right checksums, into the files of a kind."""
+    for entry in entries(Path(settings["cache_dir"])):
+        if entry.kind == kind:
+            records = Records(entry.path, entry.identity)
+            rows = [records.read(row).copy() for row in range(len(records))]
+            records.clear()
+            records.write(range(len(records)), change(rows))
+
+
 def test_with_k_views_the_teacher_runs_in_the_first_k_epochs_alone(settings, teacher):
     run(settings, teacher)
     images = answered(settings)[0][1]
@@ -224,12 +234,7 @@ def test_a_memory_that_nobody_may_write_is_read_and_what_it_lacks_is_not_kept(se
 def test_a_memory_that_says_something_else_than_the_teacher_is_filled_anew(settings, teacher):
     run(settings, teacher, "first")
     before = kept(settings, "maps")
-    for entry in entries(Path(settings["cache_dir"])):
-        if entry.kind == "maps":
-            records = Records(entry.path, entry.identity)
-            whole = [records.read(row).copy() for row in range(len(records))]
-            records.clear()
-            records.write(range(len(records)), [content[::-1] for content in whole])
+    rewrite(settings, "maps", lambda rows: [content[::-1] for content in rows])
     run(settings, teacher, "second")
     assert "does not say what the teacher says, and is filled anew" in log_of(settings, "second")
     assert answered(settings, "second")[0] == (0, 80)
@@ -239,12 +244,7 @@ def test_a_memory_that_says_something_else_than_the_teacher_is_filled_anew(setti
 def test_logits_that_are_not_the_teachers_are_noticed_too(settings, teacher):
     run(settings, teacher, "first", alpha=1.0)
     before = kept(settings, "logits")
-    for entry in entries(Path(settings["cache_dir"])):
-        if entry.kind == "logits":
-            records = Records(entry.path, entry.identity)
-            whole = [records.read(row).copy() for row in range(len(records))]
-            records.clear()
-            records.write(range(len(records)), whole[1:] + whole[:1])
+    rewrite(settings, "logits", lambda rows: rows[1:] + rows[:1])
     run(settings, teacher, "second", alpha=1.0)
     assert "does not say what the teacher says, and is filled anew" in log_of(settings, "second")
     assert kept(settings, "logits") == before
