@@ -24,7 +24,7 @@ from torch import nn
 
 from attention_transfer.config import resolve_config
 from attention_transfer.devices import resolve_device
-from attention_transfer.errors import CheckpointError, ConfigError
+from attention_transfer.errors import CheckpointError, ConfigError, VersionError
 from attention_transfer.files import write_whole
 from attention_transfer.networks.registry import ModelCard, create_model
 from attention_transfer.plain import check_plain
@@ -49,6 +49,20 @@ _KEYS: dict[str, tuple[type, ...]] = {
     "best_accuracy": (float, int),
     "class_names": (list, tuple, type(None)),
     "training": (dict, type(None)),
+}
+_TRAINING_KEYS: dict[str, tuple[type, ...]] = {
+    "optimizer": (dict,),
+    "scheduler": (dict,),
+    "scaler": (dict, type(None)),
+    "teacher_digest": (str, type(None)),
+    "data_digest": (str, type(None)),
+    "step": (int,),
+    "best_epoch": (int,),
+    "best_weights": (dict, type(None)),
+    "history": (list,),
+    "unfinished": (dict, type(None)),
+    "random": (dict,),
+    "made_with": (dict,),
 }
 
 
@@ -94,21 +108,27 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     with _opened(path) as file:
         if not is_sealed(file):
-            raise CheckpointError(_why_unsealed(file, path))
+            raise _unsealed(file, path)
         _verify(file, path)
         content = _parsed(file, path)
     if not is_checkpoint(content):
         raise CheckpointError(_not_ours(path))
     if _version(content) > VERSION:
-        raise CheckpointError(
+        raise VersionError(
             f"{path} was written in format {content['version']}, but this version of attention-transfer reads "
             f"up to {VERSION}; upgrade it."
         )
-    for key, types in _KEYS.items():
+    _check_keys(content, _KEYS, path)
+    if content["training"] is not None:
+        _check_keys(content["training"], _TRAINING_KEYS, path)
+    return dict(content)
+
+
+def _check_keys(content: dict[str, Any], keys: dict[str, tuple[type, ...]], path: str | os.PathLike[str]) -> None:
+    for key, types in keys.items():
         if key not in content or not isinstance(content[key], types):
             found = f"a {type(content[key]).__name__}" if key in content else "missing"
             raise CheckpointError(f"{path} is malformed: {key!r} is {found}. Go on from another checkpoint.")
-    return dict(content)
 
 
 def is_checkpoint(content: object) -> bool:
@@ -159,16 +179,16 @@ def _version(content: dict[str, Any]) -> int:
     return version if isinstance(version, int) else SEALED_SINCE
 
 
-def _why_unsealed(file: BinaryIO, path: str | os.PathLike[str]) -> str:
+def _unsealed(file: BinaryIO, path: str | os.PathLike[str]) -> CheckpointError:
     """What a file without a digest is, told from its bytes without parsing it."""
     ends = ends_unsealed(file)
     file.seek(0)
     # torch.save stores text as it is
     if FORMAT.encode() not in file.read():
-        return _not_ours(path)
+        return CheckpointError(_not_ours(path))
     if not ends:
-        return _damaged(path)
-    return (
+        return CheckpointError(_damaged(path))
+    return VersionError(
         f"{path} has no digest: it was written in format 1, and this version of attention-transfer reads format "
         f"{VERSION}. Train anew, or go on with the version that wrote it; as a teacher_model it can still be read."
     )

@@ -31,6 +31,10 @@ class CheckpointError(AttentionTransferError, ValueError):
     """A file is not a checkpoint of this library, is damaged, or does not fit the run."""
 
 
+class VersionError(CheckpointError):
+    """A checkpoint was written by another version of this library, which can still read it."""
+
+
 class TeacherError(AttentionTransferError, ValueError):
     """The teacher cannot be recognised, loaded or compared with the student."""
 

@@ -30,7 +30,7 @@ def content_of(model, card):
         "epoch": 2,
         "best_accuracy": 0.75,
         "class_names": ["ant", "bee"],
-        "training": {},
+        "training": None,
     }
 
 
@@ -71,7 +71,7 @@ def test_what_is_no_plain_data_is_refused_before_the_previous_checkpoint_is_touc
         kind = type(value).__name__
         with pytest.raises(CheckpointError, match=rf"\['training'\]\['made_with'\]\[1\]\['value'\] is a {kind}"):
             write_checkpoint(tmp_path / "m.pth", {**content_of(network, CARD), "training": training})
-    assert read_checkpoint(tmp_path / "m.pth")["training"] == {}
+    assert read_checkpoint(tmp_path / "m.pth")["training"] is None
     assert [path.name for path in tmp_path.iterdir()] == ["m.pth"]
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import logging
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from attention_transfer.config import Config
 from attention_transfer.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
 
@@ -32,6 +37,7 @@ class Artefacts:
         self.summary = self._log_dir / f"{self.name}_summary.json"
         self.tensorboard = self._log_dir / self.name
         self.lock = self._save_dir / f".{self.name}.lock"
+        self.log_lock = self._log_dir / f".{self.name}.lock"
 
     def numbered(self, epoch: int) -> Path:
         """The checkpoint kept after `epoch` completed epochs."""
@@ -54,33 +60,65 @@ class Artefacts:
         """
         checkpoints = self.checkpoints()
         if checkpoints:
-            state = "has finished" if read_status(self.summary) == FINISHED else "was not finished"
+            state = "has finished" if _read(self.summary).get("status") == FINISHED else "was not finished"
             last = self.last if self.last in checkpoints else checkpoints[-1]
             raise ConfigError(
                 f"experiment_name is {self.name!r}, and a run of this name {state}; choose another name, go on from "
                 f"it with resume={str(last)!r}, or replace it with overwrite=True."
             )
 
-    def clear(self) -> None:
-        """Remove what an earlier run of this name left."""
-        events = self.tensorboard.glob("events.out.tfevents.*")
-        for path in [*self.checkpoints(), self.log, self.summary, *events]:
-            path.unlink(missing_ok=True)
+    def refuse_to_take_logs(self) -> None:
+        """Leave log, summary and TensorBoard run alone where they are of a run whose checkpoints are elsewhere.
+
+        Raises:
+            ConfigError: they are; the message says what to do.
+        """
+        summary = _read(self.summary)
+        there = Path(summary["config"]["save_dir"]) if summary else self._save_dir
+        if summary.get("history") and there.absolute() != self._save_dir.absolute():
+            raise ConfigError(
+                f"experiment_name is {self.name!r}, and {self.summary} is of a run of this name with its checkpoints "
+                f"in {there}, not in {self._save_dir}; set save_dir to that folder, choose another name or log_dir, or "
+                "replace it with overwrite=True."
+            )
+
+    def clear(self, but: str = "") -> None:
+        """Remove what an earlier run of this name left, but for the file that the new one starts from."""
+        for path in self._files():
+            if path != Path(but):
+                path.unlink(missing_ok=True)
+
+    def set_aside(self, paths: Iterable[Path] | None = None) -> None:
+        """Rename some files of an earlier run, by default all, so that no run takes them for its own."""
+        for path in self._files() if paths is None else paths:
+            if path.exists():
+                aside = _aside(path)
+                path.rename(aside)
+                logger.info("%s is set aside as %s", path, aside.name)
+
+    def _files(self) -> list[Path]:
+        return [*self.checkpoints(), self.log, self.summary, *self.tensorboard.glob("events.out.tfevents.*")]
 
 
 def _number(path: Path, prefix: str) -> int:
     digits = path.stem.removeprefix(prefix)
-    return int(digits) if digits.isdigit() else 0
+    return int(digits) if digits.isdecimal() else 0
 
 
-def read_status(summary: Path) -> str | None:
-    """The status in a run's summary; None where there is none that can be read."""
+def _aside(path: Path) -> Path:
+    # TensorBoard reads whatever has 'tfevents' in its name
+    name = path.name.replace("tfevents", "events")
+    names = (path.with_name(f"{name}.aside-{number}") for number in itertools.count(1))
+    return next(free for free in names if not free.exists())
+
+
+def _read(summary: Path) -> dict[str, Any]:
+    """A run's summary; empty where there is none that can be read."""
     try:
-        content: dict[str, Any] = json.loads(summary.read_text())
-    except (OSError, ValueError):
-        return None
-    status = content.get("status")
-    return status if isinstance(status, str) else None
+        content = json.loads(summary.read_text())
+        return content if isinstance(content["config"]["save_dir"], str) else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def name_run(config: Config, network: str, *, has_teacher: bool) -> str:

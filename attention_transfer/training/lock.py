@@ -39,6 +39,7 @@ class RunLock:
     Args:
         path: the file that is locked, made if need be; says who holds it.
         name: of the run, for the message.
+        setting: names the folder of the file.
         held: False holds nothing, as in processes beside the main one.
 
     Raises:
@@ -46,8 +47,10 @@ class RunLock:
         WriteError: the file cannot be made.
     """
 
-    def __init__(self, path: str | os.PathLike[str], name: str, *, held: bool = True) -> None:
-        self._path, self._name = Path(path), name
+    def __init__(
+        self, path: str | os.PathLike[str], name: str, *, setting: str = "save_dir", held: bool = True
+    ) -> None:
+        self._path, self._name, self._setting = Path(path), name, setting
         self._process = os.getpid()
         self._handle: int | None = None
         if held:
@@ -99,7 +102,7 @@ class RunLock:
             make_folder(self._path.parent)
             return os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise WriteError(why_not(self._path, 0, error, "save_dir")) from error
+            raise WriteError(why_not(self._path, 0, error, self._setting)) from error
 
     def _lock(self, handle: int) -> None:
         try:
@@ -114,9 +117,9 @@ class RunLock:
             if error.errno not in _CANNOT_LOCK:
                 raise
             logger.warning(
-                "the file system of %s has no locks (%s): keep other runs from the name %r yourself, or set save_dir "
-                "to another disk",
-                self._path.parent, error.strerror, self._name,
+                "the file system of %s has no locks (%s): keep other runs from the name %r yourself, or set %s to "
+                "another disk",
+                self._path.parent, error.strerror, self._name, self._setting,
             )  # fmt: skip
 
     def _refusal(self, holder: str) -> ConfigError:

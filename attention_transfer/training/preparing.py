@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,12 +14,21 @@ from torch import Tensor, nn
 from attention_transfer.cache.folder import cache_folder
 from attention_transfer.checkpoint import weights_digest
 from attention_transfer.config import Config
+from attention_transfer.errors import ConfigError
 from attention_transfer.networks.registry import network_name
 from attention_transfer.training.artefacts import Artefacts, name_run
 from attention_transfer.training.lock import RunLock
 from attention_transfer.training.observers import Run
 from attention_transfer.training.precision import batch_shape, choose_precision
-from attention_transfer.training.resume import AUTO, Origin, find_origin, refuse_another_teacher, refuse_other_data
+from attention_transfer.training.resume import (
+    AUTO,
+    Origin,
+    checkpoints_beyond,
+    find_origin,
+    refuse_another_teacher,
+    refuse_other_data,
+    refuse_to_go_back,
+)
 from attention_transfer.training.room import check_room, checkpoint_bytes, warn_of_little_room
 from attention_transfer.training.runtime import AcceleratedRuntime
 from attention_transfer.training.setup import (
@@ -71,11 +81,14 @@ def prepare(
     Raises:
         ConfigError, DataError, TeacherError, CheckpointError, CacheError: with the value at fault.
     """
-    is_auto = config.resume == AUTO
-    origin = find_origin(config, runtime)
-    config = origin.config
-    seed_everything(config.seed)
     with ExitStack() as cleanup:
+        is_auto = config.resume == AUTO
+        if is_auto:
+            # before it looks around: what is found must not be a living run's
+            _take_name(config, runtime, cleanup)
+        origin = find_origin(config, runtime)
+        config = origin.config
+        seed_everything(config.seed)
         loaders = open_loaders(config, runtime, *brought)
         cleanup.callback(loaders.close)
         config = with_classes(config, loaders)
@@ -89,10 +102,12 @@ def prepare(
         together(runtime, lambda: check_room(config.save_dir, config.log_dir, size) if runtime.is_main else None)
         if runtime.is_main:
             warn_of_little_room(artefacts, range(config.save_freq, config.epochs + 1, config.save_freq), size)
-        lock = together(runtime, lambda: RunLock(artefacts.lock, artefacts.name, held=runtime.is_main))
-        cleanup.callback(lock.release)
-        if not origin.goes_on(config) and not config.overwrite and not is_auto:
-            artefacts.refuse_to_overwrite()
+        if not is_auto:
+            _take_name(config, runtime, cleanup)
+        if not origin.goes_on(config) and not config.overwrite:
+            artefacts.refuse_to_take_logs()
+            if not is_auto:
+                artefacts.refuse_to_overwrite()
         teacher_digest = None if teacher is None else weights_digest(teacher)
         data_digest = data_digest_of(loaders.train)
         refuse_another_teacher(teacher_digest, origin)
@@ -117,6 +132,18 @@ def prepare(
             said_before=said,
         )
         return Prepared(run, loaders, teaching, cleanup.pop_all())
+
+
+def _take_name(config: Config, runtime: AcceleratedRuntime, cleanup: ExitStack) -> None:
+    """Keep other runs from this one's name, in the folder of its checkpoints and in that of its logs."""
+    if config.experiment_name is None:
+        raise ConfigError("resume is 'auto', but experiment_name is None: name the experiment that is to go on.")
+    files = Artefacts(config)
+    locks = {files.lock.absolute(): "save_dir"}
+    locks.setdefault(files.log_lock.absolute(), "log_dir")
+    for path, setting in locks.items():
+        take = partial(RunLock, path, files.name, setting=setting, held=runtime.is_main)
+        cleanup.callback(together(runtime, take).release)
 
 
 def _named(config: Config, runtime: AcceleratedRuntime, student: nn.Module, *, has_teacher: bool) -> Config:
@@ -155,5 +182,16 @@ def _begin(
         if state.unfinished is not None and not (is_same_data and has_position(loaders.train, runtime)):
             logger.info("%s is inside an epoch of other images: that epoch begins anew", origin.source)
             state.unfinished = None
-    if not origin.goes_on(state.config) and runtime.is_main:
-        artefacts.clear()
+        refuse_to_go_back(state, origin)
+    if runtime.is_main:
+        _clear_away(origin, state, artefacts)
+
+
+def _clear_away(origin: Origin, state: RunState, artefacts: Artefacts) -> None:
+    if origin.goes_on(state.config):
+        artefacts.set_aside(checkpoints_beyond(state.epoch, state.step, artefacts))
+        return
+    if not state.config.overwrite and artefacts.checkpoints():
+        # resume='auto' could read none of them; perhaps somebody else can
+        artefacts.set_aside()
+    artefacts.clear(but=origin.source)

@@ -138,7 +138,7 @@ class RunState:
         load_weights(self.student, content["model_state_dict"], source)
         try:
             self._restore_training(content, training, runtime)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(f"{source} does not fit this run ({type(error).__name__}: {error}).") from error
 
     def _restore_training(self, content: dict[str, Any], training: dict[str, Any], runtime: Runtime) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from attention_transfer.checkpoint import read_checkpoint, write_checkpoint
@@ -14,15 +15,25 @@ class Checkpoints(Observer):
     """Puts the state of the run on disk after each epoch, and where it pauses inside one."""
 
     def start(self, run: Run) -> None:
-        # A run that goes on elsewhere, or from before its best epoch, may lack the file of the best or have another's.
-        if run.state.best_epoch and _epoch_in(run) != run.state.best_epoch:
-            write_checkpoint(run.artefacts.best, _best(run))
-        is_numbered = run.state.epoch and run.state.epoch % run.config.save_freq == 0 and run.state.unfinished is None
-        if is_numbered and not run.artefacts.numbered(run.state.epoch).exists():
-            # the run was killed between two files of that epoch
-            write_checkpoint(run.artefacts.numbered(run.state.epoch), run.state.to_checkpoint(run.runtime))
-        if run.state.epoch >= run.config.epochs and not run.artefacts.final.exists():
-            write_checkpoint(run.artefacts.final, run.state.to_checkpoint(run.runtime))
+        """Put right what a run that goes on lacks: it began elsewhere, went back, or was killed between two files."""
+        files, state = run.artefacts, run.state
+        if not state.step:
+            return
+        # first: nothing else is of use to who goes on
+        if _step_in(files.last) != state.step:
+            write_checkpoint(files.last, state.to_checkpoint(run.runtime))
+        if state.best_epoch and _epoch_in(files.best) != state.best_epoch:
+            write_checkpoint(files.best, _best(run))
+        due = []
+        if state.epoch and state.epoch % run.config.save_freq == 0 and state.unfinished is None:
+            due.append(files.numbered(state.epoch))
+        if state.epoch == run.config.epochs:
+            due.append(files.final)
+        else:
+            files.final.unlink(missing_ok=True)  # it was final when fewer epochs were wanted
+        for path in due:
+            if _step_in(path) != state.step:
+                write_checkpoint(path, state.to_checkpoint(run.runtime))
 
     def pause(self, run: Run) -> None:
         write_checkpoint(run.artefacts.last, run.state.to_checkpoint(run.runtime))
@@ -38,13 +49,22 @@ class Checkpoints(Observer):
             write_checkpoint(run.artefacts.final, content)
 
 
-def _epoch_in(run: Run) -> int | None:
+def _epoch_in(path: Path) -> int | None:
+    """The epoch whose weights a checkpoint holds; None where it cannot be read."""
     try:
-        content = read_checkpoint(run.artefacts.best)
+        epoch: int = read_checkpoint(path)["epoch"]
     except CheckpointError:
         return None
-    epoch: int = content["epoch"]
     return epoch
+
+
+def _step_in(path: Path) -> int | None:
+    """The batch after which a checkpoint was written; None where nobody can go on from it."""
+    try:
+        training = read_checkpoint(path)["training"]
+    except CheckpointError:
+        return None
+    return None if training is None else training["step"]
 
 
 def _best(run: Run) -> dict[str, Any]:
