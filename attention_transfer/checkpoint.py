@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from attention_transfer.config import resolve_config
 from attention_transfer.devices import resolve_device
@@ -275,9 +275,14 @@ def load_model(
 
 
 def weights_digest(model: nn.Module) -> str:
-    """SHA-256 of all weights and buffers with their names: equal networks have equal digests."""
+    """SHA-256 of all weights, buffers and extra states with their names: equal networks have equal digests."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(unwrapped(model).state_dict().items()):
+    for name, tensor in sorted(unwrapped(model).state_dict().items(), key=lambda entry: entry[0]):
+        if not isinstance(tensor, Tensor):
+            archive = BytesIO()
+            torch.save(tensor, archive)
+            digest.update(name.encode() + archive.getbuffer())
+            continue
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

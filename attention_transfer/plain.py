@@ -6,11 +6,12 @@ from collections import Counter, OrderedDict
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attention_transfer.errors import CheckpointError
 
 _ATOMS = (type(None), bool, int, float, complex, str, bytes, bytearray, torch.Size, torch.device, torch.dtype)
+_TENSORS = (Tensor, nn.Parameter)
 
 
 def check_plain(content: Any, where: str = "the checkpoint") -> None:
@@ -19,9 +20,17 @@ def check_plain(content: Any, where: str = "the checkpoint") -> None:
     Raises:
         CheckpointError: names the place and the type.
     """
-    if isinstance(content, Tensor) or type(content) in _ATOMS:
+    if type(content) in _ATOMS:
         return
-    if type(content) in (dict, OrderedDict, Counter):
+    if type(content) in _TENSORS:
+        # what somebody has tacked on to a tensor is pickled with it
+        check_plain(vars(content), f"the attributes of {where}")
+    elif isinstance(content, Tensor):
+        raise CheckpointError(
+            f"{where} is a {type(content).__name__}, whose class a checkpoint cannot hold; make it a plain tensor "
+            "(.as_subclass(torch.Tensor)), or leave it out of the state (register_buffer(..., persistent=False))."
+        )
+    elif type(content) in (dict, OrderedDict, Counter):
         for key, value in content.items():
             check_plain(key, f"a key of {where}")
             check_plain(value, f"{where}[{key!r}]")

@@ -106,11 +106,14 @@ def show_file(path: str) -> None:
 
 
 def _show_checkpoint(path: str, content: dict[str, Any]) -> None:
+    from torch import Tensor
+
     from attention_transfer.checkpoint import card_from
 
     card, config = card_from(content), resolve_config(content["config"])
     names = content["class_names"] or []
-    weights = sum(tensor.numel() for tensor in content["model_state_dict"].values())
+    state = content["model_state_dict"].values()
+    weights = sum(tensor.numel() for tensor in state if isinstance(tensor, Tensor))
     facts(
         f"{path}: a checkpoint of attention-transfer",
         {

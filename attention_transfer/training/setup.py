@@ -25,7 +25,7 @@ from attention_transfer.networks.registry import ModelCard, card_of, create_mode
 from attention_transfer.teacher.loading import load_teacher_model
 from attention_transfer.training.objective import check_equal_class_order, check_equal_heads
 from attention_transfer.training.runtime import Runtime
-from attention_transfer.training.state import random_state, restore_random_state
+from attention_transfer.training.state import check_can_be_kept, random_state, restore_random_state
 
 logger = logging.getLogger(__name__)
 
@@ -177,8 +177,13 @@ def with_classes(config: Config, loaders: Loaders) -> Config:
 
 
 def open_student(config: Config, student: nn.Module | None) -> nn.Module:
-    """The module that the user brings, or a new network by name, which knows the names of its classes."""
+    """The module that the user brings, or a new network by name, which knows the names of its classes.
+
+    Raises:
+        CheckpointError: the state of the user's module could not be kept in a checkpoint.
+    """
     if student is not None:
+        check_can_be_kept(student)
         return student
     assert config.num_classes is not None
     network = create_model(config.model, config.num_classes, weights=config.weights)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import random
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
 
@@ -16,6 +19,7 @@ from attention_transfer.checkpoint import load_weights
 from attention_transfer.config import Config
 from attention_transfer.errors import CheckpointError, DivergenceError
 from attention_transfer.networks.registry import card_of
+from attention_transfer.plain import check_plain
 from attention_transfer.taps import unwrapped
 from attention_transfer.training.runtime import Runtime
 
@@ -69,7 +73,7 @@ class RunState:
     best_accuracy: float = 0.0
     best_epoch: int = 0
     history: list[EpochRecord] = field(default_factory=list)
-    best_weights: dict[str, Tensor] | None = None
+    best_weights: dict[str, Any] | None = None
     unfinished: Unfinished | None = None
     data_digest: str | None = None
 
@@ -114,16 +118,17 @@ class RunState:
         return self.unfinished is None and self.best_epoch == self.epoch
 
     def check_finite(self) -> None:
-        """Every weight and buffer is a number: a loss can still be one when the step after it went wrong.
+        """What training changes is all numbers: a loss can still be one when the step after it went wrong.
+
+        Other buffers of a module of the user's may hold infinities on purpose, as masks of attention do.
 
         Raises:
-            DivergenceError: names the first one that is not.
+            DivergenceError: names the first weight or running statistic that is not finite.
         """
-        for name, tensor in unwrapped(self.student).state_dict().items():
+        for name, tensor in _trained(unwrapped(self.student)):
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise DivergenceError(
-                    f"{name} is no longer finite after batch {self.step} of the run; lower lr (it is "
-                    f"{self.optimizer.param_groups[0]['lr']:g}) or beta"
+                    f"{name} is no longer finite after batch {self.step} of the run; lower lr or beta"
                 )
 
     def restore(self, content: dict[str, Any], source: str, runtime: Runtime) -> None:
@@ -166,9 +171,41 @@ class RunState:
         return is_best
 
 
-def on_cpu(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A copy of weights that later training does not change."""
-    return {key: tensor.detach().cpu().clone() for key, tensor in weights.items()}
+def check_can_be_kept(student: nn.Module) -> None:
+    """Refuse a student whose state a checkpoint cannot hold or give back, before anything is spent on training it.
+
+    Raises:
+        CheckpointError: names the entry of its state_dict and the remedy.
+    """
+    network = unwrapped(student)
+    state = network.state_dict()
+    check_plain(state, f"{type(network).__name__}.state_dict()")
+    if not all(isinstance(value, Tensor) for value in state.values()):
+        # from get_extra_state: without a set_extra_state that takes it, it could be written and not be read again
+        load_weights(network, state, "its own state_dict()")
+
+
+def _trained(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """What training changes, by its name: weights that are not frozen, and running statistics."""
+    yield from (pair for pair in network.named_parameters() if pair[1].requires_grad)
+    for prefix, module in network.named_modules():
+        if isinstance(module, _NormBase):
+            yield from module.named_buffers(prefix, recurse=False)
+
+
+def on_cpu(weights: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a state_dict that later training does not change."""
+    return {key: _copy_on_cpu(value) for key, value in weights.items()}
+
+
+def _copy_on_cpu(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().cpu().clone()
+    if isinstance(value, dict):
+        return {key: _copy_on_cpu(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_copy_on_cpu, value))
+    return copy.deepcopy(value)
 
 
 def seed_everything(seed: int) -> None:
