@@ -32,10 +32,6 @@ class Pauses:
         self._keeps_position = keeps_position
         self._saved = time.monotonic()
 
-    def saved(self) -> None:
-        """The run was saved just now."""
-        self._saved = time.monotonic()
-
     def after_batch(self, position: Position, began: float) -> None:
         """Save and stop after a batch of training, if it is time to.
 
@@ -58,6 +54,15 @@ class Pauses:
             Stopped: the run is saved, as far as it can be.
         """
         self._pause(batches, False, lambda: self._save(position, began))
+
+    def after_epoch(self) -> None:
+        """Stop after an epoch that was saved as a whole.
+
+        Raises:
+            Stopped: nothing is lost.
+        """
+        self._saved = time.monotonic()
+        self._pause(0, False, lambda: None)
 
     def _pause(self, batches: int, is_due: bool, save: Callable[[], None], *, is_last: bool = False) -> None:
         runtime = self._run.runtime
@@ -83,4 +88,4 @@ class Pauses:
         state.unfinished = Unfinished(position.batches, position.images, sums, time.perf_counter() - began)
         self._observers.pause()
         state.unfinished = None
-        self.saved()
+        self._saved = time.monotonic()

@@ -7,7 +7,8 @@ import signal
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -31,7 +32,7 @@ from attention_transfer.training.preparing import prepare
 from attention_transfer.training.runtime import AcceleratedRuntime
 from attention_transfer.training.setup import Loader, Loaders, has_position
 from attention_transfer.training.state import EpochRecord
-from attention_transfer.training.stopping import Stopped, StopRequest
+from attention_transfer.training.stopping import NOT_SAVED, SAVED, TESTED, Stopped, StopRequest
 from attention_transfer.training.teaching import Teaching
 
 logger = logging.getLogger(__name__)
@@ -86,11 +87,10 @@ def _run(
     said: Iterable[logging.LogRecord],
 ) -> dict[str, Any]:
     prepared = prepare(config, AcceleratedRuntime(config), brought, student, teacher, said)
-    try:
-        with StopRequest() as request:
-            return _train(prepared.run, prepared.loaders, prepared.teaching, request)
-    finally:
-        prepared.close()
+    has_place = has_position(prepared.loaders.train, prepared.run.runtime)
+    # closed inside: a launcher's second copy of a signal must not hit the end of the workers
+    with StopRequest(SAVED if has_place else NOT_SAVED) as request, closing(prepared):
+        return _train(prepared.run, prepared.loaders, prepared.teaching, request)
 
 
 def _train(run: Run, loaders: Loaders, teaching: Teaching, request: StopRequest) -> dict[str, Any]:
@@ -112,7 +112,8 @@ def _train(run: Run, loaders: Loaders, teaching: Teaching, request: StopRequest)
                 accuracy = record.get("val_accuracy", record["train_accuracy"])
                 is_best = run.state.complete_epoch(record, accuracy, always_best=not run.validates)
                 observers.epoch(record, is_best)
-                pauses.saved()
+                pauses.after_epoch()
+            request.promise = TESTED
             _load_best(run)
             run.outcome["test_results"] = _test(run, loaders.test)
             status = FINISHED
@@ -224,14 +225,29 @@ def _naming_the_epoch(run: Run, when: str) -> Iterator[None]:
 
 
 def _last_good(run: Run) -> str:
-    checkpoints = run.artefacts.checkpoints()
+    """A sentence that names the newest checkpoint that verifies."""
+    checkpoints, last = run.artefacts.checkpoints(), run.artefacts.last
     if not checkpoints:
         return "There is no checkpoint yet."
-    last = run.artefacts.last if run.artefacts.last in checkpoints else checkpoints[-1]
-    content = read_checkpoint(last)
-    unfinished = content["training"]["unfinished"] if content["training"] else None
-    inside = f" and {unfinished['batches']} batches" if unfinished else ""
-    return f"The last good checkpoint is {last} (after epoch {content['epoch']}{inside})."
+    # the last is the newest, unless something has happened to it
+    good = _progress_in(last) if last in checkpoints else None
+    if good is None:
+        others = [(progress, path) for path in checkpoints if (progress := _progress_in(path)) is not None]
+        if not others:
+            return f"None of the {len(checkpoints)} checkpoints can be read."
+        good, last = max(others, key=lambda pair: pair[0])
+    inside = f" and {good[1]} batches" if good[1] else ""
+    return f"The last good checkpoint is {last} (after epoch {good[0]}{inside})."
+
+
+def _progress_in(checkpoint: Path) -> tuple[int, int] | None:
+    """The epochs, and the batches of an unfinished one, that a checkpoint holds; None where it cannot be read."""
+    try:
+        content = read_checkpoint(checkpoint)
+        unfinished = content["training"]["unfinished"] if content["training"] else None
+        return content["epoch"], unfinished["batches"] if unfinished else 0
+    except Exception:  # whatever is wrong with a file must not hide what has ended the run
+        return None
 
 
 def _load_best(run: Run) -> None:

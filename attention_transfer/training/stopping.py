@@ -15,6 +15,13 @@ from typing import Any, Self
 ONE_REQUEST = 1.0
 """Seconds in which repeated signals are one request: a terminal, a launcher and a scheduler each pass it on."""
 
+SAVED = "the batch is finished and the run saved"
+NOT_SAVED = (
+    "the batch is finished; what is trained since the last completed epoch is lost, for a loader of your own has no "
+    "position to go on from"
+)
+TESTED = "training is over, and the test goes on to its end"
+
 Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers
 
 
@@ -33,11 +40,17 @@ class Stopped(Exception):  # noqa: N818 - no error: the run ends as it was asked
 class StopRequest:
     """Notices, inside a `with`, that the run is asked to stop: a first SIGINT or SIGTERM is remembered.
 
-    A second one does what it did before the `with`: by default SIGINT raises KeyboardInterrupt, and SIGTERM ends the
-    process. A signal that is ignored stays so, as `nohup` and a shell's `&` want it. Outside the main thread, where
-    Python lets nobody set a handler, and in processes that are forked inside the `with`, no request is noticed.
+    A repetition within a second is the same request; the end of the `with` waits for it, so that it does not hit
+    whoever goes on from there. A later one does what it did before the `with`: by default SIGINT raises
+    KeyboardInterrupt, and SIGTERM ends the process. A signal that is ignored stays so, as `nohup` and a shell's `&`
+    want it. Outside the main thread, where Python lets nobody set a handler, and in processes that are forked inside
+    the `with`, no request is noticed.
+
+    Args:
+        promise: what a first signal is answered with.
 
     Attributes:
+        promise: the same; may be changed meanwhile.
         signal: the first signal, None as long as there was none.
 
     Example:
@@ -48,7 +61,8 @@ class StopRequest:
                     break
     """
 
-    def __init__(self) -> None:
+    def __init__(self, promise: str = SAVED) -> None:
+        self.promise = promise
         self.signal: signal.Signals | None = None
         self._asked = 0.0
         self._process = os.getpid()
@@ -67,6 +81,9 @@ class StopRequest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if self.signal is not None:
+            while self._before and (left := self._asked + ONE_REQUEST - time.monotonic()) > 0:
+                time.sleep(left)
         self._put_back()
 
     def _put_back(self) -> None:
@@ -78,7 +95,7 @@ class StopRequest:
             self._ask_a_child(number)
         elif self.signal is None:
             self.signal, self._asked = signal.Signals(number), time.monotonic()
-            _say(f"{self.signal.name}: the batch is finished and the run saved; once more stops at once")
+            _say(f"{self.signal.name}: {self.promise}; once more stops at once")
         elif time.monotonic() - self._asked >= ONE_REQUEST:
             self._put_back()
             signal.raise_signal(number)
