@@ -6,12 +6,19 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import time
+import traceback
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 
 import torch
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from attention_transfer.errors import DataError
+
+_UNTIL_TOLD = 1.0
+"""Seconds."""
 
 
 def prepare_worker(worker_id: int) -> None:
@@ -41,23 +48,68 @@ def _obey_the_parent() -> None:
 def telling_of_lost_workers() -> Iterator[None]:
     """Turn torch's word that a worker has died, which reaches the main thread wherever it is, into one with a remedy.
 
+    Errors of other origin go through as they are: a connection or a file of the user's that ends is the user's.
+
     Raises:
         DataError: a process that loads images was killed, or has crashed.
     """
     try:
         yield
     except (RuntimeError, ConnectionError, EOFError) as error:
-        # a batch that was on its way when its worker died ends in a broken connection
-        if isinstance(error, RuntimeError) and not _is_of_a_lost_worker(error):
+        reason = _why_lost(error)
+        if reason is None:
             raise
-        # torch's signal handler knows what the loop that was waiting for the worker does not: by what it was killed
-        first = error.__cause__ if _is_of_a_lost_worker(error.__cause__) else error
-        reason = str(first).partition(". ")[0].rstrip(". ")
         raise DataError(
             f"a process that loads images is gone ({reason}), most often for want of memory; lower num_workers or "
             "batch_size, or give the run more memory (in a container also more shared memory, --shm-size)."
         ) from error
 
 
-def _is_of_a_lost_worker(error: BaseException | None) -> bool:
+def _why_lost(error: BaseException) -> str | None:
+    """What a worker of torch's loaders has died of; None where none has, and the error is of something else."""
+    chain = [*_chain(error)]
+    words = [str(each) for each in chain if _is_of_a_lost_worker(each)]
+    if words:
+        # torch's signal handler knows what the loop that was waiting for the worker does not: by what it was killed
+        return words[-1].partition(". ")[0].rstrip(". ")
+    # a batch that was on its way when its worker died ends in a broken connection, as many things of a user's do
+    return None if isinstance(error, RuntimeError) else _why_dead([w for each in chain for w in _workers_behind(each)])
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        yield error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+
+
+def _is_of_a_lost_worker(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
+
+
+def _workers_behind(error: BaseException) -> list[BaseProcess]:
+    """The workers of the loader that an error came out of."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        loading = frame.f_locals.get("self")
+        if isinstance(loading, _MultiProcessingDataLoaderIter):
+            return list(loading._workers)
+    return []
+
+
+def _why_dead(workers: Sequence[BaseProcess]) -> str | None:
+    # a connection breaks a moment before the system tells that the process behind it is gone
+    deadline = time.monotonic() + _UNTIL_TOLD
+    try:
+        while workers:
+            for worker in workers:
+                if worker.exitcode:
+                    return f"DataLoader worker (pid {worker.pid}) ended with {worker.exitcode}"
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.01)
+    except RuntimeError as told:  # by torch's signal handler, meanwhile
+        if _is_of_a_lost_worker(told):
+            return str(told).partition(". ")[0].rstrip(". ")
+        raise
+    return None
