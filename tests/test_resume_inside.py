@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -65,6 +71,25 @@ def student():
     return create_model("CifarResNet-8", 10)
 
 
+class Forgetful(torch.nn.Module):
+    """A network with dropout, whose draws come from torch's global generator, and from Python's and NumPy's too."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = create_model("CifarResNet-8", 10)
+        self.drop = torch.nn.Dropout(0.2)
+
+    def forward(self, x):
+        if not self.training:
+            return self.body(x)
+        return self.body(self.drop(x)) * (1 + 0.1 * random.random() + 0.1 * np.random.random())
+
+
+def forgetful_student():
+    torch.manual_seed(5)
+    return Forgetful()
+
+
 @pytest.mark.parametrize(("passes", "training"), [(1, True), (4, True), (10, True), (13, True), (25, True), (2, False)])
 def test_after_sigterm_it_goes_on_at_the_very_batch(settings, teacher, tmp_path, passes, training):
     whole = train_at({**settings, "experiment_name": "whole"}, student=student(), teacher=teacher)
@@ -78,6 +103,22 @@ def test_after_sigterm_it_goes_on_at_the_very_batch(settings, teacher, tmp_path,
         assert last["unfinished"]["images"] == 8 * last["unfinished"]["batches"] == 8 * (last["step"] % 10 or 10)
 
     resumed = train_at({**settings, "resume": "auto"}, student=student(), teacher=teacher)
+    assert_the_same_run(tmp_path, resumed, whole)
+
+
+@pytest.mark.parametrize("passes", [4, 13])
+def test_dropout_and_all_that_is_drawn_from_global_generators_goes_on_where_it_was(settings, teacher, tmp_path, passes):
+    settings = {**settings, "layers": tuple(f"body.{layer}:{layer}" for layer in ("layer1", "layer2", "layer3"))}
+    whole = train_at({**settings, "experiment_name": "whole"}, student=forgetful_student(), teacher=teacher)
+    stopped_student = forgetful_student()
+    SignalAt(stopped_student, passes)
+    assert train_at(settings, student=stopped_student, teacher=teacher)["status"] == "stopped"
+    resumed = train_at({**settings, "resume": "auto"}, student=forgetful_student(), teacher=teacher)
+    assert_the_same_run(tmp_path, resumed, whole)
+
+
+def assert_the_same_run(tmp_path, resumed, whole):
+    """Their results, optimizers and TensorBoard runs (named run and whole) are the same to the bit."""
     assert resumed["status"] == "finished"
     assert without_clock(resumed["training_history"]) == without_clock(whole["training_history"])
     assert_same_weights(resumed["model"], whole["model"])
@@ -105,6 +146,46 @@ def test_the_last_state_is_saved_inside_an_epoch_every_save_minutes(settings, te
     Look(network)
     train_at({**settings, "epochs": 1, "save_minutes": 1e-9}, student=network, teacher=teacher)
     assert seen == list(range(1, 10))
+
+
+KILLED_BEHIND_A_SAVE = """
+import json, os, signal, sys, time
+from tensorboard.summary.writer.record_writer import RecordWriter
+from attention_transfer import train_at
+from attention_transfer.training.observers import checkpoints
+
+write_checkpoint, write_record, saves = checkpoints.write_checkpoint, RecordWriter.write, 0
+
+def write_and_be_killed(path, content):
+    global saves
+    write_checkpoint(path, content)
+    saves += 1
+    if saves == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def write_to_a_slow_disk(writer, record):
+    time.sleep(0.2)
+    write_record(writer, record)
+
+checkpoints.write_checkpoint, RecordWriter.write = write_and_be_killed, write_to_a_slow_disk
+train_at(json.loads(sys.argv[1]))
+"""
+
+
+def test_a_kill_right_behind_a_save_inside_an_epoch_finds_all_points_of_tensorboard_on_disk(settings, tmp_path):
+    settings = {**settings, "num_workers": 0, "print_freq": 1, "save_minutes": 1e-9}
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_BEHIND_A_SAVE, json.dumps(settings)],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert read_checkpoint(tmp_path / "checkpoints" / "run_last.pth")["training"]["step"] == 4
+    points = scalars(tmp_path / "logs" / "run")
+    for tag in ("batch/loss", "batch/accuracy"):
+        assert [step for step, _ in points.get(tag, [])] == [1, 2, 3, 4]
 
 
 def test_auto_starts_anew_where_there_is_nothing_and_needs_a_name(settings, teacher, tmp_path):
