@@ -66,3 +66,31 @@ def test_hyperparameters_come_with_the_final_metric(events):
     assert best.value == pytest.approx(results["best_accuracy"])
     (test,) = accumulator.Scalars("hparam/test_accuracy")
     assert test.value == pytest.approx(results["test_results"]["accuracy"])
+
+
+def points(folder):
+    """The steps of all points of every tag, of whatever kind."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    accumulator = EventAccumulator(str(folder), size_guidance=dict.fromkeys(("images", "scalars", "tensors"), 0))
+    accumulator.Reload()
+    kinds = {"scalars": accumulator.Scalars, "images": accumulator.Images, "tensors": accumulator.Tensors}
+    return {tag: [point.step for point in of(tag)] for kind, of in kinds.items() for tag in accumulator.Tags()[kind]}
+
+
+def test_a_finished_run_that_is_resumed_writes_no_point_twice(settings, tmp_path):
+    settings = {**settings, "model": "CifarResNet-8", "epochs": 2}
+    train_at(settings)
+    once = points(tmp_path / "logs" / "run")
+    assert len(once["hparam/best_accuracy"]) == len(once["hparam/test_accuracy"]) == 1
+    for _ in range(2):
+        assert train_at({**settings, "resume": "auto"})["status"] == "finished"
+    assert points(tmp_path / "logs" / "run") == once
+
+
+def test_a_finished_run_that_goes_on_for_more_epochs_has_the_points_of_one_that_had_them_at_once(settings, tmp_path):
+    settings = {**settings, "model": "CifarResNet-8", "figure_freq": 3}
+    train_at({**settings, "epochs": 1})
+    train_at({**settings, "epochs": 2, "resume": "auto"})
+    train_at({**settings, "epochs": 2, "experiment_name": "whole"})
+    assert points(tmp_path / "logs" / "run") == points(tmp_path / "logs" / "whole")

@@ -87,12 +87,14 @@ class TensorBoard(Observer):
         if test_results:
             metrics["hparam/test_accuracy"] = test_results["accuracy"]
         settings = {key: _plain(value) for key, value in run.config.model_dump().items() if value is not None}
-        # writer.add_hparams would put these into a file of their own, which a resumed run could not be sure to purge
+        # writer.add_hparams would put these into a file of their own, which a resumed run could not be sure to purge.
+        # They are a step beyond the last batch, where a run that goes on purges them, and writes its own in the end.
+        beyond = run.state.step + 1
         with self._writing():
             for summary in hparams(settings, metrics):  # type: ignore[no-untyped-call]
-                self._writer.file_writer.add_summary(summary)
+                self._writer.file_writer.add_summary(summary, beyond)
             for tag, value in metrics.items():
-                self._writer.add_scalar(tag, value, run.state.step)
+                self._writer.add_scalar(tag, value, beyond)
 
     def close(self) -> None:
         if self._writer is not None:
