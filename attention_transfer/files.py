@@ -213,10 +213,13 @@ def _reason(where: Path, size: int, error: OSError) -> str:
         errno.EROFS: f"the file system of {where} is read-only; have it mounted for writing",
         errno.EACCES: f"this user {denied}",
         errno.EPERM: f"this user {denied}",
+        errno.EISDIR: "there is a folder of this name; move it away",
+        errno.EEXIST: f"{where} is no folder; move it away",
+        errno.ENOTDIR: f"{where} is no folder; move it away",
         errno.ENAMETOOLONG: "its name is too long for the file system; shorten experiment_name",
     }
     if error.errno != errno.ENOSPC:
-        return reasons.get(error.errno or 0, f"it cannot be written ({error.strerror}); look at {where}")
+        return reasons.get(error.errno or 0, f"the system says {error.strerror!r}; look at {where}")
     room = room_in(where)
     if room.files == 0:
         return f"the file system of {where} has no inodes left for a new file; remove files there"

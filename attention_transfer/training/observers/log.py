@@ -8,9 +8,12 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from attention_transfer.errors import WriteError
+from attention_transfer.files import make_folder, why_not
 from attention_transfer.networks.registry import network_name
 from attention_transfer.progress import in_notebook
 from attention_transfer.training.observers.base import Observer, Run
@@ -74,8 +77,7 @@ class Log(Observer):
         self._epoch_began = 0.0
 
     def start(self, run: Run) -> None:
-        run.artefacts.log.parent.mkdir(parents=True, exist_ok=True)
-        to_file = logging.FileHandler(run.artefacts.log, mode="a", encoding="utf-8")
+        to_file = _file_handler(run.artefacts.log)
         to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         to_screen = _AboveTheBars()
         to_screen.setFormatter(logging.Formatter("%(message)s"))
@@ -125,6 +127,14 @@ class Log(Observer):
             LIBRARY.removeHandler(handler)
             handler.close()
         self._handlers = []
+
+
+def _file_handler(path: Path) -> logging.Handler:
+    try:
+        make_folder(path.parent)
+        return logging.FileHandler(path, mode="a", encoding="utf-8")
+    except OSError as error:
+        raise WriteError(why_not(path, 0, error, "log_dir")) from error
 
 
 def _opening(run: Run) -> str:
