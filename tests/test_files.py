@@ -138,8 +138,8 @@ def test_an_error_leaves_no_draft_and_says_what_and_where(tmp_path):
     (tmp_path / "a folder").mkdir()
     (tmp_path / "a file").touch()
     for path, reason in [
-        (tmp_path / "a folder", "directory"),
-        (tmp_path / "a file" / "f", "exists|directory"),
+        (tmp_path / "a folder", "a folder of this name; move it away"),
+        (tmp_path / "a file" / "f", "a file is no folder; move it away"),
         (tmp_path / ("long" * 60 + ".pth"), "name is too long.*experiment_name"),
     ]:
         with pytest.raises(WriteError, match=rf"(?i)needs 1,234 bytes, but .*({reason}).*set log_dir") as raised:
