@@ -2,7 +2,8 @@
 
     python -m benchmarks.torture_child SETTINGS.json PHASE_FILE
 
-With a third argument, as in `before:fsync:3`, it kills itself right before (or after) the third call of that function.
+With a third argument, as in `before:fsync:3`, it kills itself right before (or after, or amid) the third call of that
+function while a checkpoint is written. Calls that write caches, logs or trial files do not count.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from attention_transfer import create_model, train_at
 from attention_transfer.data import keeping
@@ -67,21 +69,48 @@ def take_notes(notes: Notes) -> None:
     checkpoints.write_checkpoint = notes.during(Phase.CHECKPOINT, checkpoints.write_checkpoint)
 
 
-def kill_at(when: str, name: str, count: int) -> None:
-    """Kill this process before or after the `count`-th call of os.fsync, os.replace or os.write."""
-    original, calls = getattr(os, name), 0
+class Suicide:
+    """Kills this process at a call of os.write, os.fsync or os.replace while a checkpoint is written.
 
-    def counted(*arguments: Any, **keywords: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == count and when == "before":
+    A checkpoint takes two writes, an fsync of its draft, a replace, and an fsync of its folder.
+
+    Args:
+        when: before, amid (half of the bytes are written) or after the call.
+        name: of the function.
+        count: which call of it, from 1 on.
+    """
+
+    def __init__(self, when: str, name: str, count: int) -> None:
+        self._when, self._count = when, count
+        self._is_writing = False
+        self._function = getattr(os, name)
+        setattr(os, name, self._call)
+        self._write_checkpoint = checkpoints.write_checkpoint
+        checkpoints.write_checkpoint = self._write
+
+    def _write(self, path: Any, content: dict[str, Any]) -> None:
+        self._is_writing = True
+        self._write_checkpoint(path, content)
+        self._is_writing = False
+
+    def _call(self, *arguments: Any, **keywords: Any) -> Any:
+        self._count -= self._is_writing
+        is_it = self._is_writing and self._count == 0
+        if is_it and self._when == "amid":
+            descriptor, content = arguments
+            self._function(descriptor, content[: len(content) // 2])
+        if is_it and self._when != "after":
             os.kill(os.getpid(), signal.SIGKILL)
-        result = original(*arguments, **keywords)
-        if calls == count and when == "after":
+        result = self._function(*arguments, **keywords)
+        if is_it:
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
-    setattr(os, name, counted)
+
+def drop_out(network: torch.nn.Module) -> None:
+    """Dropout before the head, from torch's global generator."""
+    head: Any = network.get_submodule("linear")
+    head.register_forward_pre_hook(lambda module, inputs: functional.dropout(inputs[0], 0.2, module.training))
 
 
 def main() -> None:
@@ -90,11 +119,14 @@ def main() -> None:
     take_notes(Notes(Path(sys.argv[2])))
     if len(sys.argv) > 3:
         when, name, count = sys.argv[3].split(":")
-        kill_at(when, name, int(count))
+        Suicide(when, name, int(count))
     torch.set_num_threads(1)
     torch.manual_seed(1)
-    teacher = create_model("CifarResNet-8", 2)
-    train_at(settings, teacher=teacher)
+    teacher = create_model("CifarResNet-8", settings["num_classes"])
+    torch.manual_seed(settings["seed"])
+    student = create_model("CifarResNet-8", settings["num_classes"])
+    drop_out(student)
+    train_at(settings, student=student, teacher=teacher)
 
 
 if __name__ == "__main__":
