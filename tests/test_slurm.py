@@ -117,3 +117,17 @@ def test_a_launcher_that_ends_with_a_code_of_its_own_after_a_stop_is_requeued_to
     job.communicate(timeout=30)
     assert job.returncode == 1
     assert slurm.calls() == ["requeue 4711"]
+
+
+def test_tasks_of_a_job_array_have_experiments_of_their_own(slurm, monkeypatch):
+    slurm._command("attention-transfer", 'echo "$*"')
+    named = []
+    for index in ("0", "1", None):
+        if index is None:
+            monkeypatch.delenv("SLURM_ARRAY_TASK_ID")
+        else:
+            monkeypatch.setenv("SLURM_ARRAY_TASK_ID", index)
+        printed, _ = slurm.start().communicate(timeout=30)
+        words = printed.split()
+        named.append(words[words.index("--experiment-name") + 1])
+    assert named == ["birds-0", "birds-1", "birds"]
