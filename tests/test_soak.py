@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import psutil
@@ -16,7 +18,13 @@ from benchmarks.memory_use import MB, Peak, Use, use_of
 from benchmarks.soak import judge, long_run, many_runs, slope, without_figures
 
 WARM = 5
-MOST_MB = 10.0
+MOST_MB = 0.25
+"""An epoch, or a run, adds 0.05 at most here; now and then one adds 1.5, as garbage comes and goes."""
+
+
+def usual_step(uses: Sequence[Use]) -> float:
+    """MB that an epoch (a run) usually adds: the median, which a single jump does not move."""
+    return statistics.median((after.anonymous - before.anonymous) / MB for before, after in pairwise(uses))
 
 
 @pytest.fixture
@@ -37,7 +45,7 @@ def test_epochs_leave_no_open_files_no_workers_and_no_memory(tmp_path):
     assert {use.files for use in settled} == {settled[0].files}
     assert {use.children for use in settled} == {settled[0].children}
     assert settled[0].children >= 4  # two workers for each of train and val
-    assert (settled[-1].anonymous - settled[0].anonymous) / MB < MOST_MB
+    assert usual_step(settled) < MOST_MB
 
 
 def test_runs_in_one_process_leave_no_open_files_no_workers_and_no_memory(tmp_path):
@@ -46,7 +54,7 @@ def test_runs_in_one_process_leave_no_open_files_no_workers_and_no_memory(tmp_pa
         uses = many_runs(tmp_path, 4, epochs=1)
     assert {use.children for use in uses} == {before.children}
     assert {use.files for use in uses[1:]} == {uses[1].files}
-    assert (uses[-1].anonymous - uses[1].anonymous) / MB < MOST_MB
+    assert usual_step(uses[1:]) < MOST_MB
 
 
 @pytest.mark.parametrize(
