@@ -10,6 +10,8 @@ from queue import Empty
 
 import pytest
 
+from attention_transfer.checkpoint import read_checkpoint
+
 CELL = """
 import json
 from attention_transfer import train_at
@@ -67,4 +69,6 @@ def test_the_stop_button_of_a_notebook_ends_the_cell_with_what_there_is_and_the_
     assert told.groups()[:2] == ("stopped", "SIGINT")
     assert 1 <= int(told[3]) < EPOCHS
     assert "KeyboardInterrupt" not in printed
+    # a KeyboardInterrupt in the middle of a batch would end the run as well, but not save it there
+    assert read_checkpoint(last)["training"]["unfinished"] is not None
     assert "the next cell False True" in until_idle(client, client.execute(NEXT_CELL))
