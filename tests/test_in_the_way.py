@@ -25,6 +25,13 @@ def test_a_folder_in_the_place_of_a_file_of_a_run_that_goes_on_is_told_with_the_
     assert str(raised.value).startswith(f"{tmp_path / 'logs' / name} ")
 
 
+@pytest.mark.parametrize("name", ["run.log", "run_summary.json"])
+def test_a_folder_in_the_place_of_a_file_of_a_new_run_is_told_with_the_remedy(settings, tmp_path, name):
+    (tmp_path / "logs" / name).mkdir(parents=True)
+    with pytest.raises(WriteError, match="there is a folder of this name; move it away, or set log_dir"):
+        train_at(settings)
+
+
 def test_a_file_in_the_place_of_a_folder_is_told_with_the_remedy(settings, tmp_path):
     (tmp_path / "file").write_text("in the way")
     said = rf"but {re.escape(str(tmp_path / 'file'))} is no folder; move it away, or set log_dir to another folder\.$"

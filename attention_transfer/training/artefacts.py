@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from attention_transfer.config import Config
-from attention_transfer.errors import ConfigError
+from attention_transfer.errors import ConfigError, WriteError
+from attention_transfer.files import why_not
 
 logger = logging.getLogger(__name__)
 
@@ -83,10 +84,18 @@ class Artefacts:
             )
 
     def clear(self, but: str = "") -> None:
-        """Remove what an earlier run of this name left, but for the file that the new one starts from."""
+        """Remove what an earlier run of this name left, but for the file that the new one starts from.
+
+        Raises:
+            WriteError: a file cannot be removed.
+        """
         for path in self._files():
             if path != Path(but):
-                path.unlink(missing_ok=True)
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError as error:
+                    setting = "save_dir" if path.suffix == ".pth" else "log_dir"
+                    raise WriteError(why_not(path, 0, error, setting)) from error
 
     def set_aside(self, paths: Iterable[Path] | None = None) -> None:
         """Rename some files of an earlier run, by default all, so that no run takes them for its own."""
