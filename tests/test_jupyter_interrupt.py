@@ -56,12 +56,19 @@ def test_the_stop_button_of_a_notebook_ends_the_cell_with_what_there_is_and_the_
     settings, tmp_path, kernel
 ):
     manager, client = kernel
-    settings = {**settings, "model": "CifarResNet-8", "epochs": EPOCHS, "cache_dir": str(tmp_path / "cache")}
+    settings = {
+        **settings,
+        "model": "CifarResNet-8",
+        "epochs": EPOCHS,
+        "batch_size": 2,
+        "cache_dir": str(tmp_path / "cache"),
+    }
     last, deadline = tmp_path / "checkpoints" / "run_last.pth", time.monotonic() + 120
     message = client.execute(CELL.format(settings=json.dumps(settings)))
     while not last.exists():
         assert time.monotonic() < deadline, until_idle(client, message, 1)
         time.sleep(0.05)
+    time.sleep(0.2)  # well inside the next epoch: a stop right behind a saved one saves nothing more
     manager.interrupt_kernel()
     printed = until_idle(client, message)
     told = re.search(r"it ended as (\w+) (\w+) (\d+)", printed)
