@@ -1,8 +1,11 @@
-"""Real images for every test: scikit-learn's digits as files, and what lies in shared/ beside the project."""
+"""What every test may ask for: real images (scikit-learn's digits, and shared/), settings, a program to stop."""
 
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -116,3 +119,35 @@ def eighty_digits(digits_folder: Path, tmp_path_factory: pytest.TempPathFactory)
         for path in sorted((digits_folder / name).iterdir())[:8]:
             (root / name / path.name).write_bytes(path.read_bytes())
     return root
+
+
+@pytest.fixture
+def ctrl_c_counts():
+    """A suite that runs in the background may ignore Ctrl-C, and the processes that it starts would with it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def start():
+    """Starts a Python program in a process group of its own, and waits for the line that it prints."""
+    started = []
+
+    def begin(program):
+        process = subprocess.Popen(
+            [sys.executable, "-c", program],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        started.append(process)
+        return process, process.stdout.readline().split()
+
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()

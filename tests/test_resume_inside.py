@@ -22,11 +22,10 @@ from runs import assert_same_weights, scalars, without_clock
 
 
 @pytest.fixture
-def settings(tmp_path, few_digits):
+def settings(settings, tmp_path):
     return {
+        **settings,
         "model": "CifarResNet-8",
-        "data_dir": str(few_digits),
-        "image_size": 32,
         "num_workers": 1,
         "batch_size": 8,
         "augment": True,
@@ -34,15 +33,11 @@ def settings(tmp_path, few_digits):
         "epochs": 3,
         "step_size": 2,
         "lr": 0.05,
-        "device": "cpu",
         "precision": "fp32",
         "teacher_precision": "fp32",
         "print_freq": 3,
         "save_freq": 2,
         "cache_dir": str(tmp_path / "cache"),
-        "save_dir": str(tmp_path / "checkpoints"),
-        "log_dir": str(tmp_path / "logs"),
-        "experiment_name": "run",
     }
 
 

@@ -20,23 +20,18 @@ from runs import assert_same_weights
 
 
 @pytest.fixture
-def settings(tmp_path, few_digits):
+def settings(settings, tmp_path):
     return {
+        **settings,
         "model": "CifarResNet-8",
-        "data_dir": str(few_digits),
-        "image_size": 32,
-        "num_workers": 0,
         "batch_size": 16,
         "augment": True,
         "augment_views": 2,
         "epochs": 3,
         "lr": 0.05,
-        "device": "cpu",
         "precision": "fp32",
         "teacher_precision": "fp32",
         "cache_dir": str(tmp_path / "cache"),
-        "save_dir": str(tmp_path / "checkpoints"),
-        "log_dir": str(tmp_path / "logs"),
     }
 
 

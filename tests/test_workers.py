@@ -1,20 +1,45 @@
-"""Processes that load images: what happens when one is killed."""
+"""Processes that load images: who ends them, and what happens when one is killed."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 
 import psutil
 import pytest
+from programs import all_end, end
 from torch.utils.data import DataLoader, Dataset
 
 from attention_transfer import DataError, create_model, train_at
 from attention_transfer.checkpoint import read_checkpoint
-from attention_transfer.data.workers import telling_of_lost_workers
+from attention_transfer.data.workers import prepare_worker, telling_of_lost_workers
 
 from runs import bring, tensors
+
+pytestmark = pytest.mark.usefixtures("ctrl_c_counts")
+
+LOADER = """
+import os, signal, sys, time
+import torch
+from torch.utils.data import DataLoader
+from attention_transfer.data.loaders import close_loader
+from attention_transfer.data.workers import prepare_worker, telling_of_lost_workers
+from attention_transfer.training.stopping import StopRequest
+
+class Slow(torch.utils.data.Dataset):
+    def __len__(self):
+        return 10_000
+    def __getitem__(self, index):
+        time.sleep(0.02)
+        return torch.zeros(3)
+
+loader = DataLoader(Slow(), 2, num_workers=2, worker_init_fn=prepare_worker, persistent_workers=True)
+batches = iter(loader)
+next(batches)
+print(*(worker.pid for worker in batches._workers), flush=True)
+"""
 
 
 def test_a_worker_that_is_killed_ends_the_run_within_a_minute_with_the_last_checkpoint_intact(settings, tmp_path):
@@ -92,3 +117,72 @@ def test_a_connection_that_breaks_because_a_worker_died_is_told_as_that():
     lost = r"a process that loads images is gone \(DataLoader worker \(pid.*num_workers"
     with pytest.raises(DataError, match=lost), telling_of_lost_workers():
         next(iter(loader))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_leaves_the_workers_at_work_until_the_run_ends_them(start, number):
+    process, workers = start(
+        LOADER
+        + "with StopRequest() as request:\n"
+        + "    print('listening', flush=True)\n"
+        + "    while request.signal is None:\n        next(batches)\n"
+        + "    for _ in range(40):\n        next(batches)\n"
+        + "print('finished', flush=True)\n"
+        + "del batches\nbegan = time.monotonic()\nclose_loader(loader)\nprint(time.monotonic() - began)\n"
+    )
+    assert process.stdout.readline() == "listening\n"
+    os.killpg(process.pid, number)
+    (finished, seconds), said, _ = end(process)
+    assert (finished, process.returncode) == ("finished", 0), said
+    assert float(seconds) < 4  # else torch has given up waiting for them
+    assert all_end(map(int, workers), 5)
+
+
+def test_a_worker_that_is_killed_ends_the_run_with_the_remedy_and_not_in_a_hang(start):
+    process, workers = start(LOADER + "with telling_of_lost_workers():\n    for batch in batches:\n        pass\n")
+    os.kill(int(workers[0]), signal.SIGKILL)
+    _, said, seconds = end(process, timeout=60)
+    assert process.returncode == 1
+    assert "DataError: a process that loads images is gone (DataLoader worker (pid" in said
+    assert "is killed by signal: Killed), most often for want of memory; lower num_workers" in said
+    assert seconds < 30
+    assert all_end(map(int, workers), 10)
+
+
+def test_workers_end_when_their_process_is_killed(start):
+    process, workers = start(LOADER + "time.sleep(60)\n")
+    process.kill()
+    process.wait()
+    assert all_end(map(int, workers), 20)
+
+
+def test_a_program_that_ends_beside_open_loaders_does_not_wait_for_their_workers(start):
+    process, workers = start(
+        LOADER + "other = iter(DataLoader(Slow(), 2, num_workers=1, worker_init_fn=prepare_worker))\n"
+    )
+    _, said, seconds = end(process)
+    assert (process.returncode, said) == (0, "")
+    assert seconds < 15
+    assert all_end(map(int, workers), 5)
+
+
+class Asleep(Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        time.sleep(60)
+
+
+def test_a_worker_that_does_not_answer_ends_when_its_parent_terminates_it_and_at_nobody_elses_word():
+    batches = iter(DataLoader(Asleep(), num_workers=1, worker_init_fn=prepare_worker))
+    (worker,) = batches._workers
+    deadline = time.monotonic() + 20
+    while len(psutil.Process(worker.pid).threads()) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    subprocess.run(["bash", "-c", f"kill -TERM {worker.pid}"], check=True)
+    worker.join(0.5)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(5)
+    assert worker.exitcode == 0
