@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import subprocess
 import sys
@@ -9,17 +10,39 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 
 from benchmarks.memory_use import MB, Peak, Use, use_of
-from benchmarks.soak import judge, long_run, many_runs, slope, without_figures
+from benchmarks.soak import judge, slope
 
 WARM = 5
 MOST_MB = 0.25
 """An epoch, or a run, adds 0.05 at most here; now and then one adds 1.5, as garbage comes and goes."""
+
+
+IN_A_FRESH_PROCESS = """
+import json, sys
+from pathlib import Path
+from benchmarks.memory_use import use_of
+from benchmarks.soak import long_run, many_runs, without_figures
+
+folder, before = Path(sys.argv[1]), use_of()
+with without_figures():
+    uses = {call}
+print(json.dumps([before, *uses]))
+"""
+
+
+def uses_of(call: str, folder: Path) -> list[Use]:
+    """The use before and after each epoch (run), in a process that has not a whole suite's heap to fork and to fill."""
+    command = [sys.executable, "-c", IN_A_FRESH_PROCESS.format(call=call), str(folder)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [Use(*use) for use in json.loads(done.stdout.splitlines()[-1])]
 
 
 def usual_step(uses: Sequence[Use]) -> float:
@@ -38,8 +61,7 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_epochs_leave_no_open_files_no_workers_and_no_memory(tmp_path):
-    with without_figures():
-        uses = long_run(tmp_path, 15)
+    _, *uses = uses_of("long_run(folder, 15)", tmp_path)
     settled = uses[WARM:]
     assert len(uses) == 15
     assert {use.files for use in settled} == {settled[0].files}
@@ -49,9 +71,7 @@ def test_epochs_leave_no_open_files_no_workers_and_no_memory(tmp_path):
 
 
 def test_runs_in_one_process_leave_no_open_files_no_workers_and_no_memory(tmp_path):
-    before = use_of()
-    with without_figures():
-        uses = many_runs(tmp_path, 4, epochs=1)
+    before, *uses = uses_of("many_runs(folder, 4, epochs=1)", tmp_path)
     assert {use.children for use in uses} == {before.children}
     assert {use.files for use in uses[1:]} == {uses[1].files}
     assert usual_step(uses[1:]) < MOST_MB
