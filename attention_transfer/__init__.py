@@ -24,37 +24,35 @@ from attention_transfer.errors import (
 )
 
 if TYPE_CHECKING:
-    from attention_transfer.attention import attention_loss, attention_map, distillation_loss
     from attention_transfer.checkpoint import load_model
     from attention_transfer.data.loaders import prepare_dataloaders
     from attention_transfer.evaluation import evaluate_model
+    from attention_transfer.features.maps import attention_map
+    from attention_transfer.losses.attention import attention_loss
+    from attention_transfer.losses.kd import distillation_loss
     from attention_transfer.networks.registry import create_model, register_network
     from attention_transfer.teacher.loading import load_teacher_model
+    from attention_transfer.training.criterion import compute_at_loss
     from attention_transfer.training.epoch import train_epoch, validate
-    from attention_transfer.training.objective import compute_at_loss
-    from attention_transfer.training.run import train_at
-    from attention_transfer.visualization import (
-        attention_figure,
-        extract_attention_maps,
-        visualize_attention_maps,
-    )
+    from attention_transfer.training.train import train_at
+    from attention_transfer.visualization import attention_figure, extract_attention_maps, visualize_attention_maps
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "attention_figure": "visualization",
-    "attention_loss": "attention",
-    "attention_map": "attention",
-    "compute_at_loss": "training.objective",
+    "attention_loss": "losses.attention",
+    "attention_map": "features.maps",
+    "compute_at_loss": "training.criterion",
     "create_model": "networks.registry",
-    "distillation_loss": "attention",
+    "distillation_loss": "losses.kd",
     "evaluate_model": "evaluation",
     "extract_attention_maps": "visualization",
     "load_model": "checkpoint",
     "load_teacher_model": "teacher.loading",
     "prepare_dataloaders": "data.loaders",
     "register_network": "networks.registry",
-    "train_at": "training.run",
+    "train_at": "training.train",
     "train_epoch": "training.epoch",
     "validate": "training.epoch",
     "visualize_attention_maps": "visualization",

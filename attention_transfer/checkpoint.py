@@ -8,7 +8,7 @@ A checkpoint is one dict, written by `torch.save`, sealed with a digest (see att
     model_state_dict                   the student's weights
     config                             the resolved configuration
     epoch, best_accuracy, class_names  completed epochs, best validation accuracy (fraction), names
-    training                           what resuming needs; see attention_transfer.training.state
+    training                           what resuming needs; see attention_transfer.training.checkpointing.state
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from attention_transfer.config import resolve_config
 from attention_transfer.devices import resolve_device
 from attention_transfer.errors import CheckpointError, ConfigError, VersionError
-from attention_transfer.files import write_whole
+from attention_transfer.files import write_atomically
+from attention_transfer.modules import unwrapped
 from attention_transfer.networks.registry import ModelCard, create_model
 from attention_transfer.plain import check_plain
 from attention_transfer.seal import ends_unsealed, is_intact, is_sealed, seal
-from attention_transfer.taps import unwrapped
 
 FORMAT = "attention-transfer checkpoint"
 VERSION = 2
@@ -78,7 +78,7 @@ def write_checkpoint(path: str | os.PathLike[str], content: dict[str, Any]) -> N
     archive = BytesIO()
     torch.save({"format": FORMAT, "version": VERSION, **content}, archive)
     comment = seal(archive)
-    write_whole(path, archive.getbuffer(), comment, setting="save_dir")
+    write_atomically(path, archive.getbuffer(), comment, setting="save_dir")
 
 
 def read_plain(path: str | os.PathLike[str]) -> Any:

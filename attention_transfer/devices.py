@@ -32,14 +32,3 @@ def resolve_device(device: str | torch.device | None = "auto") -> torch.device:
 
 def _has_mps() -> bool:
     return torch.backends.mps.is_available()
-
-
-def like_weights(images: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
-    """Float images in the number format of a network's parameters, which may be float64 on either side."""
-    weights = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), None)
-    return images if weights is None else images.to(weights.dtype)
-
-
-def device_of(model: torch.nn.Module) -> torch.device:
-    """Where a network's parameters are; the CPU for a network without any."""
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

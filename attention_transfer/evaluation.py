@@ -14,12 +14,11 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from attention_transfer.config import Config, resolve_config
-from attention_transfer.data.brought import check_labels, classes_of, unpack
-from attention_transfer.devices import device_of, like_weights
+from attention_transfer.data.user_loaders import check_labels, classes_of, unpack
 from attention_transfer.errors import ConfigError, DataError, DivergenceError
+from attention_transfer.modules import device_of, like_weights, undisturbed, unwrapped
 from attention_transfer.networks.registry import card_of
 from attention_transfer.progress import progress_bar
-from attention_transfer.taps import undisturbed, unwrapped
 
 CALIBRATION_BINS = 15
 

@@ -32,7 +32,7 @@ DRAFT = re.compile(r"\..+\.[0-9a-f]{8}\.at-draft")
 logger = logging.getLogger(__name__)
 
 
-def write_whole(path: str | os.PathLike[str], *pieces: Buffer, setting: str) -> None:
+def write_atomically(path: str | os.PathLike[str], *pieces: Buffer, setting: str) -> None:
     """Write a file so that `path` holds either all of `pieces` or what it held before.
 
     Args:
@@ -61,19 +61,19 @@ def write_whole(path: str | os.PathLike[str], *pieces: Buffer, setting: str) -> 
     except OSError as error:
         is_kept = not is_replaced and os.access(path, os.F_OK)
         kept = f" {path.name} is still the one from before." if is_kept else ""
-        raise WriteError(why_not(path, size, error, setting) + kept) from error
+        raise WriteError(write_failure(path, size, error, setting) + kept) from error
 
 
-def try_to_write(path: str | os.PathLike[str], size: int, setting: str) -> None:
+def check_writable(path: str | os.PathLike[str], size: int, setting: str) -> None:
     """Make a draft of one block beside `path` and remove it again, so that an error comes now and not later.
 
     Args:
         path: the file that is going to be written; its folder is made.
         size: bytes that it is going to have; for the sentence.
-        setting: as for `write_whole`.
+        setting: as for `write_atomically`.
 
     Raises:
-        WriteError: as from `write_whole`.
+        WriteError: as from `write_atomically`.
     """
     path = Path(path)
     try:
@@ -82,7 +82,7 @@ def try_to_write(path: str | os.PathLike[str], size: int, setting: str) -> None:
             _write(file, bytes(min(size, 4096)))
             os.fsync(file.fileno())
     except OSError as error:
-        raise WriteError(why_not(path, size, error, setting)) from error
+        raise WriteError(write_failure(path, size, error, setting)) from error
 
 
 def make_folder(folder: Path) -> None:
@@ -164,7 +164,7 @@ def _say_that_folders_are_not_synced(folder: str) -> None:
     logger.warning("the file system of %s cannot bring a folder to the disk: after a power cut it may be older", folder)
 
 
-class Room(NamedTuple):
+class DiskSpace(NamedTuple):
     """What a file system has left for this user; None where it does not tell.
 
     Attributes:
@@ -176,15 +176,15 @@ class Room(NamedTuple):
     files: int | None
 
 
-def room_in(folder: Path) -> Room:
+def disk_space(folder: Path) -> DiskSpace:
     """What is left on the file system of `folder`, or of the nearest folder above it that exists."""
     if sys.platform == "win32":
         import shutil
 
-        return Room(shutil.disk_usage(_existing(folder)).free, None)
+        return DiskSpace(shutil.disk_usage(_existing(folder)).free, None)
     stats = os.statvfs(_existing(folder))
     # a file system that makes inodes as it needs them counts none at all
-    return Room(stats.f_bavail * stats.f_frsize, stats.f_favail if stats.f_files else None)
+    return DiskSpace(stats.f_bavail * stats.f_frsize, stats.f_favail if stats.f_files else None)
 
 
 def greatest_file() -> int | None:
@@ -197,7 +197,7 @@ def greatest_file() -> int | None:
     return None if limit == resource.RLIM_INFINITY else limit
 
 
-def why_not(path: Path, size: int, error: OSError, setting: str) -> str:
+def write_failure(path: Path, size: int, error: OSError, setting: str) -> str:
     """The sentence of a file of `size` bytes that could not be written: path, bytes, reason, remedy."""
     where = _existing(path.parent)
     reason = _reason(where, size, error)
@@ -220,7 +220,7 @@ def _reason(where: Path, size: int, error: OSError) -> str:
     }
     if error.errno != errno.ENOSPC:
         return reasons.get(error.errno or 0, f"the system says {error.strerror!r}; look at {where}")
-    room = room_in(where)
+    room = disk_space(where)
     if room.files == 0:
         return f"the file system of {where} has no inodes left for a new file; remove files there"
     if room.free is not None and room.free < size:

@@ -9,7 +9,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 
-def someone_is_watching() -> bool:
+def is_interactive() -> bool:
     """Whether output goes to a terminal or a Jupyter notebook."""
     return sys.stderr.isatty() or in_notebook()
 
@@ -24,4 +24,4 @@ def in_notebook() -> bool:
 def progress_bar(iterable: Iterable[Any] | None = None, **settings: Any) -> Any:
     """tqdm.auto's bar, drawn only where someone is watching."""
     settings.setdefault("leave", False)
-    return tqdm(iterable, disable=not someone_is_watching(), **settings)
+    return tqdm(iterable, disable=not is_interactive(), **settings)

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attention_transfer.attention import attention_map
 from attention_transfer.config import Config, resolve_config
 from attention_transfer.errors import ConfigError, DataError
+from attention_transfer.features.maps import attention_map
+from attention_transfer.features.stages import split_layers, stage_names
+from attention_transfer.features.taps import Taps
+from attention_transfer.modules import undisturbed, unwrapped
 from attention_transfer.networks.registry import card_of
-from attention_transfer.networks.stages import split_layers, stage_names
 from attention_transfer.overlays import PIXELS, Page, denormalise, enlarge, overlay, png_of
-from attention_transfer.taps import Taps, undisturbed, unwrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,21 +13,24 @@ import torch
 from torch import nn
 
 from attention_transfer import create_model, load_teacher_model
-from attention_transfer.attention import energy, map_distance
 from attention_transfer.cache.folder import PRECISION_FILE, cache_folder
 from attention_transfer.config import Config
 from attention_transfer.data.batches import Batch
 from attention_transfer.data.sampler import EpochBatchSampler
-from attention_transfer.networks.stages import stage_names
-from attention_transfer.taps import Taps
-from attention_transfer.teacher.prefill import prefill
-from attention_transfer.teacher.remembered import RememberedTeacher
+from attention_transfer.distributed import AcceleratedRuntime
+from attention_transfer.features.maps import energy
+from attention_transfer.features.stages import stage_names
+from attention_transfer.features.taps import Taps
+from attention_transfer.losses.attention import map_distance
+from attention_transfer.teacher.build import Teachers, build_teachers
+from attention_transfer.teacher.cache.prefill import prefill
+from attention_transfer.teacher.cache.teacher import CachedTeacher
+from attention_transfer.training.criterion import Criterion
 from attention_transfer.training.epoch import run_training_epoch
-from attention_transfer.training.objective import Objective
-from attention_transfer.training.precision import batch_shape, choose_precision
-from attention_transfer.training.runtime import AcceleratedRuntime
-from attention_transfer.training.setup import keep_pixels_of, open_loaders, prefer_channels_last, with_classes
-from attention_transfer.training.teaching import Teaching, open_teaching, with_teacher_precision
+from attention_transfer.training.precision.choose import batch_shape, choose_precision, with_teacher_precision
+from attention_transfer.training.setup.classes import with_classes
+from attention_transfer.training.setup.loaders import cache_pixels_of, open_loaders
+from attention_transfer.training.setup.networks import prefer_channels_last
 from benchmarks.statistics import Block
 
 BETA, LR = 1e3, 0.05
@@ -160,12 +163,12 @@ class Ours:
         network = task.teacher() if teacher else None
         self.student = create_model(task.student, task.classes)
         prefer_channels_last(self.runtime, self.student, network)
-        keep_pixels_of(self._loaders, config, self.runtime)
+        cache_pixels_of(self._loaders, config, self.runtime)
         self.config = self._in_precision(config, network)
-        self._teaching = open_teaching(self.config, network, self._loaders.train, None, self.runtime)
-        if isinstance(self._teaching.train, RememberedTeacher) and not refill:
+        self._teaching = build_teachers(self.config, network, self._loaders.train, None, self.runtime)
+        if isinstance(self._teaching.train, CachedTeacher) and not refill:
             prefill(self._teaching.train, self.runtime.device)
-        self._objective = Objective(self.config, self._teaching.train, self.runtime)
+        self._objective = Criterion(self.config, self._teaching.train, self.runtime)
         self._optimizer = torch.optim.SGD(self.student.parameters(), LR, momentum=0.9, weight_decay=5e-4)
         self._part = Part(self._loaders.train, task.batch_size)
 
@@ -189,8 +192,8 @@ class Ours:
 
     def _forget(self) -> None:
         teacher: Any = self._teaching.train
-        if self._refill and teacher.memory is not None:
-            teacher.memory.clear()
+        if self._refill and teacher.cache is not None:
+            teacher.cache.clear()
 
     def batches(self) -> Iterator[Batch]:
         """The batches of an epoch, as the loop gets them."""
@@ -199,7 +202,7 @@ class Ours:
     def attention_alone(self) -> Callable[[], object]:
         """The attention loss of one batch, forward and backward, on the features that the student has for it."""
         batch = next(self.batches())
-        answer = self._teaching.train.answer(batch)
+        answer = self._teaching.train(batch)
         names = stage_names(self.student, batch.images)
         with self.runtime.autocast(), Taps(self.student, names) as taps:
             self.student(batch.images)
@@ -214,6 +217,6 @@ class Ours:
         return forward_and_backward
 
     @property
-    def teaching(self) -> Teaching:
+    def teachers(self) -> Teachers:
         """Who answers."""
         return self._teaching

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from attention_transfer.attention import attention_loss, attention_map, energy, map_distance
+from attention_transfer.features.maps import attention_map, energy
+from attention_transfer.losses.attention import attention_loss, map_distance
 from benchmarks.timing import processor, table, take_turns
 
 SHAPES = ((64, 32), (128, 16), (256, 8), (512, 4))

@@ -31,17 +31,18 @@ from attention_transfer import (
     prepare_dataloaders,
     train_at,
 )
-from attention_transfer.attention import energy, map_distance
 from attention_transfer.data.batches import Batch
 from attention_transfer.data.dataset import ImageDataset
-from attention_transfer.networks.stages import stage_names
-from attention_transfer.taps import Taps
-from attention_transfer.teacher.answer import Answer
-from attention_transfer.teacher.looking import TeacherRunner
-from attention_transfer.teacher.looks import TheSamePixels
-from attention_transfer.teacher.memory import AnswerMemory, AnswerShape
-from attention_transfer.teacher.prefill import prefill
-from attention_transfer.teacher.remembered import RememberedTeacher
+from attention_transfer.features.maps import energy
+from attention_transfer.features.stages import stage_names
+from attention_transfer.features.taps import Taps
+from attention_transfer.losses.attention import map_distance
+from attention_transfer.teacher.base import TeacherOutput
+from attention_transfer.teacher.cache.index import ViewIndex
+from attention_transfer.teacher.cache.prefill import prefill
+from attention_transfer.teacher.cache.store import OutputShape, TeacherCache
+from attention_transfer.teacher.cache.teacher import CachedTeacher
+from attention_transfer.teacher.runner import FrozenRunner
 from benchmarks.attention_loss import textbook_map, textbook_to_maps
 from benchmarks.benchmark_data import cifar_slice
 from benchmarks.timing import processor
@@ -81,7 +82,7 @@ WAYS = (
 HELD_TO_TARGET = (WAYS[0], WAYS[2])
 
 
-def remembered(teacher: nn.Module, dataset: ImageDataset, folder: Path, way: Way) -> RememberedTeacher:
+def remembered(teacher: nn.Module, dataset: ImageDataset, folder: Path, way: Way) -> CachedTeacher:
     """The teacher around a memory on disk that holds all its answers.
 
     Args:
@@ -91,7 +92,7 @@ def remembered(teacher: nn.Module, dataset: ImageDataset, folder: Path, way: Way
         way: how it runs, and what is kept.
     """
     some = dataset.whole(range(8))
-    runner = TeacherRunner(
+    runner = FrozenRunner(
         teacher,
         stage_names(teacher, some),
         some,
@@ -100,11 +101,11 @@ def remembered(teacher: nn.Module, dataset: ImageDataset, folder: Path, way: Way
         memory_format=torch.channels_last,
         fold=way.fold,
     )
-    maps, _ = runner.look(some[:1])
-    shape = AnswerShape(tuple((stage.shape[1], stage.shape[2]) for stage in maps), None, way.map_precision)
-    looks = TheSamePixels(dataset, 1)
+    maps, _ = runner.run(some[:1])
+    shape = OutputShape(tuple((stage.shape[1], stage.shape[2]) for stage in maps), None, way.map_precision)
+    index = ViewIndex(dataset, 1)
     identity = hashlib.sha256(str(way).encode()).hexdigest()
-    heard = RememberedTeacher(runner, looks, shape, AnswerMemory.open(folder, identity, looks.count, shape))
+    heard = CachedTeacher(runner, index, shape, TeacherCache.open(folder, identity, index.count, shape))
     prefill(heard, CPU)
     return heard
 
@@ -130,7 +131,7 @@ def truth_of(teacher: nn.Module, images: Tensor) -> list[Tensor]:
     return [textbook_map(features) for features in taps.features]
 
 
-def errors(student: nn.Module, batch: Batch, answer: Answer, truth: Sequence[Tensor]) -> Errors:
+def errors(student: nn.Module, batch: Batch, answer: TeacherOutput, truth: Sequence[Tensor]) -> Errors:
     """What is wrong with an answer for this student.
 
     Args:
@@ -149,7 +150,7 @@ def errors(student: nn.Module, batch: Batch, answer: Answer, truth: Sequence[Ten
     )
 
 
-def _ours(student: nn.Module, images: Tensor, answer: Answer) -> tuple[float, Tensor]:
+def _ours(student: nn.Module, images: Tensor, answer: TeacherOutput) -> tuple[float, Tensor]:
     network, features = _run(student, images)
     losses = [map_distance(energy(x), y) for x, y in zip(features, answer.maps, strict=True)]
     return _loss_and_gradient(torch.stack(losses).sum(), network)
@@ -173,11 +174,11 @@ def _loss_and_gradient(loss: Tensor, network: nn.Module) -> tuple[float, Tensor]
     return float(loss.detach()), parameters_to_vector(gradients)
 
 
-def measure(student: nn.Module, heard: RememberedTeacher, teacher: nn.Module, batches: Iterable[Batch]) -> Errors:
+def measure(student: nn.Module, heard: CachedTeacher, teacher: nn.Module, batches: Iterable[Batch]) -> Errors:
     """The worst over batches."""
     worst: Errors | None = None
     for batch in batches:
-        found = errors(student, batch, heard.answer(batch), truth_of(teacher, batch.images))
+        found = errors(student, batch, heard(batch), truth_of(teacher, batch.images))
         worst = found if worst is None else worst.worst(found)
     if worst is None:
         raise ValueError("there are no batches to compare on.")

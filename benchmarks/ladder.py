@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attention_transfer import create_model
-from attention_transfer.attention import attention_loss
+from attention_transfer.losses.attention import attention_loss
 from benchmarks.arms import BETA, LR, Task
 from benchmarks.statistics import Arm, Step
 from benchmarks.textbook import WithFeatures, at_loss, train_epoch, training_loader, training_set

@@ -14,11 +14,11 @@ import torch
 from attention_transfer import create_model
 from attention_transfer.config import resolve_config
 from attention_transfer.data.batches import Batch
-from attention_transfer.teacher.answer import NoTeacher
+from attention_transfer.distributed import Runtime
+from attention_transfer.teacher.base import NoTeacher
+from attention_transfer.training.criterion import Criterion
 from attention_transfer.training.epoch import run_training_epoch
-from attention_transfer.training.objective import Objective
-from attention_transfer.training.precision import choose_precision, processor
-from attention_transfer.training.runtime import Runtime
+from attention_transfer.training.precision.choose import choose_precision, processor
 from benchmarks.timing import table, take_turns
 
 CASES = (("CifarResNet-20", 128, 32), ("ResNet18", 32, 128), ("MultiBranchNet", 32, 128))
@@ -36,9 +36,9 @@ def arm(name: str, batch: int, side: int, precision: str, memory_format: torch.m
     runtime.memory_format = memory_format
     student = create_model(name, 10).to(memory_format=memory_format)
     optimizer = torch.optim.SGD(student.parameters(), lr=1e-3, momentum=0.9)
-    objective = Objective(resolve_config({}), NoTeacher(), runtime)
+    criterion = Criterion(resolve_config({}), NoTeacher(), runtime)
     data = [Batch(torch.randn(batch, 3, side, side), torch.arange(batch) % 10)]
-    return lambda: run_training_epoch(objective, student, data, optimizer, runtime)
+    return lambda: run_training_epoch(criterion, student, data, optimizer, runtime)
 
 
 def chosen(name: str, batch: int, side: int) -> str:

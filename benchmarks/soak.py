@@ -29,8 +29,8 @@ from torch import Tensor
 
 from attention_transfer import create_at_config, create_model, train_at
 from attention_transfer.cli.digits import write_digits
-from attention_transfer.training.observers.base import Run
-from attention_transfer.training.observers.tensorboard import TensorBoard
+from attention_transfer.training.callbacks.tensorboard import TensorBoard
+from attention_transfer.training.context import RunContext
 from benchmarks.memory_use import MB, Use, let_go, use_of
 from benchmarks.study_cifar10 import link
 from benchmarks.timing import processor
@@ -107,7 +107,7 @@ def without_figures() -> Iterator[None]:
 
 
 # a mock in its place would keep what it is called with
-def _draw_nothing(observer: TensorBoard, run: Run, images: Tensor) -> None:
+def _draw_nothing(callback: TensorBoard, run: RunContext, images: Tensor) -> None:
     pass
 
 

@@ -21,10 +21,10 @@ from attention_transfer import load_teacher_model, prepare_dataloaders
 from attention_transfer.data.dataset import ImageDataset
 from attention_transfer.data.rendering import render_views, view_matrices
 from attention_transfer.data.views import Augmentation, ViewParameters, draw_views
-from attention_transfer.networks.stages import stage_names
-from attention_transfer.teacher.grid import find_grids
-from attention_transfer.teacher.looking import TeacherRunner
-from attention_transfer.teacher.warp import is_mirrored, mirror, warp_maps
+from attention_transfer.features.stages import stage_names
+from attention_transfer.teacher.cache.grid import find_grids
+from attention_transfer.teacher.cache.warp import is_mirrored, mirror, warp_maps
+from attention_transfer.teacher.runner import FrozenRunner
 
 Views = list[ViewParameters]
 
@@ -55,7 +55,7 @@ def cosines(one: Tensor, other: Tensor) -> float:
     return float(torch.cosine_similarity(one.flatten(1), other.flatten(1), dim=1).mean())
 
 
-def measure(dataset: ImageDataset, runner: TeacherRunner, views: Views) -> list[tuple[float, float]]:
+def measure(dataset: ImageDataset, runner: FrozenRunner, views: Views) -> list[tuple[float, float]]:
     """(cosine, cosine with another image's) of each stage."""
     indices = np.linspace(0, len(dataset) - 1, len(views)).round().astype(int).tolist()
     size = dataset.image_size
@@ -65,8 +65,8 @@ def measure(dataset: ImageDataset, runner: TeacherRunner, views: Views) -> list[
     mirrored = is_mirrored(matrices)[:, None, None]
     shown = torch.where(mirrored[..., None], whole.flip(3), whole)
     grids = find_grids(runner.network, whole[:1], runner.names)
-    of_whole, _ = runner.look(shown)
-    of_views, _ = runner.look(seen)
+    of_whole, _ = runner.run(shown)
+    of_views, _ = runner.run(seen)
     unmirrored = torch.where(mirrored, mirror(matrices), matrices)
     found = []
     for maps, truth, grid in zip(of_whole, of_views, grids, strict=True):
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     teacher = load_teacher_model(options.teacher, device="cpu", teacher_arch=options.teacher_arch)
     images = dataset.whole(range(8))
     names = stage_names(teacher, images)
-    runner = TeacherRunner(teacher, names, images, needs_logits=False, memory_format=torch.channels_last)
+    runner = FrozenRunner(teacher, names, images, needs_logits=False, memory_format=torch.channels_last)
     count = min(options.images, len(dataset))
     print(f"{count} images; cosine with the true map of the view (with another image's warped map)")
     print(f"{'':34}" + "".join(f"{name:>20}" for name in names))

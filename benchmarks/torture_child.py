@@ -23,10 +23,10 @@ import torch
 from torch.nn import functional
 
 from attention_transfer import create_model, train_at
-from attention_transfer.data import keeping
-from attention_transfer.teacher.memory import AnswerMemory
+from attention_transfer.data import pixel_cache as keeping
+from attention_transfer.teacher.cache.store import TeacherCache
 from attention_transfer.training import epoch
-from attention_transfer.training.observers import checkpoints
+from attention_transfer.training.callbacks import checkpoints
 
 
 class Phase(IntEnum):
@@ -64,7 +64,7 @@ class Notes:
 def take_notes(notes: Notes) -> None:
     """Wrap the functions that the phases are."""
     keeping.fill_store = notes.during(Phase.PIXELS, keeping.fill_store)
-    AnswerMemory.keep = notes.during(Phase.FILLING, AnswerMemory.keep)  # type: ignore[method-assign]
+    TeacherCache.keep = notes.during(Phase.FILLING, TeacherCache.keep)  # type: ignore[method-assign]
     epoch._train_step = notes.during(Phase.EPOCH, epoch._train_step)
     checkpoints.write_checkpoint = notes.during(Phase.CHECKPOINT, checkpoints.write_checkpoint)
 

@@ -97,10 +97,10 @@ def test_maps_come_shallow_to_deep_with_norm_one(student, images):
 
 
 def test_one_image_is_a_batch_of_one(student, images):
-    for alone, together in zip(
+    for alone, all_or_raise in zip(
         extract_attention_maps(student, images[0]), extract_attention_maps(student, images[:1]), strict=True
     ):
-        assert torch.equal(alone, together)
+        assert torch.equal(alone, all_or_raise)
 
 
 def test_images_take_the_number_format_of_the_network(student, images):

@@ -87,7 +87,7 @@ def remove(entry: Entry) -> None:
     entry.path.with_suffix(entry.path.suffix + ".lock").unlink(missing_ok=True)
 
 
-def make_room(folder: Path, needed: int, limit: float) -> None:
+def evict(folder: Path, needed: int, limit: float) -> None:
     """Remove what was used longest ago until `needed` more bytes stay below `limit` gigabytes.
 
     What a living process has open stays.

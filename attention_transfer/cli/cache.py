@@ -69,7 +69,7 @@ def prefill(
         settings = {**read_settings(config), **settings}
     resolved = resolve_config(settings)
 
-    from attention_transfer.training.prefilling import prefill_caches
+    from attention_transfer.training.prefill import prefill_caches
 
     for role, count in prefill_caches(resolved).items():
         print(f"{role}: {count:,} answers were asked for")

@@ -115,7 +115,7 @@ def teach(name: str, config: Config, **settings: Any) -> Trained:
     Raises:
         KeyboardInterrupt: Ctrl-C; the demo is not worth going on with half a run.
     """
-    from attention_transfer.training.run import train_at
+    from attention_transfer.training.train import train_at
 
     began = time.perf_counter()
     heading(f"\n{name}")

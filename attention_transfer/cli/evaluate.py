@@ -46,13 +46,13 @@ def evaluate(
     network, config = open_network(checkpoint, settings)
 
     from attention_transfer.data.loaders import close_loader
-    from attention_transfer.data.workers import telling_of_lost_workers
+    from attention_transfer.data.workers import explain_lost_workers
     from attention_transfer.evaluation import evaluate_model
 
     loader = open_split(config, split)
     try:
         check_same_classes(network, loader, checkpoint)
-        with telling_of_lost_workers():
+        with explain_lost_workers():
             report = evaluate_model(network, loader, config)
     finally:
         close_loader(loader)
@@ -67,7 +67,7 @@ def evaluate(
 
 def open_split(config: Config, split: str) -> DataLoader[Any]:
     """The loader of one split: whole images, without augmentation."""
-    from attention_transfer.training.setup import open_folder
+    from attention_transfer.training.setup.loaders import open_folder
 
     return open_folder(config.model_copy(update={"augment": False}))[split]
 
@@ -78,7 +78,7 @@ def check_same_classes(network: nn.Module, loader: DataLoader[Any], source: str)
     Raises:
         DataError: the numbers differ.
     """
-    from attention_transfer.data.brought import classes_of
+    from attention_transfer.data.user_loaders import classes_of
     from attention_transfer.networks.registry import card_of
 
     card, names = card_of(network), classes_of(loader) or ()

@@ -48,7 +48,7 @@ def train(
         settings = {**read_settings(config), **settings}
     resolved = resolve_config(settings)
 
-    from attention_transfer.training.run import train_at
+    from attention_transfer.training.train import train_at
 
     began = time.perf_counter()
     result = train_at(resolved)
@@ -59,10 +59,10 @@ def train(
 
 def summarise(result: dict[str, Any], seconds: float) -> None:
     """Print what a run came to and where its files are; for a stopped run also how to go on."""
-    from attention_transfer.training.artefacts import Artefacts
+    from attention_transfer.training.checkpointing.paths import RunPaths
 
     config = resolve_config(result["config"])
-    files, history, test = Artefacts(config), result["training_history"], result["test_results"]
+    files, history, test = RunPaths(config), result["training_history"], result["test_results"]
     measured = "validation" if history and "val_accuracy" in history[-1] else "training"
     print()
     facts(

@@ -73,7 +73,7 @@ def find_images(paths: tuple[str, ...]) -> list[Path]:
 
 
 def _images_at(path: Path) -> list[Path]:
-    from attention_transfer.data.folder import IMAGE_EXTENSIONS
+    from attention_transfer.data.sources.folder import IMAGE_EXTENSIONS
 
     if path.is_file():
         return [path]

@@ -1,13 +1,13 @@
 """From a folder of images, or from a loader that a user brings, to batches that know what they hold."""
 
 from attention_transfer.data.batches import Batch, Example
-from attention_transfer.data.brought import check_loader, classes_of, count_classes, unpack
 from attention_transfer.data.dataset import ImageDataset
-from attention_transfer.data.folder import Sample, Splits, find_splits
 from attention_transfer.data.images import decode_image, resize_whole, to_tensor
 from attention_transfer.data.loaders import prepare_dataloaders
 from attention_transfer.data.rendering import render_views, render_whole, view_matrices
 from attention_transfer.data.sampler import EpochBatchSampler
+from attention_transfer.data.sources.folder import Sample, Splits, find_splits
+from attention_transfer.data.user_loaders import check_loader, classes_of, count_classes, unpack
 from attention_transfer.data.views import Augmentation, ViewParameters, draw_view, draw_views
 
 __all__ = [

@@ -11,12 +11,12 @@ from torch.utils.data import Dataset
 from attention_transfer.config import IMAGENET_MEAN, IMAGENET_STD
 from attention_transfer.data.batches import Example, Examples
 from attention_transfer.data.decoding import Decoder, Picture
-from attention_transfer.data.folder import Sample
-from attention_transfer.data.identity import samples_digest
 from attention_transfer.data.images import Triple
-from attention_transfer.data.pixels import PixelStore
+from attention_transfer.data.pixel_store import PixelStore
 from attention_transfer.data.rendering import render_views, render_whole, view_matrices
 from attention_transfer.data.sampler import Key
+from attention_transfer.data.sources.digest import samples_digest
+from attention_transfer.data.sources.folder import Sample
 from attention_transfer.data.views import Augmentation, ViewParameters, draw_view, draw_views
 
 
@@ -110,5 +110,5 @@ class ImageDataset(Dataset[Example]):
             return kept
         picture = self.decoder(self.samples[index].path)
         if self.store is not None:
-            self.store.mend(index, picture)
+            self.store.repair(index, picture)
         return picture

@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader
 from attention_transfer.config import IMAGENET_MEAN, IMAGENET_STD
 from attention_transfer.data.batches import Example, collate
 from attention_transfer.data.dataset import ImageDataset
-from attention_transfer.data.folder import find_splits
 from attention_transfer.data.images import Triple
 from attention_transfer.data.sampler import EpochBatchSampler
+from attention_transfer.data.sources.folder import find_splits
 from attention_transfer.data.views import Augmentation
 from attention_transfer.data.workers import prepare_worker
 from attention_transfer.errors import DataError

@@ -45,7 +45,7 @@ def _obey_the_parent() -> None:
 
 
 @contextmanager
-def telling_of_lost_workers() -> Iterator[None]:
+def explain_lost_workers() -> Iterator[None]:
     """Turn torch's word that a worker has died, which reaches the main thread wherever it is, into one with a remedy.
 
     Errors of other origin go through as they are: a connection or a file of the user's that ends is the user's.

@@ -15,9 +15,9 @@ from torch import nn
 
 from attention_transfer.config import NETWORKS, NetworkFamily, canonical_network_name
 from attention_transfer.errors import ConfigError
+from attention_transfer.modules import unwrapped
 from attention_transfer.networks import cifar_resnet, multibranch, resnet, wide_resnet
 from attention_transfer.networks.architecture import Architecture, Shapes
-from attention_transfer.taps import unwrapped
 
 logger = logging.getLogger(__name__)
 

@@ -20,9 +20,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from attention_transfer.devices import device_of, like_weights
+from attention_transfer.features.taps import Taps
+from attention_transfer.modules import device_of, like_weights, undisturbed, unwrapped
 from attention_transfer.networks.registry import network_name
-from attention_transfer.taps import Taps, undisturbed, unwrapped
 
 logger = logging.getLogger(__name__)
 

@@ -13,22 +13,23 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from attention_transfer.config import Config, resolve_config
 from attention_transfer.data.batches import Batch
-from attention_transfer.data.brought import unpack
 from attention_transfer.data.sampler import EpochBatchSampler
+from attention_transfer.data.user_loaders import unpack
 from attention_transfer.devices import resolve_device
-from attention_transfer.taps import undisturbed, unwrapped
-from attention_transfer.training.objective import Losses, Objective, make_teacher, say_once
-from attention_transfer.training.position import Position, check_finite
-from attention_transfer.training.runtime import Runtime
-from attention_transfer.training.sums import Means, Sums
-from attention_transfer.training.watch import FiniteWatch
+from attention_transfer.distributed import Runtime
+from attention_transfer.logs import log_once
+from attention_transfer.modules import undisturbed, unwrapped
+from attention_transfer.teacher.build import make_teacher
+from attention_transfer.training.criterion import Criterion, Losses
+from attention_transfer.training.epoch_progress import EpochProgress
+from attention_transfer.training.metrics import MeanMeter, Means, NonFiniteDetector, check_finite
 
 STEPS_BETWEEN_CHECKS = 20
 
-OnBatch = Callable[[Position], None]
+OnBatch = Callable[[EpochProgress], None]
 
 
-class Share(NamedTuple):
+class LocalBatch(NamedTuple):
     """What one process has of a global batch.
 
     Attributes:
@@ -42,7 +43,7 @@ class Share(NamedTuple):
     labels: Tensor
 
 
-def shares(loader: Iterable[Any], runtime: Runtime) -> Iterator[Share]:
+def local_batches(loader: Iterable[Any], runtime: Runtime) -> Iterator[LocalBatch]:
     """This process's share of every batch of a loader; batches without images are passed over.
 
     Loaders of ours that were made for these processes are cut into shares by their sampler; of any other, every
@@ -52,14 +53,14 @@ def shares(loader: Iterable[Any], runtime: Runtime) -> Iterator[Share]:
     if isinstance(sampler, EpochBatchSampler) and sampler.world_size == runtime.world_size:
         sizes = sampler.global_sizes()[sampler.start_batch :]
         for batch, size in zip(loader, sizes, strict=True):
-            yield Share(_arrived(batch, runtime), size, batch.labels)
+            yield LocalBatch(_arrived(batch, runtime), size, batch.labels)
         return
     for raw in loader:
         batch = unpack(raw)
         mine = slice(runtime.rank, None, runtime.world_size)
         part = Batch(batch.images[mine], batch.labels[mine])
         if len(batch.labels):
-            yield Share(_arrived(part, runtime), len(batch.labels), part.labels)
+            yield LocalBatch(_arrived(part, runtime), len(batch.labels), part.labels)
 
 
 def _arrived(batch: Batch, runtime: Runtime) -> Batch:
@@ -68,13 +69,13 @@ def _arrived(batch: Batch, runtime: Runtime) -> Batch:
 
 
 def run_training_epoch(
-    objective: Objective,
+    criterion: Criterion,
     student: nn.Module,
     loader: Iterable[Any],
     optimizer: torch.optim.Optimizer,
     runtime: Runtime,
     on_batch: OnBatch | None = None,
-    position: Position | None = None,
+    position: EpochProgress | None = None,
 ) -> Means:
     """One epoch of training, or the rest of one; see `train_epoch`.
 
@@ -92,11 +93,11 @@ def run_training_epoch(
         DataError: the loader was empty.
     """
     student.train()
-    position = position or Position(runtime, objective.config)
-    for share in shares(loader, runtime):
+    position = position or EpochProgress(runtime, criterion.config)
+    for share in local_batches(loader, runtime):
         optimizer.zero_grad(set_to_none=True)
-        losses = _train_step(objective, student, share, optimizer, runtime)
-        position.watch.look(losses, position.batches)
+        losses = _train_step(criterion, student, share, optimizer, runtime)
+        position.watch.update(losses, position.batches)
         position.sums.add(losses, share.batch.labels)
         if position.batches % STEPS_BETWEEN_CHECKS == 0:
             position.check()
@@ -109,16 +110,16 @@ def run_training_epoch(
 
 
 def _train_step(
-    objective: Objective,
+    criterion: Criterion,
     student: nn.Module,
-    share: Share,
+    share: LocalBatch,
     optimizer: torch.optim.Optimizer,
     runtime: Runtime,
 ) -> Losses:
     size = len(share.labels)
     batch = share.batch if size else _stand_in(share.batch)
     with _batch_norm_by_size(student, len(batch.labels)):
-        losses = objective(student, batch, share.labels)
+        losses = criterion(student, batch, share.labels)
     # Gradients are averaged over processes, so that a share weighs as much as it has of the global batch.
     weight = size * runtime.world_size / share.global_size
     runtime.step(losses.total if weight == 1 else losses.total * weight, optimizer)
@@ -144,7 +145,7 @@ def _batch_norm_by_size(student: nn.Module, size: int) -> Iterator[None]:
     if size > 1 or not norms:
         yield
         return
-    say_once("a batch has a single image: for it, batch normalisation uses its running statistics")
+    log_once("a batch has a single image: for it, batch normalisation uses its running statistics")
     for norm in norms:
         norm.eval()
     try:
@@ -155,21 +156,21 @@ def _batch_norm_by_size(student: nn.Module, size: int) -> Iterator[None]:
 
 
 def run_validation_epoch(
-    objective: Objective,
+    criterion: Criterion,
     student: nn.Module,
     loader: Iterable[Any],
     runtime: Runtime,
     on_batch: Callable[[int], None] | None = None,
 ) -> Means:
     """One pass of measuring, which tells `on_batch` how many batches are done; see `validate`."""
-    sums, watch = Sums(runtime.device), FiniteWatch(runtime.device, objective.config)
+    sums, watch = MeanMeter(runtime.device), NonFiniteDetector(runtime.device, criterion.config)
     network = unwrapped(student)
     with undisturbed(network):
-        for step, share in enumerate(shares(loader, runtime)):
+        for step, share in enumerate(local_batches(loader, runtime)):
             batch = share.batch if len(share.labels) else _stand_in(share.batch)
-            losses = objective(network, batch, share.labels)
+            losses = criterion(network, batch, share.labels)
             losses = losses if len(share.labels) else _nothing(losses)
-            watch.look(losses, step)
+            watch.update(losses, step)
             sums.add(losses, share.batch.labels)
             if on_batch is not None:
                 on_batch(step + 1)
@@ -205,8 +206,8 @@ def train_epoch(
         DivergenceError: a loss was not a finite number; names the batch and the component.
         DataError: the loader was empty, or a label out of range.
     """
-    objective, runtime = _set_up(student_model, teacher_model, device, config)
-    return run_training_epoch(objective, student_model, train_loader, optimizer, runtime).figures
+    criterion, runtime = _set_up(student_model, teacher_model, device, config)
+    return run_training_epoch(criterion, student_model, train_loader, optimizer, runtime).figures
 
 
 def validate(
@@ -224,8 +225,8 @@ def validate(
     Raises:
         DataError: the loader was empty, or a label out of range.
     """
-    objective, runtime = _set_up(student_model, teacher_model, device, config)
-    return run_validation_epoch(objective, student_model, val_loader, runtime).figures
+    criterion, runtime = _set_up(student_model, teacher_model, device, config)
+    return run_validation_epoch(criterion, student_model, val_loader, runtime).figures
 
 
 def _set_up(
@@ -233,10 +234,10 @@ def _set_up(
     teacher: nn.Module | None,
     device: str | torch.device,
     config: Config | Mapping[str, Any] | None,
-) -> tuple[Objective, Runtime]:
+) -> tuple[Criterion, Runtime]:
     config = resolve_config(config)
     runtime = Runtime(resolve_device(device))
     student.to(runtime.device)
     if teacher is not None:
         teacher.to(runtime.device)
-    return Objective(config, make_teacher(teacher, config, runtime), runtime), runtime
+    return Criterion(config, make_teacher(teacher, config, runtime), runtime), runtime

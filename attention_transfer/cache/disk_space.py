@@ -1,0 +1,37 @@
+"""Whether something can be kept in the cache folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from attention_transfer.cache.folder import evict, free_bytes, network_file_system
+from attention_transfer.errors import CacheError
+
+
+def check_disk_space(folder: Path, needed: int, limit: float, *, spares_disk: bool) -> None:
+    """Make room for something new; nothing is needed for what is there already.
+
+    Args:
+        folder: of the cache.
+        needed: bytes.
+        limit: gigabytes that the folder may hold.
+        spares_disk: refuse what is more than half of the free disk.
+
+    Raises:
+        CacheError: it cannot be kept there; the message says why, and what to do.
+    """
+    if not needed:
+        return
+    network = network_file_system(folder)
+    if network is not None:
+        raise CacheError(
+            f"{folder} is on a network file system ({network}), where shared memory maps may tear; set cache_dir to a "
+            "local disk."
+        )
+    free = free_bytes(folder)
+    if spares_disk and needed > free / 2:
+        raise CacheError(
+            f"{needed / 1e6:,.0f} MB are needed, more than half of the {free / 1e6:,.0f} MB that are free in {folder}; "
+            "make room, or set cache_dir to another disk."
+        )
+    evict(folder, needed, limit)

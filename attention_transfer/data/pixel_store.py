@@ -1,0 +1,140 @@
+"""The decoded images of a data set in one file, which all workers and later runs share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from attention_transfer.cache.folder import PIXELS
+from attention_transfer.cache.records import Bytes, Records
+from attention_transfer.data.decoding import Decoder, Picture
+from attention_transfer.data.sources.folder import Sample
+from attention_transfer.data.workers import prepare_worker
+from attention_transfer.progress import progress_bar
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "pixels 2"
+_CHUNK = 32
+_SHAPE_BYTES = 8
+
+
+class PixelStore:
+    """Pictures by position, as they were decoded once; a damaged one is absent, and so decoded anew.
+
+    Args:
+        records: a row for each picture; sent to a worker, they are opened there by their path.
+    """
+
+    def __init__(self, records: Records) -> None:
+        self.records = records
+
+    def picture(self, index: int) -> Picture | None:
+        """The picture, without a copy; None where it is absent or damaged."""
+        content = self.records.read(index)
+        if content is None:
+            return None
+        height, width = content[:_SHAPE_BYTES].view(np.uint32).tolist()
+        return content[_SHAPE_BYTES:].reshape(height, width, 3)
+
+    def repair(self, index: int, picture: Picture) -> None:
+        """Put a picture back that was damaged, where that is possible."""
+        if self.records.is_writable and self.records.size_of(index) == _SHAPE_BYTES + picture.size:
+            self.keep([index], [picture])
+
+    def keep(self, indices: Sequence[int], pictures: Sequence[Picture]) -> None:
+        """Put pictures in where they are absent."""
+        self.records.write(indices, map(_as_bytes, pictures))
+
+
+def _as_bytes(picture: Picture) -> Bytes:
+    shape = np.array(picture.shape[:2], np.uint32).view(np.uint8)
+    return np.concatenate([shape, picture.reshape(-1)])
+
+
+def pixels_identity(data_digest: str, decoder: Decoder) -> str:
+    """The fingerprint of the pictures of a data set."""
+    content = {"format": FORMAT, "data": data_digest, **decoder.identity()}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def store_path(folder: Path, identity: str) -> Path:
+    """Where the pictures with this fingerprint are kept."""
+    return folder / f"{identity[:20]}{PIXELS}"
+
+
+def picture_sizes(samples: Sequence[Sample], decoder: Decoder) -> npt.NDArray[np.int64]:
+    """Bytes that each picture takes up in a store; of images whose shape matters, the headers are read.
+
+    Raises:
+        DataError: a file cannot be read as an image.
+    """
+    if decoder.shorter_side is None:
+        shapes: list[tuple[int, int]] = [(decoder.image_size, decoder.image_size)] * len(samples)
+    else:
+        bar = progress_bar(samples, desc="measuring images", unit="image")
+        shapes = [decoder.shape_of(sample.path) for sample in bar]
+    return _SHAPE_BYTES + 3 * np.array([height * width for height, width in shapes], np.int64)
+
+
+def fill_store(
+    store: PixelStore, samples: Sequence[Sample], decoder: Decoder, num_workers: int, rank: int = 0, world_size: int = 1
+) -> int:
+    """Decode what is absent, in `num_workers` processes and under a progress bar.
+
+    A call that is cut off has lost nothing but the pictures in hand; the next one goes on. Of several ranks each
+    decodes its share.
+
+    Returns:
+        the number of images that were decoded.
+
+    Raises:
+        DataError: a file cannot be read as an image.
+    """
+    # By the number itself: what other ranks have decoded by now must not shift the shares.
+    absent = [row for row in np.flatnonzero(~store.records.present()).tolist() if row % world_size == rank]
+    if not absent or not store.records.is_writable:
+        return 0
+    workers = min(num_workers, len(absent) // _CHUNK)
+    chunks: DataLoader[list[int]] = DataLoader(
+        _Decoding(store, samples, decoder),
+        batch_sampler=[absent[first : first + _CHUNK] for first in range(0, len(absent), _CHUNK)],
+        collate_fn=len,
+        num_workers=workers,
+        worker_init_fn=prepare_worker,
+        # A DataLoader without a generator of its own draws its workers' seed from torch's global one.
+        generator=torch.Generator(),
+    )
+    with progress_bar(total=len(absent), desc="decoding images", unit="image") as bar:
+        for count in chunks:
+            bar.update(count)
+    return len(absent)
+
+
+class _Decoding(Dataset[list[int]]):
+    """A data set of side effects: asking for some images puts them into the store."""
+
+    def __init__(self, store: PixelStore, samples: Sequence[Sample], decoder: Decoder) -> None:
+        self.store, self.samples, self.decoder = store, samples, decoder
+
+    def __getitems__(self, indices: list[int]) -> list[int]:
+        pictures = [self.decoder(self.samples[index].path) for index in indices]
+        kept = list(self._those_that_fit(indices, pictures))
+        self.store.keep([index for index, _ in kept], [picture for _, picture in kept])
+        return indices
+
+    def _those_that_fit(self, indices: list[int], pictures: list[Picture]) -> Iterator[tuple[int, Picture]]:
+        for index, picture in zip(indices, pictures, strict=True):
+            if _SHAPE_BYTES + picture.size == self.store.records.size_of(index):
+                yield index, picture
+            else:
+                path = self.samples[index].path
+                logger.warning("%s has another size than its header says; it is decoded each time", path)

@@ -1,0 +1,1 @@
+"""Data sources: what a data set on disk holds."""

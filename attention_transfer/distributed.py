@@ -1,0 +1,196 @@
+"""Where a run computes: device, number format and processes; the processes are Hugging Face accelerate's."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor, nn
+
+from attention_transfer.config import Config
+from attention_transfer.devices import resolve_device
+from attention_transfer.errors import AttentionTransferError, ConfigError
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Runtime:
+    """One process alone on one device, in float32 or bfloat16; `AcceleratedRuntime` does the rest.
+
+    The training loop asks a runtime for everything that depends on device, precision and the number of
+    processes, so that the same loop runs everywhere.
+    """
+
+    rank = local_rank = 0
+    world_size = local_world_size = 1
+    memory_format = torch.contiguous_format
+
+    def __init__(self, device: torch.device, precision: str = "fp32") -> None:
+        self.device = device
+        self.precision = precision
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and talks to the user."""
+        return self.rank == 0
+
+    @property
+    def is_local_main(self) -> bool:
+        """Whether this process is the first of its machine, and makes what the others there open."""
+        return self.local_rank == 0
+
+    def autocast(self, precision: str | None = None) -> AbstractContextManager[Any]:
+        """The context in which networks run in `precision`; None is the run's own."""
+        dtype = _AUTOCAST.get(precision or self.precision)
+        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
+
+    def wrap(self, student: nn.Module) -> nn.Module:
+        """The student as the loop calls it: gradients averaged over processes where there are several."""
+        return student
+
+    def step(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """Backward pass and one step of the optimizer."""
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    def sum_over_processes(self, values: Tensor) -> Tensor:
+        """The sum of `values` over all processes."""
+        return values
+
+    def broadcast_object(self, value: Any) -> Any:
+        """The main process's `value`, in every process."""
+        return value
+
+    def all_gather_object(self, value: Any) -> list[Any]:
+        """Every process's `value`, by rank, in every process."""
+        return [value]
+
+    def align_buffers(self, student: nn.Module) -> None:
+        """Give every process the main process's buffers (running statistics), before measuring."""
+
+    def scaler_state(self) -> dict[str, Any] | None:
+        """The state of float16 gradient scaling, where there is any."""
+        return None
+
+    def load_scaler_state(self, state: dict[str, Any] | None) -> None:
+        """Go on with a state of float16 gradient scaling."""
+
+
+class AcceleratedRuntime(Runtime):
+    """The runtime of a run: any device and precision, alone or under `accelerate launch` or torchrun.
+
+    Raises:
+        ConfigError: the device is not there, or the precision does not exist on it.
+    """
+
+    def __init__(self, config: Config) -> None:
+        device = resolve_device(config.device)
+        precision = resolve_precision(config.precision, device)
+        # accelerate keeps its state for the life of the process and refuses another device;
+        # a notebook calls train_at again and again with whatever it likes.
+        AcceleratorState._reset_state(reset_partial_state=True)
+        # its number format is fixed from here on, and ours may be chosen when the networks are there: so it gets none
+        self._accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
+        self.world_size = self._accelerator.num_processes
+        if self.world_size > 1:
+            atexit.register(leave_process_group)
+        self.rank = self._accelerator.process_index
+        self.local_rank = self._accelerator.local_process_index
+        self.local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size))
+        is_shared_gpu = self.world_size > 1 and device.type != "cpu"
+        super().__init__(self._accelerator.device if is_shared_gpu else device, precision)
+        self._scaler: torch.amp.GradScaler | None = None
+        self.use_precision(precision)
+
+    def use_precision(self, precision: str) -> None:
+        """Compute in 'fp32', 'bf16' or 'fp16' from here on; fp16 scales its gradients, and starts scaling afresh."""
+        self.precision = precision
+        self._scaler = torch.amp.GradScaler(self.device.type) if precision == "fp16" else None
+
+    def wrap(self, student: nn.Module) -> nn.Module:
+        if self.world_size == 1:
+            return student
+        device_ids = [self.device] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(student, device_ids=device_ids)
+
+    def step(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        if self._scaler is None:
+            super().step(loss, optimizer)
+            return
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self._scaler.step(optimizer)
+        self._scaler.update()
+
+    def sum_over_processes(self, values: Tensor) -> Tensor:
+        if self.world_size == 1:
+            return values
+        total: Tensor = self._accelerator.reduce(values, reduction="sum")
+        return total
+
+    def broadcast_object(self, value: Any) -> Any:
+        values = [value]
+        broadcast_object_list(values, from_process=0)
+        return values[0]
+
+    def all_gather_object(self, value: Any) -> list[Any]:
+        return list(gather_object([value]))
+
+    def align_buffers(self, student: nn.Module) -> None:
+        if self.world_size > 1:
+            for buffer in student.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+
+    def scaler_state(self) -> dict[str, Any] | None:
+        return None if self._scaler is None else self._scaler.state_dict()
+
+    def load_scaler_state(self, state: dict[str, Any] | None) -> None:
+        if state is not None and self._scaler is not None:
+            self._scaler.load_state_dict(state)
+
+
+def leave_process_group() -> None:
+    """Take leave of the other processes; one that exits without may abort, and take a finished run down with it."""
+    if torch.distributed.is_initialized():
+        # Gloo's thread needs the interpreter to free its last tensors, and up to torch 2.6 destroying the group waits
+        # for that thread without giving the interpreter up: a moment of rest, and both end.
+        time.sleep(0.2)
+        torch.distributed.destroy_process_group()
+
+
+def resolve_precision(precision: str, device: torch.device, setting: str = "precision") -> str:
+    """'fp32', 'bf16' or 'fp16' for a device; 'auto' is bf16 on GPUs of capability 8.0 or more, else fp32.
+
+    On a CPU that is where 'auto' begins: `precision.choose_precision` times both once the networks are there.
+
+    Raises:
+        ConfigError: fp16 elsewhere than on a CUDA device.
+    """
+    if precision == "auto":
+        return "bf16" if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+    if precision == "fp16" and device.type != "cuda":
+        raise ConfigError(f"{setting} is 'fp16', which needs a CUDA device, not {device}; use 'fp32' or 'bf16'.")
+    return precision
+
+
+T = TypeVar("T")
+
+
+def all_or_raise(runtime: Runtime, work: Callable[[], T]) -> T:
+    """Do something in every process, and fail in all of them where it fails in one."""
+    error: Exception | None = None
+    try:
+        result = work()
+    except (AttentionTransferError, OSError) as raised:
+        error = raised
+    first = next((each for each in runtime.all_gather_object(error) if each is not None), None)
+    if first is not None:
+        raise first
+    return result

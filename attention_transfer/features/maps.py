@@ -1,0 +1,113 @@
+"""Attention maps: pure functions from a stage's features [B, C, H, W] to a map [B, H, W]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+Size = tuple[int, int]
+
+
+def energy(features: Tensor) -> Tensor:
+    """Where a stage is active: the mean over channels of the squared features.
+
+    Args:
+        features: [B, C, H, W], of any floating-point type.
+
+    Returns:
+        [B, H, W], not negative; float32, or float64 for float64 features, because squares overflow in float16.
+    """
+    result: Tensor = _Energy.apply(features)
+    return result
+
+
+class _Energy(torch.autograd.Function):
+    """The mean of squares with its backward pass written by hand.
+
+    Autograd would keep the squares and walk over them once more; d energy / d x = 2 x / C needs x alone, which the
+    network keeps anyway, and is one pass that leaves x's dtype and memory format.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor) -> Tensor:
+        ctx.save_for_backward(features)
+        return _mean_of_squares(features)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        features: Tensor = ctx.saved_tensors[0]
+        factor = (gradient * (2 / features.shape[1])).unsqueeze(1)
+        if factor.dtype == features.dtype or torch.compiler.is_compiling():
+            return (features * factor).to(features.dtype)
+        result = torch.empty_like(features)
+        for x, by, out in zip(_pieces(features), _pieces(factor, like=features), _pieces(result), strict=True):
+            # In float32, for in float16 a small gradient would become 0 before its time; and converted by itself,
+            # because an operation on two number formats is not vectorised and takes ten times as long.
+            out.copy_(x.to(by.dtype).mul_(by))
+        return result
+
+
+def _mean_of_squares(features: Tensor) -> Tensor:
+    """[B, H, W] without a tensor of all squares: getting its memory takes longer than the arithmetic.
+
+    Compilers fuse the square with the sum, and so does `vector_norm`; on a CPU it is fast only where it need not
+    convert and the channels are neighbours in memory. The rest is squared a few images at a time.
+    """
+    wide = torch.promote_types(features.dtype, torch.float32)
+    if torch.compiler.is_compiling():
+        return features.to(wide).square().mean(dim=1)
+    if features.device.type != "cpu" or (features.dtype == wide and features.stride(1) == 1):
+        norms: Tensor = torch.linalg.vector_norm(features, dim=1, dtype=wide)
+        return norms.square_().div_(features.shape[1])
+    return torch.cat([_squares(x, wide).mean(dim=1) for x in _pieces(features)])
+
+
+def _squares(x: Tensor, dtype: torch.dtype) -> Tensor:
+    converted = x.to(dtype)
+    return converted.square() if converted is x else converted.square_()
+
+
+def _pieces(x: Tensor, like: Tensor | None = None) -> Sequence[Tensor]:
+    """`x` a few images at a time: on a CPU so many that each core's share of `like` fits its cache in float32."""
+    if x.device.type != "cpu":
+        return [x]
+    numbers = (x if like is None else like).shape[1:].numel()
+    pieces: Sequence[Tensor] = torch.split(x, max(1, 2**18 * torch.get_num_threads() // max(1, numbers)))
+    return pieces
+
+
+def normalize(maps: Tensor) -> Tensor:
+    """Each map of [B, H, W] divided by its own L2 norm; an all-zero map stays zero."""
+    return F.normalize(maps.flatten(1)).view_as(maps)
+
+
+def attention_map(features: Tensor) -> Tensor:
+    """at(x): the attention map of a stage, equation 1 of Zagoruyko & Komodakis with p = 2.
+
+    Args:
+        features: [B, C, H, W].
+
+    Returns:
+        [B, H, W], in [0, 1], each image's map of L2 norm 1 (0 where all its features are 0).
+
+    Raises:
+        ValueError: the features do not have four dimensions.
+
+    Example:
+        >>> attention_map(torch.ones(1, 8, 2, 2))
+        tensor([[[0.5000, 0.5000],
+                 [0.5000, 0.5000]]])
+    """
+    if features.dim() != 4:
+        raise ValueError(f"features of shape {tuple(features.shape)} have no attention map; [B, C, H, W] has.")
+    return normalize(energy(features))
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,0 +1,52 @@
+"""Which stage of the student is compared with which stage of the teacher, and at what size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from attention_transfer.features.maps import Size
+
+
+def common_size(one: Size, other: Size) -> Size:
+    """The size at which two maps are compared: the smaller of each side."""
+    return min(one[0], other[0]), min(one[1], other[1])
+
+
+class StagePair(NamedTuple):
+    """Which stage of the student is compared with which of the teacher, and at what size."""
+
+    student: int
+    teacher: int
+    size: Size
+
+    @property
+    def has_signal(self) -> bool:
+        """A normalised map of one number is always 1: such a pair teaches nothing."""
+        return self.size != (1, 1)
+
+
+def pair_stages(student: Sequence[Size], teacher: Sequence[Size]) -> list[StagePair]:
+    """Pair the stages of two networks by the sizes of their maps, each stage at most once.
+
+    Stages of equal size pair first; what is left pairs from the deepest, in order. Pairs come in the order of
+    the student's stages, those without signal (1x1) among them.
+
+    Args:
+        student: (H, W) of the student's stages, shallow to deep.
+        teacher: (H, W) of the teacher's stages, shallow to deep.
+
+    Example:
+        >>> [(pair.student, pair.teacher) for pair in pair_stages([(32, 32), (8, 8)], [(16, 16), (8, 8)])]
+        [(0, 0), (1, 1)]
+    """
+    left = list(range(len(teacher)))
+    partner: dict[int, int] = {}
+    for stage in reversed(range(len(student))):
+        equal = [candidate for candidate in left if teacher[candidate] == student[stage]]
+        if equal:
+            partner[stage] = equal[-1]
+            left.remove(equal[-1])
+    unpaired = [stage for stage in range(len(student)) if stage not in partner]
+    partner.update(zip(reversed(unpaired), reversed(left), strict=False))
+    return [StagePair(s, t, common_size(student[s], teacher[t])) for s, t in sorted(partner.items())]

@@ -1,0 +1,123 @@
+"""Listening to a network: which modules to listen to, and what they put out while it runs.
+
+No network has to know that it is being watched: forward hooks are set when a `Taps` context opens and are gone
+when it closes, also after an error.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attention_transfer.errors import ConfigError
+from attention_transfer.modules import unwrapped
+
+Size = tuple[int, int]
+
+
+class _AllCollected(BaseException):
+    """Ends a forward pass after the last tapped module; no Exception, so that no network takes it for an error."""
+
+
+class Taps:
+    """Collects what named modules put out while a network runs.
+
+    Args:
+        model: any network; wrappers (DistributedDataParallel, torch.compile) are looked through.
+        names: dotted module names, as in `model.named_modules()`.
+        stop: `run` may end the forward pass as soon as every named module has put out its features.
+
+    Raises:
+        ConfigError: a name that the network does not have; the message lists those that it has.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+        >>> with Taps(net, ["0"]) as taps:
+        ...     _ = net(torch.zeros(1, 3, 8, 8))
+        >>> taps.features[0].shape
+        torch.Size([1, 8, 6, 6])
+    """
+
+    def __init__(self, model: nn.Module, names: Sequence[str], *, stop: bool = False) -> None:
+        self._network = unwrapped(model)
+        modules = dict(self._network.named_modules())
+        missing = [name for name in names if name not in modules]
+        if missing:
+            known = ", ".join(name for name in modules if name and name.count(".") < 2)
+            raise ConfigError(f"{type(model).__name__} has no module {missing[0]!r}; it has {known}.")
+        self.names = tuple(names)
+        self.stop = stop
+        self._modules = {name: modules[name] for name in names}
+        self._outputs: dict[str, Tensor] = {}
+        self._calls: Counter[str] = Counter()
+        self._speak_once: dict[torch.Size, bool] = {}
+        self._stopping = False
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+
+    def __enter__(self) -> Taps:
+        for name, module in self._modules.items():
+            self._hooks.append(module.register_forward_hook(self._listener(name)))
+        return self
+
+    def run(self, images: Tensor) -> Tensor | None:
+        """One forward pass of the network inside all wrappers, for `features`; to be called inside the context.
+
+        With `stop`, the first pass at each shape of images is whole, and shows whether each named module runs once
+        in a pass. If so, later passes end after the last of them. If one runs again, its last output counts, so
+        that no pass is cut short.
+
+        Args:
+            images: [B, 3, H, W] on the network's device.
+
+        Returns:
+            what the network puts out; None where the pass ended early.
+
+        Raises:
+            ConfigError: a named module took no part in the pass.
+        """
+        self._outputs.clear()
+        self._calls.clear()
+        self._stopping = self._speak_once.get(images.shape, False)
+        try:
+            logits: Tensor = self._network(images)
+        except _AllCollected:
+            return None
+        finally:
+            self._stopping = False
+        if self.stop and self.features:
+            self._speak_once[images.shape] = all(self._calls[name] == 1 for name in self._modules)
+        return logits
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    def _listener(self, name: str) -> Any:
+        def listen(module: nn.Module, args: Any, output: Any) -> None:
+            if not isinstance(output, Tensor) or output.dim() != 4:
+                what = (
+                    f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+                )
+                raise ConfigError(f"module {name!r} puts out {what}; attention needs [B, C, H, W].")
+            self._outputs[name] = output
+            self._calls[name] += 1
+            if self._stopping and len(self._outputs) == len(self._modules):
+                raise _AllCollected
+
+        return listen
+
+    @property
+    def features(self) -> list[Tensor]:
+        """The outputs [B, C, H, W] of the last forward pass, in the order of `names`."""
+        silent = [name for name in self.names if name not in self._outputs]
+        if silent:
+            raise ConfigError(f"module {silent[0]!r} took no part in the forward pass; choose other layers.")
+        return [self._outputs[name] for name in self.names]

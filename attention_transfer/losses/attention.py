@@ -1,0 +1,129 @@
+"""AT: the attention-transfer loss, equation 2 of Zagoruyko & Komodakis (ICLR 2017), mean-squared form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from attention_transfer.features.maps import Size, _at_least_float32, energy
+from attention_transfer.features.pairing import common_size, pair_stages
+
+
+def map_distance(student: Tensor, teacher: Tensor, size: Size | None = None, mask: Tensor | None = None) -> Tensor:
+    """Mean squared difference of two sets of maps, brought to one size and normalised.
+
+    Both sides are average-pooled to `size`, then normalised. As the normalised map of an image differs from its
+    energy by one factor, it makes no difference whether the maps come in normalised or not.
+
+    Args:
+        student: [B, Hs, Ws], not negative.
+        teacher: [B, Ht, Wt], not negative.
+        size: (H, W) at which to compare; None takes the smaller of each side.
+        mask: [B, Ht, Wt], 1 where the teacher's map holds and 0 elsewhere. Both sides are compared only in the cells
+            of `size` that lie wholly where it is 1; an image without any adds no loss and gets no gradient. None
+            compares everywhere.
+
+    Returns:
+        a scalar, in [0, 2 / (H W)]: the mean over all B H W cells, covered or not.
+
+    Raises:
+        ValueError: the mask is not of the teacher's shape.
+    """
+    if mask is not None and mask.shape != teacher.shape:
+        raise ValueError(
+            f"a mask of shape {tuple(mask.shape)} does not fit the teacher's maps of shape {tuple(teacher.shape)}; "
+            "give it one number for each of theirs."
+        )
+    size = size or common_size(_size(student), _size(teacher))
+    student, teacher = _pool(_at_least_float32(student), size), _pool(_at_least_float32(teacher), size)
+    if mask is not None:
+        covered = _pool(mask.to(teacher.dtype), size) >= WHOLE
+        student, teacher = student * covered, teacher * covered
+    distance: Tensor = _Distance.apply(student.flatten(1), teacher.flatten(1))
+    return distance
+
+
+WHOLE = 1 - 1e-6
+"""A cell is covered from here on: the average of ones may round to slightly less than 1."""
+
+
+LEAST_NORM = 1e-12
+"""As in F.normalize: a map below this norm is divided by it instead."""
+
+
+class _Distance(torch.autograd.Function):
+    """The mean of (a - b)^2, where a and b are rows [B, N] divided by their norms, backward by hand.
+
+    With p = 2 (a - b) / (B N), d distance / d row = (p - a <a, p>) / |row|, and p / LEAST_NORM for a row below it.
+    The maps are so small that launching operations is what costs; autograd's own formula launches twice as many.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
+        (a, a_norm), (b, b_norm) = _unit(student), _unit(teacher)
+        ctx.save_for_backward(a, a_norm, b, b_norm)
+        return (a - b).square().mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        a, a_norm, b, b_norm = ctx.saved_tensors
+        p = (a - b) * (gradient * (2 / a.numel()))
+        needs_student, needs_teacher = ctx.needs_input_grad
+        return (
+            _through_unit(p, a, a_norm) if needs_student else None,
+            _through_unit(-p, b, b_norm) if needs_teacher else None,
+        )
+
+
+def _unit(rows: Tensor) -> tuple[Tensor, Tensor]:
+    norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min_(LEAST_NORM)
+    return rows / norm, norm
+
+
+def _through_unit(gradient: Tensor, unit: Tensor, norm: Tensor) -> Tensor:
+    along = (unit * gradient).sum(dim=1, keepdim=True).masked_fill_(norm <= LEAST_NORM, 0)
+    return torch.addcmul(gradient, unit, along, value=-1).div_(norm)
+
+
+def _pool(maps: Tensor, size: Size) -> Tensor:
+    return maps if _size(maps) == size else F.adaptive_avg_pool2d(maps.unsqueeze(1), size).squeeze(1)
+
+
+def _size(maps: Tensor) -> Size:
+    return maps.shape[-2], maps.shape[-1]
+
+
+def attention_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """AT: the sum over paired stages of the mean squared difference of their attention maps.
+
+    Args:
+        student: features [B, C, H, W] of each stage, shallow to deep.
+        teacher: features of the teacher's stages; channels and sizes may differ from the student's.
+
+    Returns:
+        a scalar, not negative; 0 where both look at the same places.
+
+    Raises:
+        ValueError: no pair of stages is larger than 1x1.
+
+    Example:
+        >>> stages = [torch.rand(2, 16, 8, 8), torch.rand(2, 32, 4, 4)]
+        >>> float(attention_loss(stages, stages))
+        0.0
+    """
+    student_maps, teacher_maps = [energy(x) for x in student], [energy(x) for x in teacher]
+    pairs = pair_stages([_size(x) for x in student_maps], [_size(x) for x in teacher_maps])
+    distances = [
+        map_distance(student_maps[pair.student], teacher_maps[pair.teacher], pair.size)
+        for pair in pairs
+        if pair.has_signal
+    ]
+    if not distances:
+        raise ValueError("no pair of stages is larger than 1x1, so there is no attention to compare.")
+    return torch.stack(distances).sum()

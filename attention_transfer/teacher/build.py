@@ -1,0 +1,168 @@
+"""Which teacher a run gets: the network on every batch, or its cached outputs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attention_transfer.config import Config
+from attention_transfer.distributed import Runtime
+from attention_transfer.errors import ConfigError
+from attention_transfer.features.stages import split_layers, stage_names
+from attention_transfer.logs import log_once
+from attention_transfer.modules import like_weights
+from attention_transfer.networks.registry import card_of
+from attention_transfer.teacher.base import NoTeacher, Teacher
+from attention_transfer.teacher.cache.open import open_cache, probed_images
+from attention_transfer.teacher.cache.plan import CachePlan, plan_for
+from attention_transfer.teacher.cache.teacher import CachedTeacher
+from attention_transfer.teacher.online import LiveTeacher, OnlineTeacher
+from attention_transfer.teacher.runner import FrozenRunner
+
+logger = logging.getLogger(__name__)
+
+
+def make_teacher(teacher_model: nn.Module | None, config: Config, runtime: Runtime) -> Teacher:
+    """Who answers: the live network, or nobody."""
+    if teacher_model is None:
+        return NoTeacher()
+    _, teacher_layers = split_layers(config.layers)
+    return LiveTeacher(teacher_model, teacher_layers, runtime.autocast, needs_maps=config.beta > 0)
+
+
+def make_runner(
+    config: Config,
+    teacher: nn.Module,
+    images: Tensor,
+    runtime: Runtime,
+    autocast: Callable[[], AbstractContextManager[Any]],
+) -> FrozenRunner:
+    """What runs the teacher in a run with these settings.
+
+    Args:
+        config: alpha, beta and layers are used.
+        teacher: the network, on the device.
+        images: some like those to come, to find its stages and to check its folding on.
+        runtime: gives the memory format for a network that is not ours.
+        autocast: makes the context that gives the number format.
+    """
+    images = like_weights(images, teacher)
+    return FrozenRunner(
+        teacher,
+        _tapped(teacher, images, config),
+        images,
+        needs_logits=config.alpha > 0,
+        autocast=autocast,
+        memory_format=memory_format_of(teacher, runtime),
+    )
+
+
+def memory_format_of(teacher: nn.Module, runtime: Runtime) -> torch.memory_format:
+    """Channels-last for networks of ours, whatever the student is: what they answer is kept for other runs as well."""
+    return runtime.memory_format if card_of(teacher) is None else torch.channels_last
+
+
+def _tapped(teacher: nn.Module, images: Tensor, config: Config) -> tuple[str, ...]:
+    _, layers = split_layers(config.layers)
+    try:
+        return stage_names(teacher, images, layers)
+    except ConfigError:
+        if config.beta > 0:
+            raise
+        return ()
+
+
+Loader = Iterable[Any]
+
+
+@dataclass
+class Teachers:
+    """Who answers for the training images, and who for the validation images."""
+
+    train: Teacher
+    val: Teacher
+
+    def log_cache_hits(self, epoch: int, runtime: Runtime) -> None:
+        """Log how many training images were answered from memory since the last time; all processes together."""
+        if not isinstance(self.train, CachedTeacher) or self.train.cache is None:
+            return
+        counts = torch.tensor([self.train.hits, self.train.misses], device=runtime.device)
+        hits, misses = runtime.sum_over_processes(counts).tolist()
+        self.train.hits = self.train.misses = 0
+        logger.info(
+            "epoch %d: %s images answered from memory, %s by the teacher's network",
+            epoch, f"{hits:,}", f"{misses:,}",
+        )  # fmt: skip
+
+
+def build_teachers(
+    config: Config, teacher: nn.Module | None, train: Loader, val: Loader | None, runtime: Runtime
+) -> Teachers:
+    """Decide who answers, and open the memories; every process must call this together.
+
+    Args:
+        config: alpha, beta, layers, epochs, teacher_precision (no longer 'auto') and the cache's settings are used.
+        teacher: the network, on the device; None for a run without.
+        train: the loader of the training images.
+        val: that of the validation images.
+        runtime: gives device, memory format and processes.
+
+    Raises:
+        CacheError: teacher_cache is 'on', and the answers cannot be kept.
+    """
+    if teacher is None:
+        return Teachers(NoTeacher(), NoTeacher())
+    make = _maker(config, teacher, runtime)
+    opened: dict[str, Teacher] = {}
+    for role, loader in (("train", train), ("val", val)):
+        plan = None if loader is None else plan_for(role, loader, config.epochs, runtime.world_size)
+        if role == "train" and (plan is None or plan.views is None):
+            _say_that_it_runs(plan)
+        opened[role] = _cached(plan, config, teacher, make, runtime) or OnlineTeacher(make)
+    return Teachers(**opened)
+
+
+def _cached(
+    plan: CachePlan | None,
+    config: Config,
+    teacher: nn.Module,
+    make: Callable[[Tensor], FrozenRunner],
+    runtime: Runtime,
+) -> CachedTeacher | None:
+    if plan is None or plan.views is None:
+        return None
+    runner = make(probed_images(plan, runtime.device))
+    if runner.depends_on_batch or not runner.names:
+        log_once("the teacher runs on every batch: it has no maps to remember, or what it says depends on the batch")
+        return None
+    return open_cache(plan, config, teacher, runner, runtime)
+
+
+def _say_that_it_runs(plan: CachePlan | None) -> None:
+    if plan is None:
+        logger.info(
+            "the teacher runs on every batch: the loader does not tell which samples are in it, so that nothing can "
+            "be remembered (the loaders of prepare_dataloaders tell)"
+        )
+    else:
+        logger.info("%s", plan.cost)
+
+
+def _maker(config: Config, teacher: nn.Module, runtime: Runtime) -> Callable[[Tensor], FrozenRunner]:
+    """Makes what runs the network, once there are images to find its stages on; one for the whole run."""
+    made: list[FrozenRunner] = []
+
+    def make(images: Tensor) -> FrozenRunner:
+        if not made:
+            in_precision = partial(runtime.autocast, config.teacher_precision)
+            made.append(make_runner(config, teacher, images, runtime, in_precision))
+        return made[0]
+
+    return make

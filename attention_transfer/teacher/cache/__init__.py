@@ -1,0 +1,1 @@
+"""The teacher's cached outputs: one record for each sample and view."""

@@ -1,0 +1,91 @@
+"""Where the cells of a stage's map lie on the image.
+
+Output i of a convolution of odd size k, stride s and padding (k - 1) / 2 is centred at its input's position s i: the
+cells of a ResNet stage of stride 4 look at pixels 0, 4, 8, ..., not at the middles of 4 x 4 blocks. A patch
+embedding (size and stride 4, no padding) does look at the middles. Which it is follows from the layers that ran.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from attention_transfer.features.taps import Taps
+from attention_transfer.modules import like_weights, undisturbed, unwrapped
+
+logger = logging.getLogger(__name__)
+
+Size = tuple[int, int]
+
+
+class Axis(NamedTuple):
+    """Along one axis, cell i is centred at pixel first + stride i (pixels are counted from 0)."""
+
+    stride: float
+    first: float
+
+
+class Grid(NamedTuple):
+    """The cells of a map, along height and width."""
+
+    rows: Axis
+    columns: Axis
+
+
+def find_grids(model: nn.Module, images: Tensor, names: Sequence[str]) -> list[Grid]:
+    """The grid of each tapped stage, from the strided layers that run before it.
+
+    Args:
+        model: any convolutional network; it is run once in eval mode and left as it was found.
+        images: [B, 3, H, W] on the network's device.
+        names: of the tapped modules.
+    """
+    network = unwrapped(model)
+    whole = (images.shape[2], images.shape[3])
+    grids: dict[Size, Grid] = {whole: Grid(Axis(1, 0), Axis(1, 0))}
+
+    def listen(module: Any, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+        if not arguments or not isinstance(output, Tensor) or arguments[0].dim() != 4 or output.dim() != 4:
+            return
+        before, after = _size(arguments[0]), _size(output)
+        # The two branches of a residual block end on the same grid: the first to get there tells it.
+        if before in grids and after not in grids:
+            grids[after] = Grid(*(_through(axis, module, i) for i, axis in enumerate(grids[before])))
+
+    strided = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d)]
+    hooks = [module.register_forward_hook(listen) for module in strided]
+    try:
+        with undisturbed(network), Taps(network, names) as taps:
+            network(like_weights(images, network))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [_grid_of(name, _size(features), grids, whole) for name, features in zip(names, taps.features, strict=True)]
+
+
+def _through(axis: Axis, module: Any, i: int) -> Axis:
+    """The grid behind a convolution or a pool, from the one before it."""
+    kernel, stride = _of_axis(module.kernel_size, i), _of_axis(module.stride, i)
+    reach = _of_axis(getattr(module, "dilation", 1), i) * (kernel - 1)
+    padding = {"same": reach / 2, "valid": 0}.get(module.padding) if isinstance(module.padding, str) else None
+    padding = _of_axis(module.padding, i) if padding is None else padding
+    return Axis(axis.stride * stride, axis.first + axis.stride * (reach / 2 - padding))
+
+
+def _of_axis(value: Any, i: int) -> Any:
+    return value[i] if isinstance(value, tuple) else value
+
+
+def _size(x: Tensor) -> Size:
+    return x.shape[-2], x.shape[-1]
+
+
+def _grid_of(name: str, size: Size, grids: dict[Size, Grid], whole: Size) -> Grid:
+    if size in grids:
+        return grids[size]
+    logger.info("module %s has a grid that its layers do not tell; its cells are taken for even blocks", name)
+    strides = [image / cells for image, cells in zip(whole, size, strict=True)]
+    return Grid(*(Axis(stride, (stride - 1) / 2) for stride in strides))

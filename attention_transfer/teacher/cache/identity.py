@@ -1,0 +1,72 @@
+"""What a teacher's answers depend on: where anything of it is another, the answers are others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import nn
+
+from attention_transfer.checkpoint import weights_digest
+from attention_transfer.data.dataset import ImageDataset
+from attention_transfer.modules import unwrapped
+from attention_transfer.networks.registry import network_name
+
+FORMAT = "answers 1"
+MAP_FUNCTION = "mean of squares over channels, L2-normalised, times sqrt(HW)"
+
+
+def _structure(teacher: nn.Module) -> str:
+    """Digest of what a network prints of itself, without the addresses of functions, which differ in every process."""
+    printed = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(unwrapped(teacher)))
+    return hashlib.sha256(printed.encode()).hexdigest()
+
+
+def cache_identity(
+    teacher: nn.Module,
+    names: Sequence[str],
+    dataset: ImageDataset,
+    data_digest: str,
+    *,
+    views: int | str | None,
+    **running: Any,
+) -> str:
+    """The fingerprint of the answers of a teacher to a data set.
+
+    In it are the teacher's weights and buffers, its architecture and taps, what a map is, the files of the data set,
+    how they are decoded, resized, augmented and normalised, how the teacher runs, and the versions of what computes.
+
+    Args:
+        teacher: the network, unfolded.
+        names: its tapped modules.
+        dataset: images as the teacher sees them.
+        data_digest: of its samples; see `samples_digest`.
+        views: how many views of each image there are; 'warp' for whole images and their mirror images; None or 1
+            where images are not augmented.
+        running: number format, folding, size of a chunk, device, and the number format of the kept maps.
+    """
+    is_augmented = dataset.augmentation is not None and views != "warp"
+    content = {
+        "format": FORMAT,
+        "weights": weights_digest(teacher),
+        "architecture": [network_name(teacher), _structure(teacher)],
+        "taps": list(names),
+        "map": MAP_FUNCTION,
+        "data": data_digest,
+        "decoding": dataset.decoder.identity(),
+        "mean": dataset.mean,
+        "std": dataset.std,
+        "views": views if dataset.augmentation is not None else 1,
+        "augmentation": asdict(dataset.augmentation) if is_augmented and dataset.augmentation else None,
+        "augment seed": dataset.seed if is_augmented else None,
+        "running": running,
+        "torch": torch.__version__,
+        "torchvision": version("torchvision"),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,119 @@
+"""Which record of the memory answers for which image of a batch, and what the teacher must be shown to make it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attention_transfer.data.batches import Batch, collate
+from attention_transfer.data.dataset import ImageDataset
+from attention_transfer.teacher.cache.grid import Grid
+from attention_transfer.teacher.cache.store import Rows
+from attention_transfer.teacher.cache.warp import is_mirrored, mirror, warp_maps
+
+Maps = tuple[Tensor, ...]
+
+
+class CacheIndex(Protocol):
+    """The pictures that a teacher looks at."""
+
+    count: int
+    dataset: ImageDataset
+
+    def rows(self, batch: Batch) -> Rows:
+        """The record of each image of a batch."""
+        ...
+
+    def batch(self, rows: Rows) -> Batch:
+        """A batch that these records answer; all of one view."""
+        ...
+
+    def images(self, batch: Batch, positions: Rows) -> Tensor:
+        """What the teacher must be shown for those at some positions of the batch, normalised [n, 3, H, W]."""
+        ...
+
+    def project_to_view(self, batch: Batch, maps: Maps) -> tuple[Maps, Maps | None]:
+        """The kept maps as they lie on the batch's own pixels, and where they cover them (None: everywhere)."""
+        ...
+
+
+class ViewIndex:
+    """The teacher sees what the student sees: each of some views of each sample has a record.
+
+    Args:
+        dataset: gives the views.
+        views: of each sample.
+    """
+
+    def __init__(self, dataset: ImageDataset, views: int = 1) -> None:
+        self.dataset = dataset
+        self.count = len(dataset) * views
+
+    def rows(self, batch: Batch) -> Rows:
+        assert batch.indices is not None
+        rows: Rows = batch.indices.numpy() + (batch.view or 0) * len(self.dataset)
+        return rows
+
+    def batch(self, rows: Rows) -> Batch:
+        keys = [divmod(row, len(self.dataset)) for row in rows.tolist()]
+        return collate(self.dataset.__getitems__(keys), self.dataset.image_size)
+
+    def images(self, batch: Batch, positions: Rows) -> Tensor:
+        return batch.images[torch.from_numpy(positions).to(batch.images.device)]
+
+    def project_to_view(self, batch: Batch, maps: Maps) -> tuple[Maps, Maps | None]:
+        return maps, None
+
+
+class WarpIndex:
+    """The teacher sees each whole image and its mirror image, once; views are answered by warping that.
+
+    The mirror image is a look of its own, because a network answers it otherwise than by the mirrored map: then no
+    flip has to be made up.
+
+    Args:
+        dataset: gives the whole images.
+        grids: where the cells of each stage lie.
+    """
+
+    def __init__(self, dataset: ImageDataset, grids: list[Grid]) -> None:
+        self.dataset = dataset
+        self.grids = grids
+        self.count = 2 * len(dataset)
+
+    def rows(self, batch: Batch) -> Rows:
+        assert batch.indices is not None
+        rows: Rows = batch.indices.numpy() + self._mirrored(batch) * len(self.dataset)
+        return rows
+
+    def batch(self, rows: Rows) -> Batch:
+        mirrored, indices = np.divmod(rows, len(self.dataset))
+        images = self.dataset.whole(indices.tolist())
+        matrices = torch.eye(2, 3).repeat(len(rows), 1, 1)
+        matrices[:, 0, 0] -= 2 * torch.from_numpy(mirrored)
+        labels = torch.tensor([self.dataset.targets[index] for index in indices], dtype=torch.int64)
+        return Batch(images, labels, torch.from_numpy(indices), 0, matrices)
+
+    def images(self, batch: Batch, positions: Rows) -> Tensor:
+        assert batch.indices is not None
+        images = self.dataset.whole(batch.indices.numpy()[positions].tolist())
+        mirrored = torch.from_numpy(self._mirrored(batch)[positions])
+        images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+        return images.to(batch.images.device)
+
+    def project_to_view(self, batch: Batch, maps: Maps) -> tuple[Maps, Maps | None]:
+        assert batch.matrices is not None
+        matrices = torch.where(is_mirrored(batch.matrices)[:, None, None], mirror(batch.matrices), batch.matrices)
+        pairs = [
+            warp_maps(stage, matrices.to(stage.device, non_blocking=True), grid, self.dataset.image_size)
+            for stage, grid in zip(maps, self.grids, strict=True)
+        ]
+        return tuple(warped for warped, _ in pairs), tuple(coverage for _, coverage in pairs)
+
+    def _mirrored(self, batch: Batch) -> np.ndarray:
+        assert batch.matrices is not None
+        mirrored: np.ndarray = is_mirrored(batch.matrices).numpy()
+        return mirrored

@@ -1,0 +1,62 @@
+"""What a teacher is to answer in a run: which images, in which views, how often."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from attention_transfer.data.dataset import ImageDataset
+from attention_transfer.data.sampler import EpochBatchSampler
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """A data set, and how often each of its pixels comes up.
+
+    Attributes:
+        role: train or val.
+        dataset: of ours.
+        views: of each image: K, 'warp', or None for new ones in every epoch.
+        epochs: of the whole run.
+    """
+
+    role: str
+    dataset: ImageDataset
+    views: int | str | None
+    epochs: int
+
+    @property
+    def repeats(self) -> bool:
+        """Whether some answer is used twice."""
+        return self.epochs > (self.views if isinstance(self.views, int) else 1)
+
+    @property
+    def teacher_epochs(self) -> str:
+        """When the network runs if its answers are kept, in words."""
+        if self.views == "warp":
+            return "once on each whole image and its mirror image, as they come up first"
+        count = min(self.epochs, self.views) if isinstance(self.views, int) else self.epochs
+        return "in the first epoch alone" if count == 1 else f"in the first {count} epochs alone"
+
+    @property
+    def cost(self) -> str:
+        """What running the network on new views costs, and what the other ways would save, in words."""
+        images, epochs = len(self.dataset), self.epochs
+        return (
+            f"the teacher runs on new views of every image in every epoch, {images * epochs:,} images in all; "
+            f"augment_views=4 would run it on {images * min(4, epochs):,}, augment_views='warp' on at most "
+            f"{images * min(2, epochs):,}"
+        )
+
+
+def plan_for(role: str, loader: Iterable[Any], epochs: int, world_size: int) -> CachePlan | None:
+    """What there is to answer for a loader; None for one that does not tell which samples are in a batch."""
+    dataset, sampler = getattr(loader, "dataset", None), getattr(loader, "batch_sampler", None)
+    if not isinstance(dataset, ImageDataset) or not isinstance(sampler, EpochBatchSampler):
+        return None
+    if sampler.world_size != world_size:
+        return None
+    if dataset.augmentation is None:
+        return CachePlan(role, dataset, 1, epochs)
+    return CachePlan(role, dataset, "warp" if dataset.tells_matrices else sampler.views, epochs)

@@ -1,0 +1,76 @@
+"""The checkpoints of a run: last (inside an epoch too), best, every save_freq epochs, and final."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from attention_transfer.checkpoint import read_checkpoint, write_checkpoint
+from attention_transfer.errors import CheckpointError
+from attention_transfer.training.callbacks.base import Callback
+from attention_transfer.training.checkpointing.state import EpochRecord
+from attention_transfer.training.context import RunContext
+
+
+class Checkpoints(Callback):
+    """Puts the state of the run on disk after each epoch, and where it pauses inside one."""
+
+    def start(self, run: RunContext) -> None:
+        """Put right what a run that goes on lacks: it began elsewhere, went back, or was killed between two files."""
+        files, state = run.paths, run.state
+        if not state.step:
+            return
+        # first: nothing else is of use to who goes on
+        if _step_in(files.last) != state.step:
+            write_checkpoint(files.last, state.to_checkpoint(run.runtime))
+        if state.best_epoch and _epoch_in(files.best) != state.best_epoch:
+            write_checkpoint(files.best, _best(run))
+        due = []
+        if state.epoch and state.epoch % run.config.save_freq == 0 and state.unfinished is None:
+            due.append(files.numbered(state.epoch))
+        if state.epoch == run.config.epochs:
+            due.append(files.final)
+        else:
+            files.final.unlink(missing_ok=True)  # it was final when fewer epochs were wanted
+        for path in due:
+            if _step_in(path) != state.step:
+                write_checkpoint(path, state.to_checkpoint(run.runtime))
+
+    def pause(self, run: RunContext) -> None:
+        write_checkpoint(run.paths.last, run.state.to_checkpoint(run.runtime))
+
+    def epoch(self, run: RunContext, record: EpochRecord, is_best: bool) -> None:
+        content = run.state.to_checkpoint(run.runtime)
+        write_checkpoint(run.paths.last, content)
+        if is_best:
+            write_checkpoint(run.paths.best, content)
+        if run.state.epoch % run.config.save_freq == 0:
+            write_checkpoint(run.paths.numbered(run.state.epoch), content)
+        if run.state.epoch == run.config.epochs:
+            write_checkpoint(run.paths.final, content)
+
+
+def _epoch_in(path: Path) -> int | None:
+    """The epoch whose weights a checkpoint holds; None where it cannot be read."""
+    try:
+        epoch: int = read_checkpoint(path)["epoch"]
+    except CheckpointError:
+        return None
+    return epoch
+
+
+def _step_in(path: Path) -> int | None:
+    """The batch after which a checkpoint was written; None where nobody can go on from it."""
+    try:
+        training = read_checkpoint(path)["training"]
+    except CheckpointError:
+        return None
+    return None if training is None else training["step"]
+
+
+def _best(run: RunContext) -> dict[str, Any]:
+    content = run.state.to_checkpoint(run.runtime)
+    if run.state.is_at_its_best:
+        return content
+    weights = {"model_state_dict": run.state.best_weights, "epoch": run.state.best_epoch}
+    return {**content, **weights, "training": None}

@@ -1,0 +1,66 @@
+"""The summary of a run as JSON, written also when it fails or is stopped."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from importlib.metadata import version
+from typing import Any
+
+from attention_transfer.files import write_atomically
+from attention_transfer.training.callbacks.base import Callback
+from attention_transfer.training.checkpointing.state import EpochRecord
+from attention_transfer.training.context import RunContext
+
+LIBRARIES = ("torch", "torchvision", "accelerate", "timm", "numpy", "pillow")
+
+
+class Summary(Callback):
+    """Resolved config, versions, class names, split sizes, history, results, paths, wall time and status."""
+
+    def __init__(self) -> None:
+        self._began = 0.0
+
+    def start(self, run: RunContext) -> None:
+        self._began = time.time()
+        self._write(run, "running")
+
+    def epoch(self, run: RunContext, record: EpochRecord, is_best: bool) -> None:
+        self._write(run, "running")
+
+    def end(self, run: RunContext, status: str) -> None:
+        self._write(run, status)
+
+    def _write(self, run: RunContext, status: str) -> None:
+        # JSON knows no NaN, which a figure of weight 0 may be: it is null there
+        content = json.loads(json.dumps(self._content(run, status)), parse_constant=lambda _: None)
+        text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+        write_atomically(run.paths.summary, text.encode(), setting="log_dir")
+
+    def _content(self, run: RunContext, status: str) -> dict[str, Any]:
+        paths = run.paths
+        return {
+            "experiment_name": paths.name,
+            "status": status,
+            "error": run.outcome.get("error"),
+            "config": run.config.model_dump(),
+            "class_names": list(run.config.class_names or []),
+            "splits": run.splits,
+            "epochs_completed": run.state.epoch,
+            "best_epoch": run.state.best_epoch,
+            "best_accuracy": run.state.best_accuracy,
+            "test_results": run.outcome.get("test_results"),
+            "history": run.state.history,
+            "wall_time_seconds": time.time() - self._began,
+            "precision": run.runtime.precision,
+            "device": str(run.runtime.device),
+            "processes": run.runtime.world_size,
+            "teacher_digest": run.state.teacher_digest,
+            "paths": {
+                "checkpoints": [str(path) for path in paths.checkpoints()],
+                "log": str(paths.log),
+                "tensorboard": str(paths.tensorboard),
+            },
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        }

@@ -1,0 +1,1 @@
+"""What a run saves, under which names, and how it resumes."""

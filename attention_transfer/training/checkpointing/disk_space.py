@@ -1,0 +1,101 @@
+"""Whether the files of a run can be written, asked before it trains."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from attention_transfer.errors import WriteError
+from attention_transfer.files import check_writable, disk_space, greatest_file, remove_drafts
+from attention_transfer.modules import unwrapped
+from attention_transfer.training.checkpointing.paths import RunPaths
+
+AT_ONCE = 2
+"""Checkpoints that are on the disk while one replaces another."""
+NEW_FILES = 8
+"""New files that a run begins with: last, best, final, a draft, log, summary, TensorBoard's folder and its events."""
+_SUMMARY_BYTES = 4096
+_BYTES_BESIDE, _BYTES_A_TENSOR = 64 << 10, 512
+
+logger = logging.getLogger(__name__)
+
+
+def checkpoint_bytes(student: nn.Module) -> int:
+    """Bytes of a checkpoint of this student at most: its weights, their momentum, and the best weights apart."""
+    network = unwrapped(student)
+    weights = [tensor for tensor in network.state_dict().values() if isinstance(tensor, Tensor)]
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    beside = _BYTES_BESIDE + _BYTES_A_TENSOR * (2 * len(weights) + len(trained))
+    return 2 * _stored(weights) + _stored(trained) + beside
+
+
+def _stored(tensors: Iterable[Tensor]) -> int:
+    # torch.save writes the whole storage of a tensor, and one that several share once
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+def check_disk_space(save_dir: str, log_dir: str, size: int) -> None:
+    """Check that a run can write its files; makes its folders, and removes what killed runs left half-written there.
+
+    Args:
+        save_dir: folder of the checkpoints.
+        log_dir: folder of log, summary and TensorBoard run.
+        size: bytes of a checkpoint at most, see `checkpoint_bytes`.
+
+    Raises:
+        WriteError: a folder cannot be made or written to, or its disk has no room for the new checkpoint beside the
+            one that it replaces; the message names the path, the bytes or files needed and free, and the remedy.
+    """
+    remove_drafts(save_dir)
+    remove_drafts(log_dir)
+    needed, free = AT_ONCE * size, disk_space(Path(save_dir)).free
+    if free is not None and free < needed:
+        raise WriteError(
+            f"save_dir is {save_dir!r}: a new checkpoint beside the one that it replaces needs {needed:,} bytes, but "
+            f"the disk there has {free:,} bytes free; make room there, or set save_dir to another disk."
+        )
+    limit = greatest_file()
+    if limit is not None and limit < size:
+        raise WriteError(
+            f"save_dir is {save_dir!r}: a checkpoint needs {size:,} bytes, but a file may have {limit:,} bytes here "
+            "(ulimit -f); raise the limit."
+        )
+    for folder, name, bytes_needed, setting in (
+        (save_dir, "checkpoint.pth", size, "save_dir"),
+        (log_dir, "summary.json", _SUMMARY_BYTES, "log_dir"),
+    ):
+        _check_files(folder, setting)
+        check_writable(Path(folder, name), bytes_needed, setting)
+
+
+def _check_files(folder: str, setting: str) -> None:
+    files = disk_space(Path(folder)).files
+    if files is not None and files < NEW_FILES:
+        raise WriteError(
+            f"{setting} is {folder!r}: a run needs {NEW_FILES} new files, but the file system there has {files} inodes "
+            f"left; remove files there, or set {setting} to another disk."
+        )
+
+
+def warn_of_little_disk_space(paths: RunPaths, numbered: Iterable[int], size: int) -> None:
+    """Log a warning where the disk has no room for all checkpoints that the run is going to keep.
+
+    Args:
+        artefacts: of the run.
+        numbered: the epochs after which a checkpoint is kept.
+        size: bytes of a checkpoint at most.
+    """
+    kept = [paths.last, paths.best, paths.final, *map(paths.numbered, numbered)]
+    to_come = [path for path in kept if not os.access(path, os.F_OK)]
+    needed, free = (len(to_come) + 1) * size, disk_space(paths.last.parent).free
+    if free is not None and free < needed:
+        logger.warning(
+            "the %d checkpoints to come may need %s bytes in %s, where %s bytes are free: make room meanwhile, or "
+            "raise save_freq",
+            len(to_come), f"{needed:,}", paths.last.parent, f"{free:,}",
+        )  # fmt: skip

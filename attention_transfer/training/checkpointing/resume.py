@@ -1,0 +1,240 @@
+"""The rules of going on from a checkpoint; docs/reliability.md tells them to people."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attention_transfer.checkpoint import read_checkpoint
+from attention_transfer.config import Config, resolve_config
+from attention_transfer.distributed import Runtime
+from attention_transfer.errors import CheckpointError, ConfigError, TeacherError, VersionError
+from attention_transfer.training.checkpointing.paths import RunPaths
+from attention_transfer.training.checkpointing.state import RunState
+
+logger = logging.getLogger(__name__)
+
+AUTO = "auto"
+MAY_CHANGE = frozenset(
+    {
+        "epochs", "device", "num_workers", "data_dir", "experiment_name", "print_freq", "save_freq", "save_minutes",
+        "figure_freq", "save_dir", "log_dir", "resume", "overwrite", "teacher_model", "teacher_arch", "pixel_cache",
+        "teacher_cache", "cache_dir", "cache_limit", "hash_files", "compile",
+    }
+)  # fmt: skip
+"""Keys that may differ from the checkpoint's; the teacher and the data are compared by what they are."""
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """What a run goes on from.
+
+    Attributes:
+        config: the resolved settings of the run.
+        checkpoint: what the file holds; None for a run from the start.
+        source: its path.
+        is_found: whether resume='auto' has found it among the run's own files, whatever they were called before.
+    """
+
+    config: Config
+    checkpoint: dict[str, Any] | None = None
+    source: str = ""
+    is_found: bool = False
+
+    def goes_on(self, config: Config) -> bool:
+        """Whether it is the same run that goes on, rather than another one that starts from there."""
+        if self.checkpoint is None:
+            return False
+        return self.is_found or self.checkpoint["config"].get("experiment_name") == config.experiment_name
+
+    def log_changes(self, runtime: Runtime) -> None:
+        """Log what makes the rest of the run another one in its last bits."""
+        assert self.checkpoint is not None
+        then = self.checkpoint["training"]["made_with"]
+        now = {"torch": str(torch.__version__), "processes": runtime.world_size}
+        changes = [f"{key} is {now[key]} and was {then[key]}" for key in now if then[key] != now[key]]
+        if changes:
+            logger.info(
+                "%s: the run goes on, but not bit for bit as it would have (%s)", self.source, ", ".join(changes)
+            )
+
+
+def find_resume_point(config: Config, runtime: Runtime) -> ResumePoint:
+    """The checkpoint that the settings name, or that resume='auto' finds, and the settings that come of it.
+
+    Every process must call this together.
+
+    Raises:
+        CheckpointError: the file that resume names is damaged or missing; or what resume='auto' finds was written by
+            another version, or could not be read at all.
+        ConfigError: a setting contradicts the checkpoint and may not change.
+    """
+    source, is_auto = config.resume, config.resume == AUTO
+    if is_auto:
+        source = runtime.broadcast_object(newest_checkpoint(config) if runtime.is_main else None)
+    if source is None:
+        return ResumePoint(config.model_copy(update={"resume": None}))
+    checkpoint = read_checkpoint(source)
+    return ResumePoint(resumed_config(config, checkpoint, source), checkpoint, source, is_found=is_auto)
+
+
+def newest_checkpoint(config: Config) -> str | None:
+    """The checkpoint of this experiment that is furthest in training, whatever the clock says; None if none verifies.
+
+    What is skipped is logged with the reason.
+
+    Raises:
+        VersionError: a checkpoint was written by another version of the library.
+        CheckpointError: none could be used, and one not even be read: the disk may be well again later.
+    """
+    found: list[tuple[int, Path]] = []
+    unread: CheckpointError | None = None
+    for path in RunPaths(config).checkpoints():
+        try:
+            content = read_checkpoint(path)
+            saved_config(content, path)
+        except VersionError:
+            raise
+        except CheckpointError as error:
+            logger.warning("resume='auto' skips %s: %s", path.name, error)
+            unread = error if isinstance(error.__cause__, OSError) else unread
+            continue
+        if content["training"] is not None:
+            found.append((content["training"]["step"], path))
+    if not found and unread is not None:
+        raise unread
+    if not found:
+        logger.info("resume='auto' finds no checkpoint of %s: the run begins", config.experiment_name)
+        return None
+    step, path = max(found, key=lambda pair: pair[0])
+    logger.info("resume='auto' goes on from %s, after %d batches", path, step)
+    return str(path)
+
+
+def resumed_config(config: Config, checkpoint: dict[str, Any], source: str) -> Config:
+    """The configuration of a resumed run: the checkpoint's fills every key that is left at its default.
+
+    Raises:
+        ConfigError: a key contradicts the checkpoint and may not change; names the key and both values.
+        CheckpointError: the checkpoint's settings are none of this version.
+    """
+    saved, given = saved_config(checkpoint, source), _given(config)
+    merged: dict[str, Any] = {}
+    for key in Config.model_fields:
+        here, there = getattr(config, key), getattr(saved, key)
+        is_given = key in given
+        if is_given and here != there and key not in MAY_CHANGE:
+            raise ConfigError(
+                f"{key} is {here!r}, but {source} was trained with {there!r}; leave {key} out to go on with "
+                f"{there!r}, or start a new run."
+            )
+        merged[key] = here if is_given else there
+    # where a run goes on is another machine's matter, and 'auto' a choice like any other
+    merged["device"], merged["resume"], merged["overwrite"] = config.device, source, config.overwrite
+    if config.resume == AUTO:
+        # where it was looked for; a folder that was copied still names the one that it was copied from
+        merged["save_dir"], merged["log_dir"] = config.save_dir, config.log_dir
+    taken = {key: merged[key] for key in config.model_fields_set - given if merged[key] != getattr(config, key)}
+    if taken:
+        values = ", ".join(f"{key}={value!r}" for key, value in sorted(taken.items()))
+        logger.info("settings that are at their defaults here are taken from %s: %s", source, values)
+    return Config(**merged)
+
+
+def _given(config: Config) -> set[str]:
+    """The settings that somebody chose: in a complete dict of `create_at_config`, those that are not at the default."""
+    given = set(config.model_fields_set)
+    if given < set(Config.model_fields):
+        return given
+    default = Config()
+    return {key for key in given if getattr(config, key) != getattr(default, key)}
+
+
+def saved_config(checkpoint: dict[str, Any], source: str | os.PathLike[str]) -> Config:
+    """The settings that a checkpoint was trained with.
+
+    Raises:
+        CheckpointError: they are none of this version.
+    """
+    try:
+        return resolve_config(checkpoint["config"])
+    except ConfigError as error:
+        raise CheckpointError(f"{source} is malformed, or of another version of attention-transfer: {error}") from error
+
+
+def checkpoints_beyond(epoch: int, step: int, paths: RunPaths) -> list[Path]:
+    """Checkpoints of a run that are further than where it goes on from: of a future that it leaves."""
+    beyond = []
+    for path in paths.checkpoints():
+        try:
+            content = read_checkpoint(path)
+        except CheckpointError:
+            continue  # nobody goes on from it, and the run will replace it
+        training = content["training"]
+        if content["epoch"] > epoch or (training is not None and training["step"] > step):
+            beyond.append(path)
+    return beyond
+
+
+def refuse_to_go_back(state: RunState, point: ResumePoint) -> None:
+    """A run cannot end before the place that it goes on from.
+
+    Raises:
+        ConfigError: epochs is less than what is done.
+    """
+    least = state.epoch + (state.unfinished is not None)
+    if state.config.epochs < least:
+        raise ConfigError(
+            f"epochs is {state.config.epochs}, but {point.source} is {'inside' if state.unfinished else 'after'} "
+            f"epoch {least}; set epochs to {least} or more, or resume from an earlier checkpoint."
+        )
+
+
+def refuse_another_teacher(here: str | None, point: ResumePoint) -> None:
+    """A run goes on with the teacher that it had.
+
+    Raises:
+        TeacherError: the hash of the teacher's weights is another one.
+    """
+    if point.checkpoint is None or point.checkpoint["training"] is None:
+        return
+    there = point.checkpoint["training"]["teacher_digest"]
+    if here != there:
+        raise TeacherError(
+            f"{point.source} was trained with {_teacher(there)}, but this run has {_teacher(here)}; hand over the "
+            "same teacher, or start a new run."
+        )
+
+
+def refuse_other_data(here: str | None, point: ResumePoint, config: Config) -> None:
+    """A run goes on with the training images that it had, by their names and sizes; another run may have others.
+
+    Raises:
+        ConfigError: they are others.
+    """
+    if point.checkpoint is None or point.checkpoint["training"] is None:
+        return
+    there = point.checkpoint["training"]["data_digest"]
+    if here == there:
+        return
+    if point.goes_on(config) and (here is None or there is None):
+        then, now = ("a loader of yours", "data_dir") if there is None else ("a data_dir", "a loader of yours")
+        raise ConfigError(
+            f"{point.source} was trained on images of {then}, and this run has those of {now}: whether they are the "
+            "same cannot be told; bring back what there was, or start a run of another experiment_name from there."
+        )
+    if point.goes_on(config):
+        raise ConfigError(
+            f"{point.source} was trained on other images than {config.data_dir!r} holds now (their names or sizes "
+            "differ); bring them back, or start a run of another experiment_name from there."
+        )
+    logger.info("%s was trained on other images; this run goes on with new ones", point.source)
+
+
+def _teacher(digest: str | None) -> str:
+    return "no teacher" if digest is None else f"a teacher whose weights have the hash {digest[:12]}"

@@ -1,0 +1,207 @@
+"""The state of a run: one object, which a checkpoint puts on disk. There is no other state."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.optim import SGD
+from torch.optim.lr_scheduler import StepLR
+
+from attention_transfer.checkpoint import load_weights
+from attention_transfer.config import Config
+from attention_transfer.distributed import Runtime
+from attention_transfer.errors import CheckpointError, DivergenceError
+from attention_transfer.modules import unwrapped
+from attention_transfer.networks.registry import card_of
+from attention_transfer.plain import check_plain
+from attention_transfer.seeding import random_state, restore_random_state
+
+EpochRecord = dict[str, float]
+
+
+@dataclass
+class Unfinished:
+    """What is done of an epoch that is not finished.
+
+    Attributes:
+        batches: that are done.
+        images: that are done, over all processes; the position in the epoch's order.
+        sums: of losses and correct answers over them; see `Sums`.
+        seconds: that they took.
+    """
+
+    batches: int
+    images: int
+    sums: Tensor | None
+    seconds: float
+
+
+@dataclass
+class RunState:
+    """Everything that a run would need to go on elsewhere.
+
+    Attributes:
+        config: the resolved configuration.
+        student: the network being trained.
+        optimizer: SGD over its parameters.
+        scheduler: StepLR, stepped once an epoch.
+        teacher_digest: SHA-256 of the teacher's weights; None without a teacher.
+        epoch: completed epochs.
+        step: completed batches, over all epochs.
+        best_accuracy: greatest validation accuracy so far, a fraction; of training where nothing validates.
+        best_epoch: the epoch (from 1) that had it; 0 before the first.
+        history: one record an epoch.
+        best_weights: the student's state_dict after best_epoch, on the CPU; None before the first epoch.
+        unfinished: what is done of the next epoch; None between two epochs.
+        data_digest: of names and sizes of the training images; None for a loader that does not tell them.
+    """
+
+    config: Config
+    student: nn.Module
+    optimizer: SGD
+    scheduler: StepLR
+    teacher_digest: str | None = None
+    epoch: int = 0
+    step: int = 0
+    best_accuracy: float = 0.0
+    best_epoch: int = 0
+    history: list[EpochRecord] = field(default_factory=list)
+    best_weights: dict[str, Any] | None = None
+    unfinished: Unfinished | None = None
+    data_digest: str | None = None
+
+    @classmethod
+    def start(
+        cls, config: Config, student: nn.Module, teacher_digest: str | None, data_digest: str | None = None
+    ) -> RunState:
+        """A run before its first epoch."""
+        optimizer = SGD(student.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+        scheduler = StepLR(optimizer, config.step_size, config.gamma)
+        return cls(config, student, optimizer, scheduler, teacher_digest, data_digest=data_digest)
+
+    def to_checkpoint(self, runtime: Runtime) -> dict[str, Any]:
+        """The state as plain data and tensors; the best weights apart only where they are not the present ones."""
+        card = card_of(self.student)
+        return {
+            "card": asdict(card) if card is not None else None,
+            "model_state_dict": unwrapped(self.student).state_dict(),
+            "config": self.config.model_dump(),
+            "epoch": self.epoch,
+            "best_accuracy": self.best_accuracy,
+            "class_names": list(self.config.class_names or []),
+            "training": {
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(),
+                "scaler": runtime.scaler_state(),
+                "teacher_digest": self.teacher_digest,
+                "data_digest": self.data_digest,
+                "step": self.step,
+                "best_epoch": self.best_epoch,
+                "best_weights": None if self.is_at_its_best else self.best_weights,
+                "history": self.history,
+                "unfinished": None if self.unfinished is None else asdict(self.unfinished),
+                "random": random_state(),
+                "made_with": {"torch": str(torch.__version__), "processes": runtime.world_size},
+            },
+        }
+
+    @property
+    def is_at_its_best(self) -> bool:
+        """Whether the present weights are those of the best epoch."""
+        return self.unfinished is None and self.best_epoch == self.epoch
+
+    def check_finite(self) -> None:
+        """What training changes is all numbers: a loss can still be one when the step after it went wrong.
+
+        Other buffers of a module of the user's may hold infinities on purpose, as masks of attention do.
+
+        Raises:
+            DivergenceError: names the first weight or running statistic that is not finite.
+        """
+        for name, tensor in _trained(unwrapped(self.student)):
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise DivergenceError(
+                    f"{name} is no longer finite after batch {self.step} of the run; lower lr or beta"
+                )
+
+    def restore(self, content: dict[str, Any], source: str, runtime: Runtime) -> None:
+        """Become the state that a checkpoint holds, random generators included.
+
+        Raises:
+            CheckpointError: the checkpoint does not fit the student, or lacks something.
+        """
+        training = content["training"]
+        if training is None:
+            raise CheckpointError(f"{source} holds the best weights of a resumed run alone; resume from its _last.pth.")
+        load_weights(self.student, content["model_state_dict"], source)
+        try:
+            self._restore_training(content, training, runtime)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{source} does not fit this run ({type(error).__name__}: {error}).") from error
+
+    def _restore_training(self, content: dict[str, Any], training: dict[str, Any], runtime: Runtime) -> None:
+        self.optimizer.load_state_dict(training["optimizer"])
+        self.scheduler.load_state_dict(training["scheduler"])
+        runtime.load_scaler_state(training["scaler"])
+        self.epoch, self.step = content["epoch"], training["step"]
+        self.best_accuracy, self.best_epoch = content["best_accuracy"], training["best_epoch"]
+        self.history = [dict(record) for record in training["history"]]
+        self.best_weights = training["best_weights"]
+        if self.best_weights is None and self.best_epoch:
+            self.best_weights = on_cpu(content["model_state_dict"])
+        self.unfinished = None if training["unfinished"] is None else Unfinished(**training["unfinished"])
+        restore_random_state(training["random"])
+
+    def complete_epoch(self, record: EpochRecord, accuracy: float, *, always_best: bool) -> bool:
+        """Count a finished epoch; True where it is the best so far."""
+        self.history.append(record)
+        self.epoch += 1
+        self.unfinished = None
+        is_best = always_best or self.best_epoch == 0 or accuracy > self.best_accuracy
+        if is_best:
+            self.best_accuracy, self.best_epoch = accuracy, self.epoch
+            self.best_weights = on_cpu(unwrapped(self.student).state_dict())
+        return is_best
+
+
+def check_can_be_kept(student: nn.Module) -> None:
+    """Refuse a student whose state a checkpoint cannot hold or give back, before anything is spent on training it.
+
+    Raises:
+        CheckpointError: names the entry of its state_dict and the remedy.
+    """
+    network = unwrapped(student)
+    state = network.state_dict()
+    check_plain(state, f"{type(network).__name__}.state_dict()")
+    if not all(isinstance(value, Tensor) for value in state.values()):
+        # from get_extra_state: without a set_extra_state that takes it, it could be written and not be read again
+        load_weights(network, state, "its own state_dict()")
+
+
+def _trained(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """What training changes, by its name: weights that are not frozen, and running statistics."""
+    yield from (pair for pair in network.named_parameters() if pair[1].requires_grad)
+    for prefix, module in network.named_modules():
+        if isinstance(module, _NormBase):
+            yield from module.named_buffers(prefix, recurse=False)
+
+
+def on_cpu(weights: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a state_dict that later training does not change."""
+    return {key: _copy_on_cpu(value) for key, value in weights.items()}
+
+
+def _copy_on_cpu(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().cpu().clone()
+    if isinstance(value, dict):
+        return {key: _copy_on_cpu(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_copy_on_cpu, value))
+    return copy.deepcopy(value)

@@ -1,0 +1,46 @@
+"""The run as its callbacks see it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from attention_transfer.config import Config
+from attention_transfer.distributed import Runtime
+from attention_transfer.training.checkpointing.paths import RunPaths
+from attention_transfer.training.checkpointing.state import RunState
+
+
+@dataclass
+class RunContext:
+    """A run as its observers see it.
+
+    Attributes:
+        config: the resolved configuration.
+        state: where the run is.
+        artefacts: where files go.
+        runtime: device, precision, processes.
+        teacher: the teacher's network, or None.
+        splits: number of images of each split, None where a loader does not tell.
+        batches: batches an epoch, None before the first epoch of a loader that does not tell.
+        validates: whether there is a validation loader.
+        images: a fixed handful of validation (or training) images [B, 3, H, W], to draw attention on.
+        captured_logs: what the library said before the run's log was open.
+        outcome: filled at the end: test results, wall time, error.
+    """
+
+    config: Config
+    state: RunState
+    paths: RunPaths
+    runtime: Runtime
+    teacher: nn.Module | None
+    splits: dict[str, int | None]
+    batches: int | None
+    validates: bool
+    images: Tensor | None = None
+    captured_logs: Iterable[logging.LogRecord] = ()
+    outcome: dict[str, Any] = field(default_factory=dict)

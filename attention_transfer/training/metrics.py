@@ -1,0 +1,147 @@
+"""Running means over samples and the first loss that is not finite, kept on the device."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from attention_transfer.config import Config
+from attention_transfer.distributed import Runtime
+from attention_transfer.errors import DataError, DivergenceError
+from attention_transfer.training.criterion import Losses
+
+
+def check_finite(watch: NonFiniteDetector, runtime: Runtime) -> None:
+    """Raise what the watch of any process has seen; every process must call this together.
+
+    Raises:
+        DivergenceError: names the batch and the component.
+    """
+    bad = next((seen for seen in runtime.all_gather_object(watch.bad_step()) if seen is not None), None)
+    if bad is not None:
+        raise DivergenceError(_divergence_sentence(bad))
+
+
+def _divergence_sentence(bad: BadStep) -> str:
+    values = ", ".join(f"{name} {value:g}" for name, value in bad.values.items())
+    return (
+        f"the loss is not a finite number at batch {bad.batch}: {bad.component} ({values}); lower lr or beta, or "
+        "look for bad values in the images"
+    )
+
+
+class Means(NamedTuple):
+    """What an epoch came to.
+
+    Attributes:
+        samples: how many images were seen, over all processes.
+        figures: means over them: loss, accuracy (fraction), classification, kd, attention, attention_stage_i.
+    """
+
+    samples: int
+    figures: dict[str, float]
+
+
+COMPONENTS = ("loss", "classification", "kd", "attention")
+
+
+class MeanMeter:
+    """Running sums of losses and correct answers over samples.
+
+    They stay on the device as one vector (count, correct, loss, classification, kd, attention, each stage), so
+    that a step waits for nothing; reading them is what waits.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        # float64 keeps sums of millions of samples exact enough to resume bit for bit; Apple GPUs have float32 alone
+        self._dtype = torch.float32 if device.type == "mps" else torch.float64
+        self._device = device
+        self._sums: Tensor | None = None
+
+    def add(self, losses: Losses, labels: Tensor) -> None:
+        """Add a batch."""
+        with torch.no_grad():
+            count = len(labels)
+            means = torch.stack([losses.total, losses.classification, losses.kd, losses.attention, *losses.per_stage])
+            correct = (losses.logits.argmax(dim=1) == labels).sum()
+            counts = torch.stack([correct.new_tensor(count), correct])
+            new = torch.cat([counts.to(self._dtype), means.to(self._dtype) * count])
+            self._sums = new if self._sums is None else self._sums + new
+
+    def means(self, runtime: Runtime) -> Means:
+        """Means over all samples of all processes; every process must call this together.
+
+        Raises:
+            DataError: no sample was added.
+        """
+        totals = None if self._sums is None else runtime.sum_over_processes(self._sums).tolist()
+        if totals is None or not totals[0]:
+            raise DataError("the loader gave no batch; it must give at least one.")
+        count, correct, *sums = totals
+        means = [value / count for value in sums]
+        stages = {f"attention_stage_{i}": value for i, value in enumerate(means[len(COMPONENTS) :])}
+        figures = {
+            "loss": means[0],
+            "accuracy": correct / count,
+            **dict(zip(COMPONENTS, means, strict=False)),
+            **stages,
+        }
+        return Means(int(count), figures)
+
+    @property
+    def count(self) -> int:
+        """Samples that this process has added."""
+        return 0 if self._sums is None else int(self._sums[0])
+
+    def over_processes(self, runtime: Runtime) -> Tensor | None:
+        """The sums of all processes, on the CPU, for a checkpoint; every process must call this together."""
+        return None if self._sums is None else runtime.sum_over_processes(self._sums).cpu()
+
+    def load_state(self, sums: Tensor | None) -> None:
+        """Go on from the sums of a checkpoint."""
+        self._sums = None if sums is None else sums.to(self._device)
+
+
+class BadStep(NamedTuple):
+    """The first step whose loss was not a finite number."""
+
+    batch: int
+    component: str
+    values: dict[str, float]
+
+
+class NonFiniteDetector:
+    """Remembers the first batch with a bad total on the device, so that watching costs no synchronisation.
+
+    Args:
+        device: where the losses are.
+        config: components whose weight is 0 are no part of the total, and so are not to blame.
+    """
+
+    def __init__(self, device: torch.device, config: Config) -> None:
+        self._config = config
+        self._first = torch.full((), -1, dtype=torch.int64, device=device)
+        self._values: Tensor | None = None
+
+    def update(self, losses: Losses, batch: int) -> None:
+        """Look at one batch."""
+        with torch.no_grad():
+            values = torch.stack([losses.total, losses.classification, losses.kd, *losses.per_stage]).float()
+            is_first_bad = (self._first < 0) & ~losses.total.isfinite()
+            self._first = torch.where(is_first_bad, batch, self._first)
+            self._values = values if self._values is None else torch.where(is_first_bad, values, self._values)
+
+    def bad_step(self) -> BadStep | None:
+        """The first bad batch, or None; waits for the device."""
+        if self._values is None or int(self._first) < 0:
+            return None
+        names = ["total", "classification", "kd"]
+        names += [f"attention_stage_{i}" for i in range(len(self._values) - len(names))]
+        values: dict[str, Any] = dict(zip(names, self._values.tolist(), strict=True))
+        weights = {"classification": 1.0, "kd": self._config.alpha}
+        to_blame = [name for name in names[1:] if weights.get(name, self._config.beta) > 0]
+        bad = [name for name in to_blame if not math.isfinite(values[name])]
+        return BadStep(int(self._first), bad[0] if bad else "total", values)

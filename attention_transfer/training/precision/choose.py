@@ -1,0 +1,243 @@
+"""Which number format 'auto' means on a CPU: what a processor says of itself is no guide, so it is timed, once.
+
+Timing is bounded: it takes at most two seconds, or 1 % of the run that it is to shorten. Its answer is kept in a
+file for the next run of the same kind.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import platform
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attention_transfer.cache.folder import PRECISION_FILE, cache_folder
+from attention_transfer.config import Config
+from attention_transfer.data.user_loaders import unpack
+from attention_transfer.distributed import Runtime, resolve_precision
+from attention_transfer.networks.registry import network_name
+from attention_transfer.seeding import random_state, restore_random_state
+from attention_transfer.teacher.build import memory_format_of
+from attention_transfer.teacher.runner import CHUNK
+from attention_transfer.training.precision.trial import (
+    NotComparedError,
+    Shape,
+    Times,
+    answering_step,
+    compare,
+    in_a_line,
+    training_step,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def choose_precision(
+    config: Config,
+    runtime: Runtime,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    shape: Shape,
+    steps: int | None,
+    cache_dir: Path,
+) -> str:
+    """The number format to train in: the setting, or what 'auto' comes to. Every process must call this together.
+
+    On a CPU the main process times real training steps on a copy of the student, unless such a run was timed
+    before, and tells the others. Networks and random generators are left as they were found.
+
+    Args:
+        config: precision, and what makes a step: alpha, beta, temperature, layers, momentum, weight_decay.
+        runtime: gives device, memory format and processes; its own precision is left to the caller.
+        student: on the device, in the memory format of the run.
+        teacher: likewise; it looks at a single image, so that the student has something to be compared with.
+        shape: [B, C, H, W] of what one process trains on at a time, see `batch_shape`.
+        steps: steps to come in the run; None where nobody knows.
+        cache_dir: where answers are kept; made if need be.
+
+    Returns:
+        'fp32', 'bf16' or 'fp16'. fp32 where there was no time to compare, or a step failed.
+
+    Raises:
+        ConfigError: fp16 elsewhere than on a CUDA device.
+    """
+
+    if config.precision != "auto" or runtime.device.type != "cpu":
+        return resolve_precision(config.precision, runtime.device)
+
+    def measure() -> Times:
+        return compare(training_step(config, runtime, student, teacher, shape), shape[0], steps)
+
+    kind = "training without a teacher" if teacher is None else "training with a teacher"
+    return _choose(runtime, kind, student, runtime.memory_format, shape, cache_dir, measure)
+
+
+def choose_teacher_precision(
+    config: Config, runtime: Runtime, teacher: nn.Module, shape: Shape, cache_dir: Path
+) -> str:
+    """The number format for a teacher's answers: as `choose_precision`, but for running a network alone.
+
+    What is kept of its answers is kept by number format. So the choice depends on nothing that may differ between runs
+    that share them, such as the number of epochs: it has two seconds, and is remembered whatever it comes to.
+
+    Args:
+        config: teacher_precision, alpha, beta and layers are used.
+        runtime: gives device, memory format and processes.
+        teacher: on the device, in the memory format of the run; it is run as it always is, so that no copy is needed.
+        shape: [B, C, H, W] of what it answers at a time.
+        cache_dir: where answers are kept; made if need be.
+
+    Raises:
+        ConfigError: fp16 elsewhere than on a CUDA device.
+    """
+    if config.teacher_precision != "auto" or runtime.device.type != "cpu":
+        return resolve_precision(config.teacher_precision, runtime.device, "teacher_precision")
+
+    def measure() -> Times:
+        return compare(answering_step(config, runtime, teacher, shape), shape[0], None)
+
+    layout = memory_format_of(teacher, runtime)
+    return _choose(runtime, "a teacher's answers", teacher, layout, shape, cache_dir, measure, keeps_all=True)
+
+
+def batch_shape(config: Config, loader: Iterable[Any], images: Tensor | None, world_size: int) -> Shape:
+    """[B, C, H, W] of what one process trains on at a time, as far as it can be told without reading the loader.
+
+    Args:
+        config: batch_size and image_size, for a loader that does not tell.
+        loader: of training, over the batches of all processes.
+        images: some images [N, C, H, W] of the same data, such as `images_to_draw` gives.
+        world_size: the number of processes.
+    """
+    image = tuple(images.shape[1:]) if images is not None else (3, config.image_size, config.image_size)
+    size = getattr(loader, "batch_size", None)
+    if isinstance(loader, Sequence):
+        first = unpack(loader[0]).images
+        size, image = len(first), tuple(first.shape[1:])
+    size = size if isinstance(size, int) else config.batch_size
+    return (max(1, math.ceil(size / world_size)), *image)
+
+
+def _choose(
+    runtime: Runtime,
+    kind: str,
+    network: nn.Module,
+    layout: torch.memory_format,
+    shape: Shape,
+    cache_dir: Path,
+    measure: Callable[[], Times],
+    *,
+    keeps_all: bool = False,
+) -> str:
+    """Ask the file, else measure; `keeps_all` remembers also that there was no time to."""
+    chosen = None
+    if runtime.is_main:
+        key, before = _key(kind, network, layout, shape), random_state()
+        try:
+            chosen = _decide(kind, key, shape[0], cache_dir, measure)
+        except Exception as error:
+            # whatever it is, it must not keep the other processes waiting, and training is about to meet it again
+            reason = error if isinstance(error, NotComparedError) else f"a step cannot be made ({in_a_line(error)})"
+            logger.info("precision: %s in fp32: %s", kind, reason)
+            chosen = "fp32"
+            if keeps_all and isinstance(error, NotComparedError):
+                _remember(cache_dir, key, chosen)
+        finally:
+            restore_random_state(before)
+    return str(runtime.broadcast_object(chosen))
+
+
+def _decide(kind: str, key: str, images: int, cache_dir: Path, measure: Callable[[], Times]) -> str:
+    known = _recall(cache_dir, key)
+    if known is not None:
+        logger.info("precision: %s in %s, as remembered in %s", kind, known, cache_dir / PRECISION_FILE)
+        return known
+    times = measure()
+    seconds = f"{images} images take {times.fp32:.3g} s in fp32 and {times.bf16:.3g} s in bf16"
+    logger.info("precision: %s in %s: %s", kind, times.winner, seconds)
+    _remember(cache_dir, key, times.winner, times)
+    return times.winner
+
+
+def _key(kind: str, network: nn.Module, layout: torch.memory_format, shape: Shape) -> str:
+    parts = (
+        kind,
+        f"{network_name(network)} of {sum(parameter.numel() for parameter in network.parameters())} parameters",
+        "x".join(map(str, shape)),
+        str(layout).removeprefix("torch."),
+        processor(),
+        f"{torch.get_num_threads()} threads",
+        f"torch {torch.__version__}",
+    )
+    return ", ".join(parts)
+
+
+def processor() -> str:
+    """The processor's name and model as far as the system tells, and the instructions that PyTorch finds there."""
+    names = ("model name", "cpu family", "model", "stepping", "CPU implementer", "CPU part")
+    told: dict[str, str] = {}
+    cpuinfo = Path("/proc/cpuinfo")
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
+        name, _, value = line.partition(":")
+        told.setdefault(name.strip(), value.strip())
+    known = " ".join(told[name] for name in names if name in told)
+    return f"{known or platform.processor() or platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds a {type(content).__name__}")
+    return content
+
+
+def _recall(folder: Path, key: str) -> str | None:
+    path = folder / PRECISION_FILE
+    try:
+        entry = _read(path).get(key)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        logger.warning("%s cannot be read and is ignored (%s)", path, in_a_line(error))
+        return None
+    known = entry.get("precision") if isinstance(entry, dict) else None
+    return known if known in ("fp32", "bf16") else None
+
+
+def _remember(folder: Path, key: str, precision: str, times: Times | None = None) -> None:
+    """Write the file so that it holds either the whole new content or what it held before."""
+    path = folder / PRECISION_FILE
+    try:
+        content = _read(path)
+    except (OSError, ValueError):
+        content = {}
+    measured = {} if times is None else {"fp32": round(times.fp32, 6), "bf16": round(times.bf16, 6)}
+    content[key] = {"precision": precision, **measured}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=folder, delete=False) as file:
+            json.dump(content, file, indent=2)
+        Path(file.name).replace(path)
+    except OSError as error:
+        logger.warning("%s cannot be written: the precision is timed again next time (%s)", path, in_a_line(error))
+
+
+def with_teacher_precision(config: Config, runtime: Runtime, teacher: nn.Module, shape: Sequence[int]) -> Config:
+    """The configuration with the number format that teacher_precision='auto' comes to.
+
+    Args:
+        config: teacher_precision and cache_dir are used.
+        runtime: gives device and processes.
+        teacher: the network, on the device.
+        shape: [B, C, H, W] of a batch of training.
+    """
+    folder = cache_folder(config.cache_dir)
+    chosen = choose_teacher_precision(config, runtime, teacher, (CHUNK, *shape[1:]), folder)
+    return config.model_copy(update={"teacher_precision": chosen})

@@ -1,0 +1,60 @@
+"""Everything that a run would keep, made before any run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from attention_transfer.config import Config, resolve_config
+from attention_transfer.distributed import AcceleratedRuntime
+from attention_transfer.errors import ConfigError
+from attention_transfer.logs import log_to_stdout
+from attention_transfer.teacher.build import build_teachers
+from attention_transfer.teacher.cache.prefill import prefill
+from attention_transfer.teacher.cache.teacher import CachedTeacher
+from attention_transfer.training.precision.choose import batch_shape, with_teacher_precision
+from attention_transfer.training.setup.classes import with_classes
+from attention_transfer.training.setup.loaders import cache_pixels_of, open_loaders
+from attention_transfer.training.setup.networks import open_teacher, prefer_channels_last
+
+
+def prefill_caches(config: Mapping[str, Any] | Config | None = None) -> dict[str, int]:
+    """Decode the images of data_dir, and ask the teacher for every answer that a run with these settings uses.
+
+    Args:
+        config: as for `train_at`; teacher_model must name a teacher.
+
+    Returns:
+        the number of answers that were asked for, of the train and the val split.
+
+    Raises:
+        ConfigError: there is no teacher, or its answers cannot be kept because every epoch has new views.
+        CacheError: there is no room for them.
+    """
+    config = resolve_config(config).model_copy(update={"pixel_cache": "on", "teacher_cache": "on"})
+    if config.teacher_model is None:
+        raise ConfigError("teacher_model is None: name the teacher whose answers are to be kept.")
+    if config.augment and config.augment_views is None:
+        raise ConfigError(
+            "augment_views is None: every epoch has new views, and no answer could be used twice; set augment_views "
+            "to a number or to 'warp', or leave augment out."
+        )
+    runtime = AcceleratedRuntime(config)
+    loaders = open_loaders(config, runtime, None, None, None)
+    try:
+        with log_to_stdout():
+            config = with_classes(config, loaders)
+            teacher = open_teacher(config, None, runtime)
+            assert teacher is not None
+            prefer_channels_last(runtime, teacher)
+            cache_pixels_of(loaders, config, runtime)
+            shape = batch_shape(config, loaders.train, None, runtime.world_size)
+            config = with_teacher_precision(config, runtime, teacher, shape)
+            teachers = build_teachers(config, teacher, loaders.train, loaders.val, runtime)
+            return {
+                role: prefill(answers, runtime.device, f"asking the teacher for {role}")
+                for role, answers in (("train", teachers.train), ("val", teachers.val))
+                if isinstance(answers, CachedTeacher)
+            }
+    finally:
+        loaders.close()

@@ -1,0 +1,167 @@
+"""The loaders of a run: the user's, or ours over data_dir."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from attention_transfer.config import Config
+from attention_transfer.data.dataset import ImageDataset
+from attention_transfer.data.loaders import close_loader, prepare_dataloaders
+from attention_transfer.data.pixel_cache import cache_pixels, make_stores, open_stores
+from attention_transfer.data.sampler import EpochBatchSampler
+from attention_transfer.data.user_loaders import check_loader, unpack
+from attention_transfer.data.views import Augmentation
+from attention_transfer.distributed import Runtime, all_or_raise
+from attention_transfer.seeding import random_state, restore_random_state
+
+logger = logging.getLogger(__name__)
+
+DRAWN_IMAGES = 4
+
+
+Loader = Iterable[Any]
+
+
+@dataclass
+class Loaders:
+    """The loaders of a run; `own` are those that this library opened, and closes."""
+
+    train: Loader
+    val: Loader | None
+    test: Loader | None
+    own: list[DataLoader[Any]]
+
+    def close(self) -> None:
+        """End the workers of our own loaders."""
+        for loader in self.own:
+            close_loader(loader)
+
+    def splits(self) -> dict[str, int | None]:
+        """The number of images of each split, None where a loader does not tell."""
+        return {role: _samples(loader) for role, loader in self.by_role().items()}
+
+    def by_role(self) -> dict[str, Loader]:
+        """The loaders that there are, by the name of their split."""
+        roles = {"train": self.train, "val": self.val, "test": self.test}
+        return {role: loader for role, loader in roles.items() if loader is not None}
+
+
+def _samples(loader: Loader) -> int | None:
+    try:
+        return len(loader.dataset)  # type: ignore[attr-defined]
+    except (AttributeError, TypeError):
+        return None
+
+
+def batches_of(loader: Loader) -> int | None:
+    """Batches an epoch; None for a loader that does not tell."""
+    try:
+        return len(loader)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def open_loaders(
+    config: Config, runtime: Runtime, train: Loader | None, val: Loader | None, test: Loader | None
+) -> Loaders:
+    """The loaders that the user brings, and ours over data_dir for those that are missing.
+
+    With a train loader that the user brings, data_dir is not read behind the user's back.
+
+    Raises:
+        DataError: a loader that cannot be iterated every epoch, or a data folder that is not what it should be.
+    """
+    user_loaders = {"train_loader": train, "val_loader": val, "test_loader": test}
+    for role, loader in user_loaders.items():
+        if loader is not None:
+            check_loader(loader, role)
+    if train is not None:
+        if val is None:
+            logger.info("there is no val_loader: the last epoch counts as the best")
+        return Loaders(train, val, test, own=[])
+    own = open_folder(config, runtime.rank, runtime.world_size)
+    chosen = {**own, **{role: loader for role, loader in (("val", val), ("test", test)) if loader is not None}}
+    return Loaders(**chosen, own=[loader for role, loader in own.items() if user_loaders[f"{role}_loader"] is None])
+
+
+def open_folder(config: Config, rank: int = 0, world_size: int = 1) -> dict[str, DataLoader[Any]]:
+    """Our loaders over data_dir by the name of their split, as the settings say."""
+    loaders = prepare_dataloaders(
+        config.data_dir,
+        batch_size=config.batch_size,
+        augment=config.augment,
+        num_workers=config.num_workers,
+        image_size=config.image_size,
+        seed=config.seed,
+        split_seed=config.split_seed,
+        mean=config.mean,
+        std=config.std,
+        augmentation=Augmentation(config.crop_scale, config.flip, config.rotation, config.color_jitter),
+        augment_views=config.augment_views,
+        augment_seed=config.augment_seed,
+        rank=rank,
+        world_size=world_size,
+    )
+    return dict(zip(("train", "val", "test"), loaders, strict=True))
+
+
+def cache_pixels_of(loaders: Loaders, config: Config, runtime: Runtime) -> None:
+    """Decode the images of our own loaders once and for all; every process must call this together.
+
+    Raises:
+        CacheError: pixel_cache is 'on', and the pixels cannot be kept.
+        DataError: a file cannot be read as an image.
+    """
+    datasets = [loader.dataset for loader in loaders.own if isinstance(loader.dataset, ImageDataset)]
+    if not datasets:
+        return
+    made = all_or_raise(runtime, lambda: make_stores(datasets, config) if runtime.is_local_main else None)
+    stores = made if runtime.is_local_main else open_stores(datasets, config)
+
+    def keep() -> None:
+        if stores is not None:
+            cache_pixels(datasets, stores, config, runtime.local_rank, runtime.local_world_size)
+
+    all_or_raise(runtime, keep)
+
+
+def has_position(loader: Loader, runtime: Runtime) -> bool:
+    """Whether a loader can go on inside an epoch: ours can, where it was made for these processes."""
+    sampler = getattr(loader, "batch_sampler", None)
+    return isinstance(sampler, EpochBatchSampler) and sampler.world_size == runtime.world_size
+
+
+def data_digest_of(loader: Loader) -> str | None:
+    """SHA-256 of the names and sizes of a loader's images; None where it does not tell them."""
+    dataset = getattr(loader, "dataset", None)
+    if not isinstance(dataset, ImageDataset):
+        return None
+    digest = hashlib.sha256()
+    for sample in dataset.samples:
+        digest.update(f"{sample.relative}\0{sample.size}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def images_to_draw(loader: Loader | None) -> Tensor | None:
+    """A fixed handful of validation images [B, 3, H, W]; None where nothing validates.
+
+    The position and the random state of the loader stay as they are.
+    """
+    if loader is None:
+        return None
+    dataset = getattr(loader, "dataset", None)
+    if isinstance(dataset, ImageDataset):
+        step = max(1, len(dataset) // DRAWN_IMAGES)
+        return torch.stack([dataset[i][0] for i in range(0, len(dataset), step)][:DRAWN_IMAGES])
+    before = random_state()
+    raw = next(iter(loader), None)
+    restore_random_state(before)
+    return None if raw is None else unpack(raw).images[:DRAWN_IMAGES]

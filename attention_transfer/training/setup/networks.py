@@ -1,0 +1,74 @@
+"""The student and the teacher of a run."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import nn
+
+from attention_transfer.config import Config
+from attention_transfer.distributed import Runtime
+from attention_transfer.errors import ConfigError
+from attention_transfer.networks.registry import ModelCard, card_of, create_model
+from attention_transfer.teacher.loading import load_teacher_model
+from attention_transfer.training.checkpointing.state import check_can_be_kept
+from attention_transfer.training.criterion import check_equal_class_order, check_equal_heads
+
+logger = logging.getLogger(__name__)
+
+
+def open_student(config: Config, student: nn.Module | None) -> nn.Module:
+    """The module that the user brings, or a new network by name, which knows the names of its classes.
+
+    Raises:
+        CheckpointError: the state of the user's module could not be kept in a checkpoint.
+    """
+    if student is not None:
+        check_can_be_kept(student)
+        return student
+    assert config.num_classes is not None
+    network = create_model(config.model, config.num_classes, weights=config.weights)
+    network.card = ModelCard(config.model, config.num_classes, config.class_names)  # type: ignore[assignment]
+    return network
+
+
+def open_teacher(config: Config, teacher: nn.Module | None, runtime: Runtime) -> nn.Module | None:
+    """The module that the user brings, or the one that teacher_model names; checked against the student's classes.
+
+    Raises:
+        ConfigError: alpha > 0 without a teacher.
+        TeacherError: the teacher cannot be loaded, or alpha > 0 and its classes are not the student's.
+    """
+    if teacher is None and config.teacher_model is not None:
+        teacher = load_teacher_model(
+            config.teacher_model, config.num_classes, runtime.device, teacher_arch=config.teacher_arch
+        )
+    if teacher is None:
+        if config.alpha > 0:
+            raise ConfigError(
+                f"alpha is {config.alpha:g}, but there is no teacher to distil from; set teacher_model, hand over "
+                "teacher=..., or set alpha=0."
+            )
+        logger.info("there is no teacher: the student learns by cross-entropy alone")
+        return None
+    card = card_of(teacher)
+    if config.alpha > 0 and card is not None:
+        check_equal_heads(config.num_classes or card.num_classes, card.num_classes)
+        check_equal_class_order(config.class_names, card.class_names)
+    if config.alpha == 0 and config.beta == 0:
+        logger.warning("alpha and beta are 0: the teacher is compared with, but teaches nothing")
+    return teacher.to(runtime.device)
+
+
+def prefer_channels_last(runtime: Runtime, *networks: nn.Module | None) -> None:
+    """Lay out weights and images channels-last, which is faster on CPUs and GPUs alike.
+
+    Networks of ours compute the same either way. A module that the user brings may not run so (x.view after a
+    convolution raises), so that one of those keeps PyTorch's own layout for the whole run.
+    """
+    present = [network for network in networks if network is not None]
+    if all(card_of(network) is not None for network in present):
+        runtime.memory_format = torch.channels_last
+        for network in present:
+            network.to(memory_format=torch.channels_last)

@@ -1,0 +1,199 @@
+"""Everything that is settled before the first epoch: data, networks, names, what is gone on from, who teaches."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from attention_transfer.cache.folder import cache_folder
+from attention_transfer.checkpoint import weights_digest
+from attention_transfer.config import Config
+from attention_transfer.distributed import AcceleratedRuntime, all_or_raise
+from attention_transfer.errors import ConfigError
+from attention_transfer.networks.registry import network_name
+from attention_transfer.seeding import seed_everything
+from attention_transfer.teacher.build import Teachers, build_teachers
+from attention_transfer.training.callbacks import RunContext
+from attention_transfer.training.checkpointing.disk_space import (
+    check_disk_space,
+    checkpoint_bytes,
+    warn_of_little_disk_space,
+)
+from attention_transfer.training.checkpointing.lock import RunLock
+from attention_transfer.training.checkpointing.paths import RunPaths, name_run
+from attention_transfer.training.checkpointing.resume import (
+    AUTO,
+    ResumePoint,
+    checkpoints_beyond,
+    find_resume_point,
+    refuse_another_teacher,
+    refuse_other_data,
+    refuse_to_go_back,
+)
+from attention_transfer.training.checkpointing.state import RunState
+from attention_transfer.training.precision.choose import batch_shape, choose_precision, with_teacher_precision
+from attention_transfer.training.setup.classes import with_classes
+from attention_transfer.training.setup.loaders import (
+    Loader,
+    Loaders,
+    batches_of,
+    cache_pixels_of,
+    data_digest_of,
+    has_position,
+    images_to_draw,
+    open_loaders,
+)
+from attention_transfer.training.setup.networks import open_student, open_teacher, prefer_channels_last
+
+logger = logging.getLogger(__name__)
+
+UserLoaders = tuple[Loader | None, Loader | None, Loader | None]
+
+
+@dataclass
+class PreparedRun:
+    """A run that can begin."""
+
+    run: RunContext
+    loaders: Loaders
+    teachers: Teachers
+    cleanup: ExitStack
+
+    def close(self) -> None:
+        """End the workers, and let others have the run's name."""
+        self.cleanup.close()
+
+
+def prepare(
+    config: Config,
+    runtime: AcceleratedRuntime,
+    user_loaders: UserLoaders,
+    student: nn.Module | None,
+    teacher: nn.Module | None,
+    said: Iterable[logging.LogRecord],
+) -> PreparedRun:
+    """Check all that can be checked, cheapest first, then keep pixels, choose number formats and open memories.
+
+    Raises:
+        ConfigError, DataError, TeacherError, CheckpointError, CacheError: with the value at fault.
+    """
+    with ExitStack() as cleanup:
+        is_auto = config.resume == AUTO
+        if is_auto:
+            # before it looks around: what is found must not be a living run's
+            _take_name(config, runtime, cleanup)
+        point = find_resume_point(config, runtime)
+        config = point.config
+        seed_everything(config.seed)
+        loaders = open_loaders(config, runtime, *user_loaders)
+        cleanup.callback(loaders.close)
+        config = with_classes(config, loaders)
+        teacher = open_teacher(config, teacher, runtime)
+        seed_everything(config.seed)
+        student = open_student(config, student).to(runtime.device)
+        prefer_channels_last(runtime, student, teacher)
+        config = _named(config, runtime, student, has_teacher=teacher is not None)
+        paths = RunPaths(config)
+        size = checkpoint_bytes(student)
+        all_or_raise(
+            runtime, lambda: check_disk_space(config.save_dir, config.log_dir, size) if runtime.is_main else None
+        )
+        if runtime.is_main:
+            warn_of_little_disk_space(paths, range(config.save_freq, config.epochs + 1, config.save_freq), size)
+        if not is_auto:
+            _take_name(config, runtime, cleanup)
+        if not point.goes_on(config) and not config.overwrite:
+            paths.refuse_to_take_logs()
+            if not is_auto:
+                paths.refuse_to_overwrite()
+        teacher_digest = None if teacher is None else weights_digest(teacher)
+        data_digest = data_digest_of(loaders.train)
+        refuse_another_teacher(teacher_digest, point)
+        refuse_other_data(data_digest, point, config)
+
+        cache_pixels_of(loaders, config, runtime)
+        images = images_to_draw(loaders.val)
+        config = _in_precision(config, runtime, student, teacher, loaders, images)
+        teachers = build_teachers(config, teacher, loaders.train, loaders.val, runtime)
+        state = RunState.start(config, student, teacher_digest, data_digest)
+        _begin(point, state, paths, runtime, loaders)
+        run = RunContext(
+            config=config,
+            state=state,
+            paths=paths,
+            runtime=runtime,
+            teacher=teacher,
+            splits=loaders.splits(),
+            batches=batches_of(loaders.train),
+            validates=loaders.val is not None,
+            images=images,
+            captured_logs=said,
+        )
+        return PreparedRun(run, loaders, teachers, cleanup.pop_all())
+
+
+def _take_name(config: Config, runtime: AcceleratedRuntime, cleanup: ExitStack) -> None:
+    """Keep other runs from this one's name, in the folder of its checkpoints and in that of its logs."""
+    if config.experiment_name is None:
+        raise ConfigError("resume is 'auto', but experiment_name is None: name the experiment that is to go on.")
+    files = RunPaths(config)
+    locks = {files.lock.absolute(): "save_dir"}
+    locks.setdefault(files.log_lock.absolute(), "log_dir")
+    for path, setting in locks.items():
+        take = partial(RunLock, path, files.name, setting=setting, held=runtime.is_main)
+        cleanup.callback(all_or_raise(runtime, take).release)
+
+
+def _named(config: Config, runtime: AcceleratedRuntime, student: nn.Module, *, has_teacher: bool) -> Config:
+    name = config.experiment_name or name_run(config, network_name(student), has_teacher=has_teacher)
+    return config.model_copy(update={"experiment_name": runtime.broadcast_object(name)})
+
+
+def _in_precision(
+    config: Config,
+    runtime: AcceleratedRuntime,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    loaders: Loaders,
+    images: Tensor | None,
+) -> Config:
+    """The configuration with the number formats that 'auto' comes to; the runtime computes in the student's."""
+    shape = batch_shape(config, loaders.train, images, runtime.world_size)
+    batches = batches_of(loaders.train)
+    steps = None if batches is None else batches * config.epochs
+    precision = choose_precision(config, runtime, student, teacher, shape, steps, cache_folder(config.cache_dir))
+    runtime.use_precision(precision)
+    config = config.model_copy(update={"precision": precision})
+    return config if teacher is None else with_teacher_precision(config, runtime, teacher, shape)
+
+
+def _begin(point: ResumePoint, state: RunState, paths: RunPaths, runtime: AcceleratedRuntime, loaders: Loaders) -> None:
+    """Become the state of the checkpoint that the run goes on from, and clear away what a run of its name left."""
+    checkpoint: dict[str, Any] | None = point.checkpoint
+    if checkpoint is not None:
+        data_digest = state.data_digest
+        state.restore(checkpoint, point.source, runtime)
+        point.log_changes(runtime)
+        is_same_data = data_digest == checkpoint["training"]["data_digest"]
+        if state.unfinished is not None and not (is_same_data and has_position(loaders.train, runtime)):
+            logger.info("%s is inside an epoch of other images: that epoch begins anew", point.source)
+            state.unfinished = None
+        refuse_to_go_back(state, point)
+    if runtime.is_main:
+        _clear_away(point, state, paths)
+
+
+def _clear_away(point: ResumePoint, state: RunState, paths: RunPaths) -> None:
+    if point.goes_on(state.config):
+        paths.set_aside(checkpoints_beyond(state.epoch, state.step, paths))
+        return
+    if not state.config.overwrite and paths.checkpoints():
+        # resume='auto' could read none of them; perhaps somebody else can
+        paths.set_aside()
+    paths.clear(but=point.source)

@@ -1,0 +1,110 @@
+"""What README and notebook show runs as it stands; only epochs and paths are substituted."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from attention_transfer import create_model
+from attention_transfer.evaluation import count_multiply_adds
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def substituted(code: str, photos: Path, teacher: Path) -> str:
+    code = code.replace('"photos"', f'"{photos}"').replace('"teacher.pth"', f'"{teacher}"')
+    return re.sub(r"epochs=\d+", "epochs=1", code)
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory):
+    """A folder with a teacher of the digits, in which the README's lines are run."""
+    folder = tmp_path_factory.mktemp("readme")
+    torch.manual_seed(0)
+    torch.save(create_model("ResNet18", 10).state_dict(), folder / "teacher.pth")
+    return folder
+
+
+def run(arguments, folder):
+    done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_python_blocks_run_one_after_another(workshop, few_digits):
+    """The five patterns that notebooks use: basic, with a teacher, custom loaders, load and evaluate, visualise."""
+    code = [f"import sys; sys.path.insert(0, {str(ROOT)!r})"]
+    code += [substituted(block, few_digits, workshop / "teacher.pth") for block in blocks("python")]
+    script = workshop / "readme.py"
+    script.write_text(
+        "if __name__ == '__main__':\n" + "\n".join("    " + line for line in "\n".join(code).splitlines())
+    )
+    run([sys.executable, str(script)], workshop)
+    assert (workshop / "attention.png").exists()
+
+
+def test_the_commands_run_one_after_another(workshop, few_digits):
+    commands = next(block for block in blocks("bash") if "attention-transfer evaluate" in block)
+    (workshop / "run.yaml").write_text(f"data_dir: {few_digits}\nmodel: CifarResNet-8\nimage_size: 32\nepochs: 1\n")
+    small = "--image-size 32 --model CifarResNet-8 --num-workers 0"
+    for line in commands.splitlines():
+        words = shlex.split(line, comments=True)
+        assert words[0] == "attention-transfer"
+        text = " ".join(words[1:]).replace("--epochs 30", f"--epochs 1 {small}").replace("--epochs 40", "--epochs 2")
+        text = text.replace("photos", str(few_digits / "3" if "visualize" in text else few_digits))
+        run([sys.executable, "-m", "attention_transfer", *shlex.split(text)], workshop)
+    assert (workshop / "checkpoints" / "ants_best.pth").exists()
+
+
+def test_the_table_of_settings_is_the_one_that_the_code_has():
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        from configuration_table import table
+    finally:
+        sys.path.pop(0)
+    assert table() in README, "run: python docs/configuration_table.py --write"
+
+
+def test_the_table_of_networks_tells_their_true_sizes():
+    rows = re.findall(r"^\| `([\w-]+)`.*\| ([\d.]+) M \| ([\d.]+) M \|$", README, flags=re.MULTILINE)
+    assert len(rows) == 5
+    for name, parameters, multiply_adds in rows:
+        network = create_model(name, 10)
+        assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(float(parameters), rel=0.01), name
+        counted = count_multiply_adds(network, torch.zeros(1, 3, 128, 128))
+        assert counted / 1e6 == pytest.approx(float(multiply_adds), rel=0.01), name
+
+
+def test_the_picture_is_there_and_small():
+    picture = ROOT / "docs" / "demo.png"
+    assert picture.stat().st_size < 200_000
+    assert "docs/demo.png" in README
+
+
+def test_the_notebook_runs(tmp_path, monkeypatch):
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(ROOT / "examples" / "attention_transfer.ipynb", as_version=4)
+    for cell in notebook.cells:
+        cell.source = re.sub(r"epochs = \d+", "epochs = 1", cell.source)
+    client = NotebookClient(
+        notebook, timeout=500, kernel_name="python3", resources={"metadata": {"path": str(ROOT / "examples")}}
+    )
+    monkeypatch.setenv("AT_EXAMPLE_FOLDER", str(tmp_path))
+    client.execute()
+    pictures = [
+        output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
+    ]
+    assert pictures, "the notebook draws no attention"

@@ -1,0 +1,130 @@
+"""Run under torchrun by tests/test_processes.py; not a test by itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from attention_transfer import create_model
+from attention_transfer.config import resolve_config
+from attention_transfer.data.loaders import prepare_dataloaders
+from attention_transfer.distributed import AcceleratedRuntime
+from attention_transfer.errors import DivergenceError
+from attention_transfer.teacher.build import make_teacher
+from attention_transfer.training.criterion import Criterion
+from attention_transfer.training.epoch import run_training_epoch, run_validation_epoch
+
+
+class FrozenNorm(nn.Module):
+    """A network whose batch normalisation stays in eval mode, so that a batch can be split without a difference.
+
+    It computes in float64: in float32 a share of another size rounds otherwise, and a ReLU near zero flips.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.double()
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+    def forward(self, x):
+        return self.network(x.double())
+
+
+def three_steps(options) -> None:
+    """Train on a tiny folder for one epoch of three steps; write weights, last gradients and figures."""
+    config = resolve_config({"alpha": 0.5, "device": "cpu", "layers": ["network.layer2", "network.layer3"]})
+    runtime = AcceleratedRuntime(config)
+    loader, val, _ = prepare_dataloaders(
+        options["data"],
+        options["batch_size"],
+        num_workers=0,
+        image_size=32,
+        rank=0 if options.get("whole_loader") else runtime.rank,
+        world_size=1 if options.get("whole_loader") else runtime.world_size,
+    )
+    torch.manual_seed(0)
+    student = FrozenNorm(create_model("CifarResNet-8", 10))
+    teacher = FrozenNorm(create_model("CifarResNet-8", 10))
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9)
+    criterion = Criterion(config, make_teacher(teacher, config, runtime), runtime)
+    figures = run_training_epoch(criterion, runtime.wrap(student), loader, optimizer, runtime)
+    measured = run_validation_epoch(criterion, student, val, runtime)
+    if runtime.is_main:
+        gradients = {name: parameter.grad for name, parameter in student.named_parameters()}
+        torch.save(
+            {
+                "weights": student.state_dict(),
+                "gradients": gradients,
+                "train": figures._asdict(),
+                "val": measured._asdict(),
+            },
+            options["out"],
+        )
+
+
+def diverge(options) -> None:
+    """Bad pixels in the second process's share of the second batch; each process writes the error that it got."""
+    runtime = AcceleratedRuntime(resolve_config({"device": "cpu"}))
+    torch.manual_seed(0)
+    student = create_model("CifarResNet-8", 10)
+    images, labels = torch.rand(8, 3, 32, 32), torch.arange(8)
+    bad = images.clone()
+    bad[1] = float("nan")
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.01)
+    criterion = Criterion(resolve_config({}), make_teacher(None, resolve_config({}), runtime), runtime)
+    try:
+        run_training_epoch(criterion, runtime.wrap(student), [(images, labels), (bad, labels)], optimizer, runtime)
+    except DivergenceError as error:
+        Path(options["out"]).with_suffix(f".{runtime.rank}.txt").write_text(str(error))
+
+
+def whole_run(options) -> None:
+    """A real run; each process writes what it got."""
+    from attention_transfer import train_at
+
+    results = train_at(options["config"])
+    weights = torch.cat([value.double().flatten() for value in results["model"].state_dict().values()])
+    runtime_rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    told = {
+        "best_accuracy": results["best_accuracy"],
+        "test_accuracy": results["test_results"]["accuracy"],
+        "name": results["experiment_name"],
+        "checksum": float(weights.sum()),
+    }
+    Path(options["out"]).with_suffix(f".{runtime_rank}.json").write_text(json.dumps(told))
+
+
+def signalled_run(options) -> None:
+    """A run in which one process sends itself a signal after some passes; each process writes how it ended."""
+    from attention_transfer import train_at
+
+    torch.manual_seed(0)
+    student, rank, left = create_model("CifarResNet-8", 10), int(os.environ["RANK"]), [options["passes"]]
+
+    def listen(module, arguments, output):
+        if module.training and rank == options["rank"]:
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), options["signal"])
+
+    student.register_forward_hook(listen)
+    results = train_at(options["config"], student=student)
+    told = {"status": results["status"], "stopped_by": results["stopped_by"]}
+    Path(options["out"]).with_suffix(f".{rank}.json").write_text(json.dumps(told))
+
+
+if __name__ == "__main__":
+    settings = json.loads(Path(sys.argv[1]).read_text())
+    things = {f.__name__: f for f in (three_steps, whole_run, diverge, signalled_run)}
+    things[settings["do"]](settings)

@@ -1,0 +1,137 @@
+"""Several processes train the same student as one would."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+WORKER = Path(__file__).parents[1] / "support" / "process_worker.py"
+
+
+def launch(tmp_path, processes, name, launcher="torchrun", **settings):
+    options = tmp_path / f"{name}.settings.json"
+    options.write_text(json.dumps({**settings, "out": str(tmp_path / name)}))
+    module = {
+        "torchrun": ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"],
+        "accelerate": [
+            "accelerate.commands.launch",
+            "--multi_gpu",
+            f"--num_processes={processes}",
+            "--main_process_port=0",
+        ],
+    }[launcher]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", *module, str(WORKER), str(options)],
+        env=environment, cwd=WORKER.parent.parent, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return tmp_path / name, done
+
+
+def cut(digits, folder, train):
+    """A data set of `train` training images, with val and test of their own."""
+    files = sorted(digits.rglob("*.png"))
+    for split, chosen in (
+        ("train", files[:: len(files) // train][:train]),
+        ("val", files[1::90]),
+        ("test", files[2::90]),
+    ):
+        for label in range(10):
+            (folder / split / str(label)).mkdir(parents=True)
+        for file in chosen:
+            shutil.copy(file, folder / split / file.parent.name)
+        for label in range(10):
+            if not any((folder / split / str(label)).iterdir()):
+                shutil.copy(sorted((digits / str(label)).iterdir())[0], folder / split / str(label))
+    return len(list((folder / "train").rglob("*.png")))
+
+
+@pytest.mark.parametrize("left_over", [0, 1, 7])
+def test_two_processes_take_the_steps_that_one_takes_at_the_same_global_batch(tmp_path, digits_folder, left_over):
+    count = cut(digits_folder, tmp_path / "data", 48 + left_over)
+    assert (count - left_over) % 2 == 0
+    batch_size = -(-count // 3) if left_over == 0 else (count - left_over) // 2
+    common = {"do": "three_steps", "data": str(tmp_path / "data"), "batch_size": batch_size}
+    alone = torch.load(launch(tmp_path, 1, "alone", **common)[0], weights_only=True)
+    both = torch.load(launch(tmp_path, 2, "both", **common)[0], weights_only=True)
+    assert alone["train"]["samples"] == both["train"]["samples"] == count
+    for part in ("weights", "gradients"):
+        for key, value in alone[part].items():
+            torch.testing.assert_close(both[part][key], value, rtol=1e-6, atol=1e-6)
+    for part in ("train", "val"):
+        assert both[part]["figures"] == pytest.approx(alone[part]["figures"], rel=1e-6)
+
+
+def test_a_loader_made_for_one_process_is_shared_out(tmp_path, digits_folder):
+    cut(digits_folder, tmp_path / "data", 49)
+    common = {"do": "three_steps", "data": str(tmp_path / "data"), "batch_size": 24}
+    alone = torch.load(launch(tmp_path, 1, "alone", **common)[0], weights_only=True)
+    both = torch.load(launch(tmp_path, 2, "both", whole_loader=True, **common)[0], weights_only=True)
+    assert both["train"]["samples"] == alone["train"]["samples"]
+    for key, value in alone["weights"].items():
+        torch.testing.assert_close(both["weights"][key], value, rtol=1e-6, atol=1e-6)
+
+
+def test_a_loss_that_is_no_number_in_one_process_stops_all_with_the_same_sentence(tmp_path):
+    out, _ = launch(tmp_path, 2, "out", do="diverge")
+    first, second = (out.with_suffix(f".{rank}.txt").read_text() for rank in (0, 1))
+    assert first == second
+    assert "batch 1: classification" in first
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_a_real_run_in_two_processes_learns_the_digits_and_leaves_one_set_of_artefacts(
+    tmp_path, digits_folder, launcher
+):
+    config = {
+        "model": "CifarResNet-8", "data_dir": str(digits_folder), "image_size": 32, "num_workers": 0, "epochs": 6,
+        "lr": 0.05, "step_size": 4, "device": "cpu", "precision": "fp32", "experiment_name": "two",
+        "save_dir": str(tmp_path / "checkpoints"), "log_dir": str(tmp_path / "logs"), "batch_size": 64,
+    }  # fmt: skip
+    out, done = launch(tmp_path, 2, "out", launcher, do="whole_run", config=config)
+    first, second = (json.loads(out.with_suffix(f".{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    assert first["test_accuracy"] >= 0.95
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["two_best.pth", "two_final.pth", "two_last.pth"]
+    assert len(list((tmp_path / "logs" / "two").glob("events*"))) <= 2
+    assert (tmp_path / "logs" / "two.log").read_text().count("epoch 1/6") == 1
+    assert done.stdout.count("epoch 1/6") == 1
+    summary = json.loads((tmp_path / "logs" / "two_summary.json").read_text())
+    assert (summary["processes"], summary["status"]) == (2, "finished")
+    assert sum(summary["splits"].values()) == 1797
+
+
+def test_two_processes_fill_one_memory_and_one_pixel_store_and_read_them(tmp_path, digits_folder):
+    from attention_transfer import create_model
+    from attention_transfer.cache.folder import entries
+    from attention_transfer.cache.records import Records
+
+    torch.manual_seed(0)
+    torch.save(create_model("CifarResNet-8", 10).state_dict(), tmp_path / "teacher.pth")
+    config = {
+        "model": "CifarResNet-8", "data_dir": str(digits_folder), "teacher_model": str(tmp_path / "teacher.pth"),
+        "image_size": 32, "num_workers": 0, "epochs": 3, "augment": True, "augment_views": 2, "device": "cpu",
+        "precision": "fp32", "teacher_precision": "fp32", "experiment_name": "two", "batch_size": 64,
+        "cache_dir": str(tmp_path / "cache"), "save_dir": str(tmp_path / "checkpoints"),
+        "log_dir": str(tmp_path / "logs"),
+    }  # fmt: skip
+    out, _ = launch(tmp_path, 2, "out", do="whole_run", config=config)
+    first, second = (json.loads(out.with_suffix(f".{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    log = (tmp_path / "logs" / "two.log").read_text()
+    count = json.loads((tmp_path / "logs" / "two_summary.json").read_text())["splits"]["train"]
+    assert f"epoch 1: 0 images answered from memory, {count:,} by" in log
+    assert f"epoch 3: {count:,} images answered from memory, 0 by" in log
+    for entry in entries(tmp_path / "cache"):
+        records = Records(entry.path, entry.identity)
+        assert records.present().all(), entry.path.name
+        assert not records.damaged()
