@@ -27,23 +27,34 @@ if TYPE_CHECKING:
     from attention_transfer.checkpoint import load_model
     from attention_transfer.data.loaders import prepare_dataloaders
     from attention_transfer.evaluation import evaluate_model
-    from attention_transfer.features.maps import attention_map
+    from attention_transfer.features.maps import MapFunction, attention_map
+    from attention_transfer.features.signals import Needs
     from attention_transfer.losses.attention import attention_loss
     from attention_transfer.losses.kd import distillation_loss
+    from attention_transfer.losses.term import LossInputs, LossTerm
+    from attention_transfer.networks.architecture import Architecture
+    from attention_transfer.networks.readout import Readout
     from attention_transfer.networks.registry import create_model, register_network
     from attention_transfer.teacher.loading import load_teacher_model
-    from attention_transfer.training.criterion import compute_at_loss
-    from attention_transfer.training.epoch import train_epoch, validate
+    from attention_transfer.training.callbacks.base import Callback
+    from attention_transfer.training.own_loop import compute_at_loss, train_epoch, validate
     from attention_transfer.training.train import train_at
     from attention_transfer.visualization import attention_figure, extract_attention_maps, visualize_attention_maps
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Architecture": "networks.architecture",
+    "Callback": "training.callbacks.base",
+    "LossInputs": "losses.term",
+    "LossTerm": "losses.term",
+    "MapFunction": "features.maps",
+    "Needs": "features.signals",
+    "Readout": "networks.readout",
     "attention_figure": "visualization",
     "attention_loss": "losses.attention",
     "attention_map": "features.maps",
-    "compute_at_loss": "training.criterion",
+    "compute_at_loss": "training.own_loop",
     "create_model": "networks.registry",
     "distillation_loss": "losses.kd",
     "evaluate_model": "evaluation",
@@ -53,20 +64,27 @@ _HOMES = {
     "prepare_dataloaders": "data.loaders",
     "register_network": "networks.registry",
     "train_at": "training.train",
-    "train_epoch": "training.epoch",
-    "validate": "training.epoch",
+    "train_epoch": "training.own_loop",
+    "validate": "training.own_loop",
     "visualize_attention_maps": "visualization",
 }
 
 __all__ = [
     "DEFAULT_CONFIG",
+    "Architecture",
     "AttentionTransferError",
     "CacheError",
+    "Callback",
     "CheckpointError",
     "Config",
     "ConfigError",
     "DataError",
     "DivergenceError",
+    "LossInputs",
+    "LossTerm",
+    "MapFunction",
+    "Needs",
+    "Readout",
     "TeacherError",
     "WriteError",
     "attention_figure",

@@ -64,6 +64,8 @@ _TRAINING_KEYS: dict[str, tuple[type, ...]] = {
     "random": (dict,),
     "made_with": (dict,),
 }
+_NEWER_TRAINING_KEYS: dict[str, tuple[type, ...]] = {"loss": (dict,), "stateful": (dict,)}
+"""What checkpoints of version 0.1 do not have."""
 
 
 def write_checkpoint(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
@@ -120,7 +122,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         )
     _check_keys(content, _KEYS, path)
     if content["training"] is not None:
-        _check_keys(content["training"], _TRAINING_KEYS, path)
+        training = content["training"]
+        newer = {key: types for key, types in _NEWER_TRAINING_KEYS.items() if key in training}
+        _check_keys(training, _TRAINING_KEYS | newer, path)
     return dict(content)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
@@ -56,10 +56,20 @@ class Runtime:
         """The student as the loop calls it: gradients averaged over processes where there are several."""
         return student
 
-    def step(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """Backward pass and one step of the optimizer."""
+    def step(self, loss: Tensor, optimizer: torch.optim.Optimizer, alone: Iterable[nn.Parameter] = ()) -> None:
+        """Backward pass and one step of the optimizer.
+
+        Args:
+            loss: of this process's share.
+            optimizer: over all that is trained.
+            alone: parameters outside the wrapped student, whose gradients nobody else averages over processes.
+        """
         loss.backward()  # type: ignore[no-untyped-call]
+        self.average_gradients(alone)
         optimizer.step()
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Average the gradients of parameters over all processes."""
 
     def sum_over_processes(self, values: Tensor) -> Tensor:
         """The sum of `values` over all processes."""
@@ -121,13 +131,22 @@ class AcceleratedRuntime(Runtime):
         device_ids = [self.device] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(student, device_ids=device_ids)
 
-    def step(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    def step(self, loss: Tensor, optimizer: torch.optim.Optimizer, alone: Iterable[nn.Parameter] = ()) -> None:
         if self._scaler is None:
-            super().step(loss, optimizer)
+            super().step(loss, optimizer, alone)
             return
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.average_gradients(alone)
         self._scaler.step(optimizer)
         self._scaler.update()
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        if self.world_size > 1:
+            for parameter in parameters:
+                if parameter.grad is None:  # every process must take part, also one whose share did not need it
+                    parameter.grad = torch.zeros_like(parameter)
+                torch.distributed.all_reduce(parameter.grad)
+                parameter.grad /= self.world_size
 
     def sum_over_processes(self, values: Tensor) -> Tensor:
         if self.world_size == 1:

@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attention_transfer.config import Config, resolve_config
 from attention_transfer.data.user_loaders import check_labels, classes_of, unpack
-from attention_transfer.errors import ConfigError, DataError, DivergenceError
-from attention_transfer.modules import device_of, like_weights, undisturbed, unwrapped
+from attention_transfer.errors import DataError, DivergenceError
+from attention_transfer.modules import count_logits, device_of, like_weights, undisturbed, unwrapped
 from attention_transfer.networks.registry import card_of
 from attention_transfer.progress import progress_bar
 
@@ -81,20 +81,6 @@ def evaluate_model(
         "multiply_adds": multiply_adds,
         "images_per_second": clock.images_per_second(),
     }
-
-
-def count_logits(logits: object) -> int:
-    """The K of a network's logits [B, K].
-
-    Raises:
-        ConfigError: it put out something else, or a single logit.
-    """
-    if not isinstance(logits, Tensor) or logits.dim() != 2:
-        what = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise ConfigError(f"the network must put out logits [B, K], but puts out {what}.")
-    if logits.shape[1] < 2:
-        raise ConfigError("the network puts out a single logit; a classifier needs one for each of at least 2 classes.")
-    return logits.shape[1]
 
 
 class Tally:

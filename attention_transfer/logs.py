@@ -15,9 +15,9 @@ logger = logging.getLogger(__name__)
 
 
 @lru_cache(maxsize=1024)
-def log_once(message: str) -> None:
+def log_once(message: str, level: int = logging.INFO) -> None:
     """Log something that holds for every batch the first time alone; `log_once.cache_clear()` starts anew."""
-    logger.info("%s", message)
+    logger.log(level, "%s", message)
 
 
 LIBRARY = logging.getLogger("attention_transfer")

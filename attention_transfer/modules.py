@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from attention_transfer.errors import ConfigError
 
 
 def like_weights(images: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
@@ -48,3 +50,17 @@ def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def count_logits(logits: object) -> int:
+    """The K of a network's logits [B, K].
+
+    Raises:
+        ConfigError: it put out something else, or a single logit.
+    """
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        what = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise ConfigError(f"the network must put out logits [B, K], but puts out {what}.")
+    if logits.shape[1] < 2:
+        raise ConfigError("the network puts out a single logit; a classifier needs one for each of at least 2 classes.")
+    return logits.shape[1]

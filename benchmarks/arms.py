@@ -18,14 +18,14 @@ from attention_transfer.config import Config
 from attention_transfer.data.batches import Batch
 from attention_transfer.data.sampler import EpochBatchSampler
 from attention_transfer.distributed import AcceleratedRuntime
-from attention_transfer.features.maps import energy
+from attention_transfer.features.maps import SUM_OF_SQUARES, energy
 from attention_transfer.features.stages import stage_names
 from attention_transfer.features.taps import Taps
 from attention_transfer.losses.attention import map_distance
 from attention_transfer.teacher.build import Teachers, build_teachers
 from attention_transfer.teacher.cache.prefill import prefill
 from attention_transfer.teacher.cache.teacher import CachedTeacher
-from attention_transfer.training.criterion import Criterion
+from attention_transfer.training.criterion import Criterion, default_terms, needs_of_teacher
 from attention_transfer.training.epoch import run_training_epoch
 from attention_transfer.training.precision.choose import batch_shape, choose_precision, with_teacher_precision
 from attention_transfer.training.setup.classes import with_classes
@@ -165,10 +165,11 @@ class Ours:
         prefer_channels_last(self.runtime, self.student, network)
         cache_pixels_of(self._loaders, config, self.runtime)
         self.config = self._in_precision(config, network)
-        self._teaching = build_teachers(self.config, network, self._loaders.train, None, self.runtime)
-        if isinstance(self._teaching.train, CachedTeacher) and not refill:
-            prefill(self._teaching.train, self.runtime.device)
-        self._objective = Criterion(self.config, self._teaching.train, self.runtime)
+        needs = needs_of_teacher(default_terms(self.config))
+        self._teachers = build_teachers(self.config, network, self._loaders.train, None, self.runtime, needs)
+        if isinstance(self._teachers.train, CachedTeacher) and not refill:
+            prefill(self._teachers.train, self.runtime.device)
+        self._criterion = Criterion(self.config, self._teachers.train, self.runtime)
         self._optimizer = torch.optim.SGD(self.student.parameters(), LR, momentum=0.9, weight_decay=5e-4)
         self._part = Part(self._loaders.train, task.batch_size)
 
@@ -186,12 +187,12 @@ class Ours:
         """The next `batches` steps, timed."""
         self._forget()
         began = time.perf_counter()
-        means = run_training_epoch(self._objective, self.student, self._part.of(batches), self._optimizer, self.runtime)
+        means = run_training_epoch(self._criterion, self.student, self._part.of(batches), self._optimizer, self.runtime)
         seconds = time.perf_counter() - began
         return Block(means.samples, seconds, (means.figures["loss"],))
 
     def _forget(self) -> None:
-        teacher: Any = self._teaching.train
+        teacher: Any = self._teachers.train
         if self._refill and teacher.cache is not None:
             teacher.cache.clear()
 
@@ -202,15 +203,16 @@ class Ours:
     def attention_alone(self) -> Callable[[], object]:
         """The attention loss of one batch, forward and backward, on the features that the student has for it."""
         batch = next(self.batches())
-        answer = self._teaching.train(batch)
+        answer = self._teachers.train(batch)
         names = stage_names(self.student, batch.images)
         with self.runtime.autocast(), Taps(self.student, names) as taps:
             self.student(batch.images)
         features = [x.detach().requires_grad_() for x in taps.features]
-        coverage = answer.coverage or [None] * len(features)
+        maps = answer.maps(SUM_OF_SQUARES)
+        coverage = answer[SUM_OF_SQUARES.signal].coverage or [None] * len(features)
 
         def forward_and_backward() -> object:
-            sides = zip(features, answer.maps, coverage, strict=True)
+            sides = zip(features, maps, coverage, strict=True)
             losses = [map_distance(energy(x), y, mask=mask) for x, y, mask in sides]
             return torch.autograd.grad(torch.stack(losses).sum(), features)
 
@@ -219,4 +221,4 @@ class Ours:
     @property
     def teachers(self) -> Teachers:
         """Who answers."""
-        return self._teaching
+        return self._teachers

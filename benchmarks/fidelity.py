@@ -33,7 +33,8 @@ from attention_transfer import (
 )
 from attention_transfer.data.batches import Batch
 from attention_transfer.data.dataset import ImageDataset
-from attention_transfer.features.maps import energy
+from attention_transfer.features.maps import SUM_OF_SQUARES, energy
+from attention_transfer.features.signals import Needs
 from attention_transfer.features.stages import stage_names
 from attention_transfer.features.taps import Taps
 from attention_transfer.losses.attention import map_distance
@@ -96,12 +97,12 @@ def remembered(teacher: nn.Module, dataset: ImageDataset, folder: Path, way: Way
         teacher,
         stage_names(teacher, some),
         some,
-        needs_logits=False,
+        needs=Needs(maps=(SUM_OF_SQUARES,)),
         autocast=way.autocast,
         memory_format=torch.channels_last,
         fold=way.fold,
     )
-    maps, _ = runner.run(some[:1])
+    maps = runner.run(some[:1]).maps(SUM_OF_SQUARES)
     shape = OutputShape(tuple((stage.shape[1], stage.shape[2]) for stage in maps), None, way.map_precision)
     index = ViewIndex(dataset, 1)
     identity = hashlib.sha256(str(way).encode()).hexdigest()
@@ -140,7 +141,9 @@ def errors(student: nn.Module, batch: Batch, answer: TeacherOutput, truth: Seque
         answer: the remembered teacher's.
         truth: maps [B, H W] of each stage.
     """
-    maps = [float((x.flatten(1) - y).norm(dim=1).max()) for x, y in zip(answer.maps, truth, strict=True)]
+    maps = [
+        float((x.flatten(1) - y).norm(dim=1).max()) for x, y in zip(answer.maps(SUM_OF_SQUARES), truth, strict=True)
+    ]
     loss, gradient = _ours(student, batch.images, answer)
     true_loss, true_gradient = _textbook(student, batch.images, truth)
     return Errors(
@@ -152,7 +155,7 @@ def errors(student: nn.Module, batch: Batch, answer: TeacherOutput, truth: Seque
 
 def _ours(student: nn.Module, images: Tensor, answer: TeacherOutput) -> tuple[float, Tensor]:
     network, features = _run(student, images)
-    losses = [map_distance(energy(x), y) for x, y in zip(features, answer.maps, strict=True)]
+    losses = [map_distance(energy(x), y) for x, y in zip(features, answer.maps(SUM_OF_SQUARES), strict=True)]
     return _loss_and_gradient(torch.stack(losses).sum(), network)
 
 

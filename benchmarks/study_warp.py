@@ -21,6 +21,8 @@ from attention_transfer import load_teacher_model, prepare_dataloaders
 from attention_transfer.data.dataset import ImageDataset
 from attention_transfer.data.rendering import render_views, view_matrices
 from attention_transfer.data.views import Augmentation, ViewParameters, draw_views
+from attention_transfer.features.maps import SUM_OF_SQUARES
+from attention_transfer.features.signals import Needs
 from attention_transfer.features.stages import stage_names
 from attention_transfer.teacher.cache.grid import find_grids
 from attention_transfer.teacher.cache.warp import is_mirrored, mirror, warp_maps
@@ -65,8 +67,7 @@ def measure(dataset: ImageDataset, runner: FrozenRunner, views: Views) -> list[t
     mirrored = is_mirrored(matrices)[:, None, None]
     shown = torch.where(mirrored[..., None], whole.flip(3), whole)
     grids = find_grids(runner.network, whole[:1], runner.names)
-    of_whole, _ = runner.run(shown)
-    of_views, _ = runner.run(seen)
+    of_whole, of_views = (runner.run(images).maps(SUM_OF_SQUARES) for images in (shown, seen))
     unmirrored = torch.where(mirrored, mirror(matrices), matrices)
     found = []
     for maps, truth, grid in zip(of_whole, of_views, grids, strict=True):
@@ -91,7 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     teacher = load_teacher_model(options.teacher, device="cpu", teacher_arch=options.teacher_arch)
     images = dataset.whole(range(8))
     names = stage_names(teacher, images)
-    runner = FrozenRunner(teacher, names, images, needs_logits=False, memory_format=torch.channels_last)
+    needs = Needs(maps=(SUM_OF_SQUARES,))
+    runner = FrozenRunner(teacher, names, images, needs=needs, memory_format=torch.channels_last)
     count = min(options.images, len(dataset))
     print(f"{count} images; cosine with the true map of the view (with another image's warped map)")
     print(f"{'':34}" + "".join(f"{name:>20}" for name in names))

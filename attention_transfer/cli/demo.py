@@ -129,7 +129,7 @@ def teach(name: str, config: Config, **settings: Any) -> Trained:
 
 def distances_to(teacher: Trained, network: Trained, config: Config) -> list[float]:
     """AT of each stage on the test images, shallow to deep; also of a student that never heard of the teacher."""
-    from attention_transfer.training.epoch import validate
+    from attention_transfer.training.own_loop import validate
 
     figures = validate(network.model, teacher.model, open_split(config, "test"), config.device, config)
     return [value for key, value in figures.items() if key.startswith("attention_stage_")]

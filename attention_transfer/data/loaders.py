@@ -152,3 +152,24 @@ def close_loader(loader: DataLoader[Example]) -> None:
     """End the workers of a loader now, rather than when Python gets to it; it can be iterated again."""
     # Persistent workers live as long as the iterator that the DataLoader keeps.
     loader._iterator = None
+
+
+def own_sampler(loader: object, world_size: int | None = None) -> EpochBatchSampler | None:
+    """The sampler of a loader of ours; None for any other loader.
+
+    Such a loader tells which view of which sample each image is, and can start inside an epoch.
+
+    Args:
+        loader: any.
+        world_size: only a loader that was made for so many processes; None: for any number.
+    """
+    sampler = getattr(loader, "batch_sampler", None)
+    if not isinstance(sampler, EpochBatchSampler):
+        return None
+    return sampler if world_size in (None, sampler.world_size) else None
+
+
+def own_dataset(loader: object) -> ImageDataset | None:
+    """The data set of a loader, where it is one of ours."""
+    dataset = getattr(loader, "dataset", None)
+    return dataset if isinstance(dataset, ImageDataset) else None

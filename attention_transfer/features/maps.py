@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,46 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 Size = tuple[int, int]
+"""(H, W)."""
+
+
+@dataclass(frozen=True)
+class MapFunction:
+    """A kind of attention map, which a run chooses once.
+
+    Attributes:
+        name: part of the cache key of a teacher's maps; another function needs another name.
+        function: features [B, C, H, W] to a map [B, H, W], not negative, float32 or wider, up to a factor an image:
+            maps are normalised before they are compared.
+
+    Example:
+        >>> strongest = MapFunction("max of squares over channels", lambda x: x.float().square().amax(dim=1))
+        >>> strongest(torch.ones(2, 8, 4, 4)).shape
+        torch.Size([2, 4, 4])
+    """
+
+    name: str
+    function: Callable[[Tensor], Tensor]
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """The map [B, H, W] of features [B, C, H, W].
+
+        Raises:
+            ValueError: the function gives another shape, which could not be compared cell by cell.
+        """
+        result = self.function(features)
+        expected = (features.shape[0], *features.shape[2:])
+        if result.shape != expected:
+            raise ValueError(
+                f"the map function {self.name!r} makes {tuple(result.shape)} of features {tuple(features.shape)}; it "
+                f"must make [B, H, W] = {expected}."
+            )
+        return result
+
+    @property
+    def signal(self) -> str:
+        """The name of these maps among a network's signals."""
+        return f"maps: {self.name}"
 
 
 def energy(features: Tensor) -> Tensor:
@@ -24,6 +65,10 @@ def energy(features: Tensor) -> Tensor:
     """
     result: Tensor = _Energy.apply(features)
     return result
+
+
+SUM_OF_SQUARES = MapFunction("mean of squares over channels", energy)
+"""F_sum^2 of Zagoruyko & Komodakis, section 3.1, up to the factor C that normalisation takes out."""
 
 
 class _Energy(torch.autograd.Function):
@@ -109,5 +154,5 @@ def attention_map(features: Tensor) -> Tensor:
     return normalize(energy(features))
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -50,3 +50,14 @@ def pair_stages(student: Sequence[Size], teacher: Sequence[Size]) -> list[StageP
     unpaired = [stage for stage in range(len(student)) if stage not in partner]
     partner.update(zip(reversed(unpaired), reversed(left), strict=False))
     return [StagePair(s, t, common_size(student[s], teacher[t])) for s, t in sorted(partner.items())]
+
+
+def pair_in_order(student: Sequence[Size], teacher: Sequence[Size]) -> list[StagePair]:
+    """Pair stages one by one, as the setting `layers` names them.
+
+    Args:
+        student: (H, W) of the student's modules.
+        teacher: (H, W) of as many of the teacher's.
+    """
+    sizes = zip(student, teacher, strict=True)
+    return [StagePair(i, i, common_size(mine, theirs)) for i, (mine, theirs) in enumerate(sizes)]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from attention_transfer.errors import ConfigError
 from attention_transfer.modules import unwrapped
+from attention_transfer.networks.registry import readout_of
 
 Size = tuple[int, int]
 
@@ -29,7 +30,8 @@ class Taps:
 
     Args:
         model: any network; wrappers (DistributedDataParallel, torch.compile) are looked through.
-        names: dotted module names, as in `model.named_modules()`.
+        names: dotted module names, as in `model.named_modules()`. Their outputs are read as the network's registered
+            readout has it, [B, C, H, W] for any other network.
         stop: `run` may end the forward pass as soon as every named module has put out its features.
 
     Raises:
@@ -52,10 +54,11 @@ class Taps:
             raise ConfigError(f"{type(model).__name__} has no module {missing[0]!r}; it has {known}.")
         self.names = tuple(names)
         self.stop = stop
+        self._readout = readout_of(model)
         self._modules = {name: modules[name] for name in names}
         self._outputs: dict[str, Tensor] = {}
         self._calls: Counter[str] = Counter()
-        self._speak_once: dict[torch.Size, bool] = {}
+        self._run_once: dict[torch.Size, bool] = {}
         self._stopping = False
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
@@ -82,7 +85,7 @@ class Taps:
         """
         self._outputs.clear()
         self._calls.clear()
-        self._stopping = self._speak_once.get(images.shape, False)
+        self._stopping = self._run_once.get(images.shape, False)
         try:
             logits: Tensor = self._network(images)
         except _AllCollected:
@@ -90,7 +93,7 @@ class Taps:
         finally:
             self._stopping = False
         if self.stop and self.features:
-            self._speak_once[images.shape] = all(self._calls[name] == 1 for name in self._modules)
+            self._run_once[images.shape] = all(self._calls[name] == 1 for name in self._modules)
         return logits
 
     def __exit__(
@@ -102,12 +105,7 @@ class Taps:
 
     def _listener(self, name: str) -> Any:
         def listen(module: nn.Module, args: Any, output: Any) -> None:
-            if not isinstance(output, Tensor) or output.dim() != 4:
-                what = (
-                    f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-                )
-                raise ConfigError(f"module {name!r} puts out {what}; attention needs [B, C, H, W].")
-            self._outputs[name] = output
+            self._outputs[name] = self._readout(name, output)
             self._calls[name] += 1
             if self._stopping and len(self._outputs) == len(self._modules):
                 raise _AllCollected

@@ -10,8 +10,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from attention_transfer.features.maps import Size, _at_least_float32, energy
+from attention_transfer.errors import ConfigError
+from attention_transfer.features.maps import SUM_OF_SQUARES, MapFunction, Size, at_least_float32, energy
 from attention_transfer.features.pairing import common_size, pair_stages
+from attention_transfer.features.signals import Needs
+from attention_transfer.losses.term import LossInputs, LossTerm
 
 
 def map_distance(student: Tensor, teacher: Tensor, size: Size | None = None, mask: Tensor | None = None) -> Tensor:
@@ -40,7 +43,7 @@ def map_distance(student: Tensor, teacher: Tensor, size: Size | None = None, mas
             "give it one number for each of theirs."
         )
     size = size or common_size(_size(student), _size(teacher))
-    student, teacher = _pool(_at_least_float32(student), size), _pool(_at_least_float32(teacher), size)
+    student, teacher = _pool(at_least_float32(student), size), _pool(at_least_float32(teacher), size)
     if mask is not None:
         covered = _pool(mask.to(teacher.dtype), size) >= WHOLE
         student, teacher = student * covered, teacher * covered
@@ -127,3 +130,44 @@ def attention_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tens
     if not distances:
         raise ValueError("no pair of stages is larger than 1x1, so there is no attention to compare.")
     return torch.stack(distances).sum()
+
+
+class AttentionTransfer(LossTerm):
+    """AT as a term of the loss: the sum over paired stages of `map_distance`.
+
+    Args:
+        weight: beta.
+        map_function: the kind of attention map.
+
+    Raises:
+        ConfigError: in a pass, with a weight above 0: no pair of stages is larger than 1x1.
+    """
+
+    name = "attention"
+
+    def __init__(self, weight: float, map_function: MapFunction = SUM_OF_SQUARES) -> None:
+        super().__init__(weight, Needs(maps=(map_function,)))
+        self.map_function = map_function
+
+    def is_silent(self, inputs: LossInputs) -> bool:
+        """A network without stages has no maps; where nothing is minimised, that is no error."""
+        student, teacher = inputs.student.maps(self.map_function), inputs.teacher.maps(self.map_function)
+        if not student or not teacher:
+            return True
+        if not inputs.pairs and self.weight > 0:
+            raise ConfigError(
+                "beta > 0, but no pair of stages is larger than 1x1: the images are too small for these networks; "
+                "enlarge image_size, name shallower modules in layers, or set beta=0."
+            )
+        return not inputs.pairs
+
+    def forward(self, inputs: LossInputs) -> dict[str, Tensor]:
+        """{"attention": AT, "attention_stage_0": the first pair's part, ...}, unweighted."""
+        student, teacher = inputs.student.maps(self.map_function), inputs.teacher[self.map_function.signal]
+        maps = inputs.teacher.maps(self.map_function)
+        coverage: tuple[Tensor | None, ...] = teacher.coverage or (None,) * len(maps)
+        stages = [
+            map_distance(student[pair.student], maps[pair.teacher], pair.size, mask=coverage[pair.teacher])
+            for pair in inputs.pairs
+        ]
+        return {self.name: torch.stack(stages).sum(), **{f"{self.name}_stage_{i}": x for i, x in enumerate(stages)}}

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 from torch.nn import functional as F
 
-from attention_transfer.features.maps import _at_least_float32
+from attention_transfer.errors import TeacherError
+from attention_transfer.features.maps import at_least_float32
+from attention_transfer.features.signals import Needs
+from attention_transfer.losses.term import LossInputs, LossTerm
 
 
 def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
@@ -21,6 +26,60 @@ def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperatur
     Returns:
         a scalar, not negative; float32 or wider.
     """
-    student_log = F.log_softmax(_at_least_float32(student_logits) / temperature, dim=1)
-    teacher_log = F.log_softmax(_at_least_float32(teacher_logits) / temperature, dim=1)
+    student_log = F.log_softmax(at_least_float32(student_logits) / temperature, dim=1)
+    teacher_log = F.log_softmax(at_least_float32(teacher_logits) / temperature, dim=1)
     return F.kl_div(student_log, teacher_log, log_target=True, reduction="batchmean") * temperature**2
+
+
+class KnowledgeDistillation(LossTerm):
+    """KD as a term of the loss: `distillation_loss` of the logits.
+
+    Args:
+        weight: alpha.
+        temperature: above 0.
+
+    Raises:
+        TeacherError: in a pass, with a weight above 0: the heads have different sizes.
+    """
+
+    name = "kd"
+
+    def __init__(self, weight: float, temperature: float = 4.0) -> None:
+        super().__init__(weight, Needs(logits=True))
+        self.temperature = temperature
+
+    def is_silent(self, inputs: LossInputs) -> bool:
+        """Heads of different sizes cannot be compared; where nothing is minimised, that is no error."""
+        if super().is_silent(inputs):
+            return True
+        teacher = inputs.teacher.tensor("logits")
+        if self.weight > 0:
+            check_equal_heads(inputs.logits.shape[1], teacher.shape[1])
+        return inputs.logits.shape != teacher.shape
+
+    def forward(self, inputs: LossInputs) -> dict[str, Tensor]:
+        """{"kd": KD}, unweighted."""
+        return {self.name: distillation_loss(inputs.logits, inputs.teacher.tensor("logits"), self.temperature)}
+
+
+def check_equal_heads(student_classes: int, teacher_classes: int) -> None:
+    """Distillation compares class by class, so both heads must be equally wide.
+
+    Raises:
+        TeacherError: they are not.
+    """
+    if student_classes != teacher_classes:
+        raise TeacherError(
+            f"alpha > 0 distils logits, but the student tells {student_classes} classes apart and the teacher "
+            f"{teacher_classes}; set alpha=0 (attention transfer alone), or train a teacher on these classes."
+        )
+
+
+def check_equal_class_order(student: Sequence[str] | None, teacher: Sequence[str] | None) -> None:
+    """Distillation compares class by class, so both must number their classes alike."""
+    if student and teacher and list(student) != list(teacher) and set(student) == set(teacher):
+        raise TeacherError(
+            f"alpha > 0 distils logits, but the teacher numbers its classes {', '.join(teacher)} and the student "
+            f"{', '.join(student)}; train a teacher on data that number their classes as the student's do, or set "
+            "alpha=0 (attention transfer alone)."
+        )

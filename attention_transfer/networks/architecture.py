@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from attention_transfer.networks.readout import NCHW, Readout
+
 Shapes = Mapping[str, tuple[int, ...]]
 """The shape of every tensor of a state_dict, by its key."""
 
@@ -19,11 +21,12 @@ class Architecture:
         name_pattern: regular expression of the whole name, as in `config.NETWORKS`; its groups are numbers.
         build: called as `build(*numbers, num_classes=...)` with the numbers out of the name. It raises
             ConfigError for numbers that the family does not have.
-        taps: names of the modules whose outputs [B, C, H, W] are the stages, shallow to deep.
+        taps: names of the modules whose outputs are the stages, shallow to deep.
         head: name of the final `nn.Linear`.
         candidates: names in this family that a state_dict of these shapes might belong to. It may guess,
             since each guess is verified; a family of one name can return it always.
         pretrained: the published state_dict of a weights name, or None if the family has none.
+        readout: how the outputs of the stages are read as features [B, C, H, W].
 
     Example:
         >>> def tiny(num_classes: int) -> nn.Module:
@@ -38,3 +41,4 @@ class Architecture:
     head: str
     candidates: Callable[[Shapes], list[str]]
     pretrained: Callable[[str], dict[str, Tensor]] | None = None
+    readout: Readout = NCHW

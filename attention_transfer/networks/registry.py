@@ -18,6 +18,7 @@ from attention_transfer.errors import ConfigError
 from attention_transfer.modules import unwrapped
 from attention_transfer.networks import cifar_resnet, multibranch, resnet, wide_resnet
 from attention_transfer.networks.architecture import Architecture, Shapes
+from attention_transfer.networks.readout import NCHW, Readout
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +93,12 @@ def taps_of(model: nn.Module) -> tuple[str, ...] | None:
     """The stages of a network that was built by name, shallow to deep; None for any other."""
     card = card_of(model)
     return None if card is None else _architecture_of(card.name).taps
+
+
+def readout_of(model: nn.Module) -> Readout:
+    """How the outputs of a network's stages are read; as [B, C, H, W] for one that was not built by name."""
+    card = card_of(model)
+    return NCHW if card is None else _architecture_of(card.name).readout
 
 
 def recognise(shapes: Shapes) -> list[tuple[str, int]]:

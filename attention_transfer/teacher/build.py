@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from attention_transfer.config import Config
 from attention_transfer.distributed import Runtime
 from attention_transfer.errors import ConfigError
+from attention_transfer.features.signals import Needs
 from attention_transfer.features.stages import split_layers, stage_names
 from attention_transfer.logs import log_once
 from attention_transfer.modules import like_weights
@@ -23,18 +24,35 @@ from attention_transfer.teacher.base import NoTeacher, Teacher
 from attention_transfer.teacher.cache.open import open_cache, probed_images
 from attention_transfer.teacher.cache.plan import CachePlan, plan_for
 from attention_transfer.teacher.cache.teacher import CachedTeacher
-from attention_transfer.teacher.online import LiveTeacher, OnlineTeacher
-from attention_transfer.teacher.runner import FrozenRunner
+from attention_transfer.teacher.online import OnlineTeacher
+from attention_transfer.teacher.runner import MAPS_AND_LOGITS, FrozenRunner
 
 logger = logging.getLogger(__name__)
 
 
-def make_teacher(teacher_model: nn.Module | None, config: Config, runtime: Runtime) -> Teacher:
-    """Who answers: the live network, or nobody."""
+def make_teacher(
+    teacher_model: nn.Module | None, config: Config, runtime: Runtime, needs: Needs = MAPS_AND_LOGITS
+) -> Teacher:
+    """The teacher of a loop of one's own: the network as it is on every batch, or nobody.
+
+    Args:
+        teacher_model: the network, on the device; what is changed of it between two batches counts.
+        config: beta and layers are used.
+        runtime: gives number format and memory format.
+        needs: the signals that the loss needs.
+    """
     if teacher_model is None:
         return NoTeacher()
-    _, teacher_layers = split_layers(config.layers)
-    return LiveTeacher(teacher_model, teacher_layers, runtime.autocast, needs_maps=config.beta > 0)
+
+    def make_runner(images: Tensor) -> FrozenRunner:
+        images = like_weights(images, teacher_model)
+        names = _tapped(teacher_model, images, config) if needs.stages else ()
+        layout = runtime.memory_format
+        return FrozenRunner(
+            teacher_model, names, images, needs=needs, autocast=runtime.autocast, memory_format=layout, fold=False
+        )
+
+    return OnlineTeacher(make_runner)
 
 
 def make_runner(
@@ -43,22 +61,24 @@ def make_runner(
     images: Tensor,
     runtime: Runtime,
     autocast: Callable[[], AbstractContextManager[Any]],
+    needs: Needs,
 ) -> FrozenRunner:
-    """What runs the teacher in a run with these settings.
+    """The runner of the teacher in a run with these settings.
 
     Args:
-        config: alpha, beta and layers are used.
+        config: beta and layers are used.
         teacher: the network, on the device.
         images: some like those to come, to find its stages and to check its folding on.
         runtime: gives the memory format for a network that is not ours.
         autocast: makes the context that gives the number format.
+        needs: the signals that the loss needs.
     """
     images = like_weights(images, teacher)
     return FrozenRunner(
         teacher,
-        _tapped(teacher, images, config),
+        _tapped(teacher, images, config) if needs.stages else (),
         images,
-        needs_logits=config.alpha > 0,
+        needs=needs,
         autocast=autocast,
         memory_format=memory_format_of(teacher, runtime),
     )
@@ -103,7 +123,7 @@ class Teachers:
 
 
 def build_teachers(
-    config: Config, teacher: nn.Module | None, train: Loader, val: Loader | None, runtime: Runtime
+    config: Config, teacher: nn.Module | None, train: Loader, val: Loader | None, runtime: Runtime, needs: Needs
 ) -> Teachers:
     """Decide who answers, and open the memories; every process must call this together.
 
@@ -113,19 +133,20 @@ def build_teachers(
         train: the loader of the training images.
         val: that of the validation images.
         runtime: gives device, memory format and processes.
+        needs: the signals that the loss needs.
 
     Raises:
         CacheError: teacher_cache is 'on', and the answers cannot be kept.
     """
     if teacher is None:
         return Teachers(NoTeacher(), NoTeacher())
-    make = _maker(config, teacher, runtime)
+    make = _maker(config, teacher, runtime, needs)
     opened: dict[str, Teacher] = {}
     for role, loader in (("train", train), ("val", val)):
         plan = None if loader is None else plan_for(role, loader, config.epochs, runtime.world_size)
         if role == "train" and (plan is None or plan.views is None):
             _say_that_it_runs(plan)
-        opened[role] = _cached(plan, config, teacher, make, runtime) or OnlineTeacher(make)
+        opened[role] = _cached(plan, config, teacher, make, runtime, needs) or OnlineTeacher(make)
     return Teachers(**opened)
 
 
@@ -135,8 +156,12 @@ def _cached(
     teacher: nn.Module,
     make: Callable[[Tensor], FrozenRunner],
     runtime: Runtime,
+    needs: Needs,
 ) -> CachedTeacher | None:
     if plan is None or plan.views is None:
+        return None
+    if needs.uncacheable:
+        log_once(f"the teacher runs on every batch: the loss needs its {' and '.join(needs.uncacheable)}, not cached")
         return None
     runner = make(probed_images(plan, runtime.device))
     if runner.depends_on_batch or not runner.names:
@@ -155,14 +180,14 @@ def _say_that_it_runs(plan: CachePlan | None) -> None:
         logger.info("%s", plan.cost)
 
 
-def _maker(config: Config, teacher: nn.Module, runtime: Runtime) -> Callable[[Tensor], FrozenRunner]:
+def _maker(config: Config, teacher: nn.Module, runtime: Runtime, needs: Needs) -> Callable[[Tensor], FrozenRunner]:
     """Makes what runs the network, once there are images to find its stages on; one for the whole run."""
     made: list[FrozenRunner] = []
 
     def make(images: Tensor) -> FrozenRunner:
         if not made:
             in_precision = partial(runtime.autocast, config.teacher_precision)
-            made.append(make_runner(config, teacher, images, runtime, in_precision))
+            made.append(make_runner(config, teacher, images, runtime, in_precision, needs))
         return made[0]
 
     return make

@@ -17,12 +17,12 @@ from attention_transfer.training.checkpointing.state import RunState
 
 @dataclass
 class RunContext:
-    """A run as its observers see it.
+    """A run as its callbacks see it.
 
     Attributes:
         config: the resolved configuration.
         state: where the run is.
-        artefacts: where files go.
+        paths: where files go.
         runtime: device, precision, processes.
         teacher: the teacher's network, or None.
         splits: number of images of each split, None where a loader does not tell.
@@ -31,6 +31,7 @@ class RunContext:
         images: a fixed handful of validation (or training) images [B, 3, H, W], to draw attention on.
         captured_logs: what the library said before the run's log was open.
         outcome: filled at the end: test results, wall time, error.
+        stop_reason: why a callback has ended the run; None: none has.
     """
 
     config: Config
@@ -44,3 +45,14 @@ class RunContext:
     images: Tensor | None = None
     captured_logs: Iterable[logging.LogRecord] = ()
     outcome: dict[str, Any] = field(default_factory=dict)
+    stop_reason: str | None = None
+
+    def stop(self, reason: str) -> None:
+        """End the run at the next batch: it is saved, and `train_at` returns with status "stopped".
+
+        With several processes the main one decides.
+
+        Args:
+            reason: why; `stopped_by` in the results.
+        """
+        self.stop_reason = reason

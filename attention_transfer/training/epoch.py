@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from attention_transfer.config import Config, resolve_config
 from attention_transfer.data.batches import Batch
-from attention_transfer.data.sampler import EpochBatchSampler
-from attention_transfer.data.user_loaders import unpack
-from attention_transfer.devices import resolve_device
+from attention_transfer.data.loaders import own_sampler
+from attention_transfer.data.user_loaders import check_labels, unpack
 from attention_transfer.distributed import Runtime
 from attention_transfer.logs import log_once
 from attention_transfer.modules import undisturbed, unwrapped
-from attention_transfer.teacher.build import make_teacher
 from attention_transfer.training.criterion import Criterion, Losses
 from attention_transfer.training.epoch_progress import EpochProgress
 from attention_transfer.training.metrics import MeanMeter, Means, NonFiniteDetector, check_finite
@@ -35,35 +32,44 @@ class LocalBatch(NamedTuple):
     Attributes:
         batch: on the process's device; may be empty.
         global_size: images of the whole batch, over all processes.
-        labels: the labels as they came, usually on the CPU, where looking at them waits for nothing.
     """
 
     batch: Batch
     global_size: int
-    labels: Tensor
 
 
-def local_batches(loader: Iterable[Any], runtime: Runtime) -> Iterator[LocalBatch]:
+def local_batches(loader: Iterable[Any], runtime: Runtime, criterion: Criterion) -> Iterator[LocalBatch]:
     """This process's share of every batch of a loader; batches without images are passed over.
 
     Loaders of ours that were made for these processes are cut into shares by their sampler; of any other, every
-    process reads all and keeps its part.
+    process reads all and keeps its part. Labels are checked before they go to the device, where looking at them would
+    make the step wait.
+
+    Args:
+        loader: of the batches of all processes.
+        runtime: device, memory format, processes.
+        criterion: knows the number of classes, once the student has run.
+
+    Raises:
+        DataError: a label is not one of the student's classes.
     """
-    sampler = getattr(loader, "batch_sampler", None)
-    if isinstance(sampler, EpochBatchSampler) and sampler.world_size == runtime.world_size:
+    sampler = own_sampler(loader, runtime.world_size)
+    if sampler is not None:
         sizes = sampler.global_sizes()[sampler.start_batch :]
         for batch, size in zip(loader, sizes, strict=True):
-            yield LocalBatch(_arrived(batch, runtime), size, batch.labels)
+            yield LocalBatch(_arrived(batch, runtime, criterion), size)
         return
     for raw in loader:
         batch = unpack(raw)
         mine = slice(runtime.rank, None, runtime.world_size)
         part = Batch(batch.images[mine], batch.labels[mine])
         if len(batch.labels):
-            yield LocalBatch(_arrived(part, runtime), len(batch.labels), part.labels)
+            yield LocalBatch(_arrived(part, runtime, criterion), len(batch.labels))
 
 
-def _arrived(batch: Batch, runtime: Runtime) -> Batch:
+def _arrived(batch: Batch, runtime: Runtime, criterion: Criterion) -> Batch:
+    if criterion.num_classes is not None:
+        check_labels(batch.labels, criterion.num_classes)
     batch = batch.to(runtime.device, non_blocking=True)
     return replace(batch, images=batch.images.contiguous(memory_format=runtime.memory_format))
 
@@ -75,7 +81,7 @@ def run_training_epoch(
     optimizer: torch.optim.Optimizer,
     runtime: Runtime,
     on_batch: OnBatch | None = None,
-    position: EpochProgress | None = None,
+    progress: EpochProgress | None = None,
 ) -> Means:
     """One epoch of training, or the rest of one; see `train_epoch`.
 
@@ -86,56 +92,52 @@ def run_training_epoch(
         optimizer: over the student's parameters.
         runtime: device, number format, processes.
         on_batch: called after each batch.
-        position: of an epoch that was begun already.
+        progress: of an epoch that was begun already.
 
     Raises:
         DivergenceError: a loss was not a finite number.
         DataError: the loader was empty.
     """
     student.train()
-    position = position or EpochProgress(runtime, criterion.config)
-    for share in local_batches(loader, runtime):
+    progress = progress or EpochProgress(runtime, criterion.weights)
+    for local in local_batches(loader, runtime, criterion):
         optimizer.zero_grad(set_to_none=True)
-        losses = _train_step(criterion, student, share, optimizer, runtime)
-        position.watch.update(losses, position.batches)
-        position.sums.add(losses, share.batch.labels)
-        if position.batches % STEPS_BETWEEN_CHECKS == 0:
-            position.check()
-        position.batches += 1
-        position.images += share.global_size
+        losses = _train_step(criterion, student, local, optimizer, runtime, progress.epochs)
+        progress.detector.update(losses, progress.batches)
+        progress.meter.add(losses, local.batch.labels)
+        if progress.batches % STEPS_BETWEEN_CHECKS == 0:
+            progress.check()
+        progress.batches += 1
+        progress.images += local.global_size
         if on_batch is not None:
-            on_batch(position)
-    position.check()
-    return position.sums.means(runtime)
+            on_batch(progress)
+    progress.check()
+    return progress.meter.means(runtime)
 
 
 def _train_step(
     criterion: Criterion,
     student: nn.Module,
-    share: LocalBatch,
+    local: LocalBatch,
     optimizer: torch.optim.Optimizer,
     runtime: Runtime,
+    epoch: float,
 ) -> Losses:
-    size = len(share.labels)
-    batch = share.batch if size else _stand_in(share.batch)
+    size = len(local.batch.labels)
+    batch = local.batch if size else _stand_in(local.batch)
     with _batch_norm_by_size(student, len(batch.labels)):
-        losses = criterion(student, batch, share.labels)
+        losses = criterion(student, batch, epoch)
     # Gradients are averaged over processes, so that a share weighs as much as it has of the global batch.
-    weight = size * runtime.world_size / share.global_size
-    runtime.step(losses.total if weight == 1 else losses.total * weight, optimizer)
-    return losses if size else _nothing(losses)
+    weight = size * runtime.world_size / local.global_size
+    loss = losses.total if weight == 1 else losses.total * weight
+    runtime.step(loss, optimizer, criterion.parameters())
+    return losses if size else losses.as_nothing()
 
 
 def _stand_in(batch: Batch) -> Batch:
     """One black image in place of an empty share: every process must take part in averaging gradients."""
     images = batch.images.new_zeros((1, *batch.images.shape[1:]))
     return Batch(images, batch.labels.new_zeros(1))
-
-
-def _nothing(losses: Losses) -> Losses:
-    """The losses of a stand-in as they count: not at all."""
-    zero = torch.zeros_like(losses.total)
-    return Losses(zero, zero, zero, zero, tuple(zero for _ in losses.per_stage), losses.logits[:0])
 
 
 @contextmanager
@@ -163,81 +165,16 @@ def run_validation_epoch(
     on_batch: Callable[[int], None] | None = None,
 ) -> Means:
     """One pass of measuring, which tells `on_batch` how many batches are done; see `validate`."""
-    sums, watch = MeanMeter(runtime.device), NonFiniteDetector(runtime.device, criterion.config)
+    meter, detector = MeanMeter(runtime.device), NonFiniteDetector(runtime.device, criterion.weights)
     network = unwrapped(student)
     with undisturbed(network):
-        for step, share in enumerate(local_batches(loader, runtime)):
-            batch = share.batch if len(share.labels) else _stand_in(share.batch)
-            losses = criterion(network, batch, share.labels)
-            losses = losses if len(share.labels) else _nothing(losses)
-            watch.update(losses, step)
-            sums.add(losses, share.batch.labels)
+        for step, local in enumerate(local_batches(loader, runtime, criterion)):
+            is_empty = not len(local.batch.labels)
+            losses = criterion(network, _stand_in(local.batch) if is_empty else local.batch)
+            losses = losses.as_nothing() if is_empty else losses
+            detector.update(losses, step)
+            meter.add(losses, local.batch.labels)
             if on_batch is not None:
                 on_batch(step + 1)
-    check_finite(watch, runtime)
-    return sums.means(runtime)
-
-
-def train_epoch(
-    student_model: nn.Module,
-    teacher_model: nn.Module | None,
-    train_loader: Iterable[Any],
-    optimizer: torch.optim.Optimizer,
-    device: str | torch.device = "auto",
-    config: Config | Mapping[str, Any] | None = None,
-) -> dict[str, float]:
-    """Train for one pass over a loader.
-
-    A loop of one's own around this function gets a fresh order and fresh augmentation in each pass, as our
-    loaders advance by themselves.
-
-    Args:
-        student_model: trained in place, in train mode.
-        teacher_model: compared with, left as it is; None trains by cross-entropy alone.
-        train_loader: any iterable of (images, labels).
-        optimizer: over the student's parameters.
-        device: where to compute; the networks are moved there.
-        config: alpha, beta, temperature and layers are used.
-
-    Returns:
-        means over samples: loss, accuracy (fraction), classification, kd, attention, attention_stage_i.
-
-    Raises:
-        DivergenceError: a loss was not a finite number; names the batch and the component.
-        DataError: the loader was empty, or a label out of range.
-    """
-    criterion, runtime = _set_up(student_model, teacher_model, device, config)
-    return run_training_epoch(criterion, student_model, train_loader, optimizer, runtime).figures
-
-
-def validate(
-    student_model: nn.Module,
-    teacher_model: nn.Module | None,
-    val_loader: Iterable[Any],
-    device: str | torch.device = "auto",
-    config: Config | Mapping[str, Any] | None = None,
-) -> dict[str, float]:
-    """Measure a student on a loader: eval mode, no gradients, everything left as it was found.
-
-    Returns:
-        means over samples: loss, accuracy (fraction), classification, kd, attention, attention_stage_i.
-
-    Raises:
-        DataError: the loader was empty, or a label out of range.
-    """
-    criterion, runtime = _set_up(student_model, teacher_model, device, config)
-    return run_validation_epoch(criterion, student_model, val_loader, runtime).figures
-
-
-def _set_up(
-    student: nn.Module,
-    teacher: nn.Module | None,
-    device: str | torch.device,
-    config: Config | Mapping[str, Any] | None,
-) -> tuple[Criterion, Runtime]:
-    config = resolve_config(config)
-    runtime = Runtime(resolve_device(device))
-    student.to(runtime.device)
-    if teacher is not None:
-        teacher.to(runtime.device)
-    return Criterion(config, make_teacher(teacher, config, runtime), runtime), runtime
+    check_finite(detector, runtime)
+    return meter.means(runtime)

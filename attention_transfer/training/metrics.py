@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from attention_transfer.config import Config
 from attention_transfer.distributed import Runtime
 from attention_transfer.errors import DataError, DivergenceError
 from attention_transfer.training.criterion import Losses
@@ -38,21 +38,21 @@ class Means(NamedTuple):
 
     Attributes:
         samples: how many images were seen, over all processes.
-        figures: means over them: loss, accuracy (fraction), classification, kd, attention, attention_stage_i.
+        figures: means over them: loss, accuracy (fraction), classification, and all that the terms of the loss report.
     """
 
     samples: int
     figures: dict[str, float]
 
 
-COMPONENTS = ("loss", "classification", "kd", "attention")
-
-
 class MeanMeter:
-    """Running sums of losses and correct answers over samples.
+    """Running sums of losses and correct predictions over samples.
 
-    They stay on the device as one vector (count, correct, loss, classification, kd, attention, each stage), so
-    that a step waits for nothing; reading them is what waits.
+    They stay on the device as one vector (count, correct, loss, classification, what each term reports), so that a
+    step waits for nothing; reading them is what waits.
+
+    Attributes:
+        names: of the numbers behind count, correct and loss; None before the first batch.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -60,12 +60,14 @@ class MeanMeter:
         self._dtype = torch.float32 if device.type == "mps" else torch.float64
         self._device = device
         self._sums: Tensor | None = None
+        self.names: tuple[str, ...] | None = None
 
     def add(self, losses: Losses, labels: Tensor) -> None:
         """Add a batch."""
         with torch.no_grad():
+            self.names = tuple(losses.scalars)
             count = len(labels)
-            means = torch.stack([losses.total, losses.classification, losses.kd, losses.attention, *losses.per_stage])
+            means = torch.stack([losses.total, *losses.scalars.values()])
             correct = (losses.logits.argmax(dim=1) == labels).sum()
             counts = torch.stack([correct.new_tensor(count), correct])
             new = torch.cat([counts.to(self._dtype), means.to(self._dtype) * count])
@@ -78,17 +80,11 @@ class MeanMeter:
             DataError: no sample was added.
         """
         totals = None if self._sums is None else runtime.sum_over_processes(self._sums).tolist()
-        if totals is None or not totals[0]:
+        if totals is None or not totals[0] or self.names is None:
             raise DataError("the loader gave no batch; it must give at least one.")
-        count, correct, *sums = totals
-        means = [value / count for value in sums]
-        stages = {f"attention_stage_{i}": value for i, value in enumerate(means[len(COMPONENTS) :])}
-        figures = {
-            "loss": means[0],
-            "accuracy": correct / count,
-            **dict(zip(COMPONENTS, means, strict=False)),
-            **stages,
-        }
+        count, correct, loss, *sums = totals
+        figures = {"loss": loss / count, "accuracy": correct / count}
+        figures |= {name: value / count for name, value in zip(self.names, sums, strict=True)}
         return Means(int(count), figures)
 
     @property
@@ -100,9 +96,17 @@ class MeanMeter:
         """The sums of all processes, on the CPU, for a checkpoint; every process must call this together."""
         return None if self._sums is None else runtime.sum_over_processes(self._sums).cpu()
 
-    def load_state(self, sums: Tensor | None) -> None:
-        """Go on from the sums of a checkpoint."""
+    def load_state(self, sums: Tensor | None, names: Sequence[str] | None = None) -> None:
+        """Continue from the sums of a checkpoint.
+
+        Args:
+            sums: see `over_processes`.
+            names: of its numbers; None for a checkpoint of version 0.1, which knew two terms.
+        """
         self._sums = None if sums is None else sums.to(self._device)
+        if sums is not None:
+            stages = (f"attention_stage_{i}" for i in range(len(sums) - 6))
+            self.names = ("classification", "kd", "attention", *stages) if names is None else tuple(names)
 
 
 class BadStep(NamedTuple):
@@ -118,18 +122,20 @@ class NonFiniteDetector:
 
     Args:
         device: where the losses are.
-        config: components whose weight is 0 are no part of the total, and so are not to blame.
+        weights: of the terms, by name; one whose weight is 0 is no part of the total, and so is not to blame.
     """
 
-    def __init__(self, device: torch.device, config: Config) -> None:
-        self._config = config
+    def __init__(self, device: torch.device, weights: Mapping[str, float]) -> None:
+        self._weights = weights
         self._first = torch.full((), -1, dtype=torch.int64, device=device)
+        self._names: tuple[str, ...] = ()
         self._values: Tensor | None = None
 
     def update(self, losses: Losses, batch: int) -> None:
         """Look at one batch."""
         with torch.no_grad():
-            values = torch.stack([losses.total, losses.classification, losses.kd, *losses.per_stage]).float()
+            self._names = tuple(losses.scalars)
+            values = torch.stack([losses.total, *losses.scalars.values()]).float()
             is_first_bad = (self._first < 0) & ~losses.total.isfinite()
             self._first = torch.where(is_first_bad, batch, self._first)
             self._values = values if self._values is None else torch.where(is_first_bad, values, self._values)
@@ -138,10 +144,15 @@ class NonFiniteDetector:
         """The first bad batch, or None; waits for the device."""
         if self._values is None or int(self._first) < 0:
             return None
-        names = ["total", "classification", "kd"]
-        names += [f"attention_stage_{i}" for i in range(len(self._values) - len(names))]
-        values: dict[str, Any] = dict(zip(names, self._values.tolist(), strict=True))
-        weights = {"classification": 1.0, "kd": self._config.alpha}
-        to_blame = [name for name in names[1:] if weights.get(name, self._config.beta) > 0]
+        values: dict[str, float] = dict(zip(("total", *self._names), self._values.tolist(), strict=True))
+        # a sum of parts is named by the part that is bad
+        parts = [name for name in values if not any(other.startswith(f"{name}_") for other in values)]
+        to_blame = [name for name in parts if name != "total" and self._weight_of(name) > 0]
         bad = [name for name in to_blame if not math.isfinite(values[name])]
-        return BadStep(int(self._first), bad[0] if bad else "total", values)
+        return BadStep(int(self._first), bad[0] if bad else "total", {name: values[name] for name in parts})
+
+    def _weight_of(self, name: str) -> float:
+        if name == "classification":
+            return 1.0
+        terms = [term for term in self._weights if name == term or name.startswith(f"{term}_")]
+        return self._weights[max(terms, key=len)] if terms else 0.0

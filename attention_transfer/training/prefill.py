@@ -12,6 +12,7 @@ from attention_transfer.logs import log_to_stdout
 from attention_transfer.teacher.build import build_teachers
 from attention_transfer.teacher.cache.prefill import prefill
 from attention_transfer.teacher.cache.teacher import CachedTeacher
+from attention_transfer.training.criterion import default_terms, needs_of_teacher
 from attention_transfer.training.precision.choose import batch_shape, with_teacher_precision
 from attention_transfer.training.setup.classes import with_classes
 from attention_transfer.training.setup.loaders import cache_pixels_of, open_loaders
@@ -50,7 +51,8 @@ def prefill_caches(config: Mapping[str, Any] | Config | None = None) -> dict[str
             cache_pixels_of(loaders, config, runtime)
             shape = batch_shape(config, loaders.train, None, runtime.world_size)
             config = with_teacher_precision(config, runtime, teacher, shape)
-            teachers = build_teachers(config, teacher, loaders.train, loaders.val, runtime)
+            needs = needs_of_teacher(default_terms(config))
+            teachers = build_teachers(config, teacher, loaders.train, loaders.val, runtime, needs)
             return {
                 role: prefill(answers, runtime.device, f"asking the teacher for {role}")
                 for role, answers in (("train", teachers.train), ("val", teachers.val))

@@ -29,12 +29,12 @@ class Stopped(Exception):  # noqa: N818 - no error: the run ends as it was asked
     """Leaves a run at the end of a batch.
 
     Attributes:
-        signal: what asked for it.
+        by: the name of the signal, or the reason that a callback gave.
     """
 
-    def __init__(self, number: signal.Signals) -> None:
-        super().__init__(f"asked to stop by {number.name}")
-        self.signal = number
+    def __init__(self, by: str) -> None:
+        super().__init__(f"asked to stop by {by}")
+        self.by = by
 
 
 class SignalHandler:

@@ -4,35 +4,37 @@ from __future__ import annotations
 
 import logging
 import signal
-import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from typing import Any, cast
 
 import torch
 from torch import nn
 
-from attention_transfer.checkpoint import load_weights, read_checkpoint
+from attention_transfer.checkpoint import load_weights
 from attention_transfer.config import Config, resolve_config
-from attention_transfer.data.sampler import EpochBatchSampler
+from attention_transfer.data.loaders import own_sampler
 from attention_transfer.data.workers import explain_lost_workers
 from attention_transfer.distributed import AcceleratedRuntime
-from attention_transfer.errors import AttentionTransferError, DivergenceError
+from attention_transfer.errors import AttentionTransferError
 from attention_transfer.evaluation import evaluate_model
+from attention_transfer.features.maps import SUM_OF_SQUARES, MapFunction
 from attention_transfer.logs import capture_logs, log_once
-from attention_transfer.teacher.build import Teachers
+from attention_transfer.losses.term import LossTerm
 from attention_transfer.training.autosave import AutoSave
-from attention_transfer.training.callbacks import RunContext, default_callbacks
-from attention_transfer.training.callbacks.base import CallbackList
+from attention_transfer.training.callbacks.base import Callback, CallbackList
 from attention_transfer.training.checkpointing.paths import FAILED, FINISHED, STOPPED
 from attention_transfer.training.checkpointing.state import EpochRecord
+from attention_transfer.training.context import RunContext
 from attention_transfer.training.criterion import Criterion
+from attention_transfer.training.divergence import naming_the_epoch
 from attention_transfer.training.epoch import run_training_epoch, run_validation_epoch
 from attention_transfer.training.epoch_progress import EpochProgress
-from attention_transfer.training.setup.loaders import Loader, Loaders, has_position
-from attention_transfer.training.setup.prepare import prepare
+from attention_transfer.training.optim import MakeOptimizer, MakeScheduler
+from attention_transfer.training.setup.loaders import Loader, Loaders
+from attention_transfer.training.setup.prepare import PreparedRun, prepare
+from attention_transfer.training.setup.user_parts import UserParts
 from attention_transfer.training.signals import NOT_SAVED, SAVED, TESTED, SignalHandler, Stopped
 
 logger = logging.getLogger(__name__)
@@ -46,6 +48,11 @@ def train_at(
     *,
     student: nn.Module | None = None,
     teacher: nn.Module | None = None,
+    terms: Sequence[LossTerm] = (),
+    map_function: MapFunction = SUM_OF_SQUARES,
+    callbacks: Sequence[Callback] = (),
+    optimizer: MakeOptimizer | None = None,
+    scheduler: MakeScheduler | None = None,
 ) -> dict[str, Any]:
     """Train a student to look where its teacher looks: the whole run, in one call.
 
@@ -59,12 +66,19 @@ def train_at(
         test_loader: likewise; without one there are no test_results.
         student: a module of your own, instead of the setting `model`.
         teacher: a module of your own, instead of the setting `teacher_model`.
+        terms: loss terms of your own, beside alpha KD and beta AT (whose weights may be 0); see `LossTerm`.
+        map_function: the kind of attention map that AT compares; see `MapFunction`.
+        callbacks: of your own, called after the library's; see `Callback`.
+        optimizer: a function from parameter groups to a torch optimizer, instead of SGD by the settings.
+        scheduler: a function from the optimizer to a torch learning rate scheduler, stepped once an epoch, instead of
+            StepLR by the settings.
 
     Returns:
         a dict: model (best weights, eval mode), teacher_model, best_accuracy (fraction), training_history (a dict an
         epoch: epoch, lr, seconds, images_per_second, and train_ and val_ of loss, accuracy, classification, kd,
-        attention, attention_stage_i), test_results (see `evaluate_model`; None without a test split), config
-        (resolved, a dict), experiment_name, status (finished or stopped), stopped_by (SIGINT or SIGTERM, else None).
+        attention, attention_stage_i and what terms of your own report), test_results (see `evaluate_model`; None
+        without a test split), config (resolved, a dict), experiment_name, status (finished or stopped), stopped_by
+        (SIGINT, SIGTERM or the reason that a callback gave, else None).
 
     Raises:
         ConfigError, DataError, TeacherError, CheckpointError: before training, with the value at fault.
@@ -75,43 +89,46 @@ def train_at(
     """
     log_once.cache_clear()
     config = resolve_config(config)
-    with capture_logs() as said, explain_lost_workers():
-        return _run(config, (train_loader, val_loader, test_loader), student, teacher, said)
+    parts = UserParts(
+        train_loader, val_loader, test_loader, student, teacher, terms, map_function, callbacks, optimizer, scheduler
+    )
+    with capture_logs() as captured, explain_lost_workers():
+        return _run(config, parts, captured)
 
 
-def _run(
-    config: Config,
-    user_loaders: tuple[Loader | None, Loader | None, Loader | None],
-    student: nn.Module | None,
-    teacher: nn.Module | None,
-    said: Iterable[logging.LogRecord],
-) -> dict[str, Any]:
-    prepared = prepare(config, AcceleratedRuntime(config), user_loaders, student, teacher, said)
-    has_place = has_position(prepared.loaders.train, prepared.run.runtime)
+def _run(config: Config, parts: UserParts, captured: Iterable[logging.LogRecord]) -> dict[str, Any]:
+    prepared = prepare(config, AcceleratedRuntime(config), parts, captured)
+    keeps_position = _keeps_position(prepared)
     # closed inside: a launcher's second copy of a signal must not hit the end of the workers
-    with SignalHandler(SAVED if has_place else NOT_SAVED) as request, closing(prepared):
-        return _train(prepared.run, prepared.loaders, prepared.teachers, request)
+    with SignalHandler(SAVED if keeps_position else NOT_SAVED) as request, closing(prepared):
+        return _train(prepared, request)
 
 
-def _train(run: RunContext, loaders: Loaders, teachers: Teachers, request: SignalHandler) -> dict[str, Any]:
-    """The loop: epochs, then the test split; whatever happens, the observers hear how it ended."""
-    callbacks = CallbackList(default_callbacks(), run)
+def _keeps_position(prepared: PreparedRun) -> bool:
+    """Whether the training loader can start inside an epoch."""
+    return own_sampler(prepared.loaders.train, prepared.run.runtime.world_size) is not None
+
+
+def _train(prepared: PreparedRun, request: SignalHandler) -> dict[str, Any]:
+    """The loop: epochs, then the test split; whatever happens, the callbacks are told how it ended."""
+    run, loaders, teachers = prepared.run, prepared.loaders, prepared.teachers
+    callbacks = CallbackList(prepared.callbacks, run)
     student = _compiled(run.runtime.wrap(run.state.student), run)
     criteria = {
-        "train": Criterion(run.config, teachers.train, run.runtime),
-        "val": Criterion(run.config, teachers.val, run.runtime),
+        "train": Criterion(run.config, teachers.train, run.runtime, prepared.terms),
+        "val": Criterion(run.config, teachers.val, run.runtime, prepared.terms),
     }
-    autosave = AutoSave(run, callbacks, request, keeps_position=has_position(loaders.train, run.runtime))
+    autosave = AutoSave(run, callbacks, request, keeps_position=_keeps_position(prepared))
     status = FAILED
     try:
         with explain_lost_workers():
-            callbacks.start()
+            callbacks.run_started()
             while run.state.epoch < run.config.epochs:
                 record = _train_one_epoch(run, criteria, student, loaders, callbacks, autosave)
                 teachers.log_cache_hits(run.state.epoch + 1, run.runtime)
                 accuracy = record.get("val_accuracy", record["train_accuracy"])
                 is_best = run.state.complete_epoch(record, accuracy, always_best=not run.validates)
-                callbacks.epoch(record, is_best)
+                callbacks.epoch_completed(record, is_best)
                 autosave.after_epoch()
             request.promise = TESTED
             _load_best(run)
@@ -119,9 +136,8 @@ def _train(run: RunContext, loaders: Loaders, teachers: Teachers, request: Signa
             status = FINISHED
     except (KeyboardInterrupt, Stopped) as stopped:
         status = STOPPED
-        run.outcome["error"] = run.outcome["stopped_by"] = (
-            stopped.signal.name if isinstance(stopped, Stopped) else signal.SIGINT.name
-        )
+        by = stopped.by if isinstance(stopped, Stopped) else signal.SIGINT.name
+        run.outcome["error"] = run.outcome["stopped_by"] = by
         _load_best(run)
     except BaseException as error:
         run.outcome["error"] = f"{type(error).__name__}: {error}"
@@ -130,7 +146,7 @@ def _train(run: RunContext, loaders: Loaders, teachers: Teachers, request: Signa
         for criterion in criteria.values():
             criterion.close()
         try:
-            callbacks.end(status)
+            callbacks.run_ended(status)
         finally:
             callbacks.close()
     return _results(run, status)
@@ -155,22 +171,21 @@ def _train_one_epoch(
     autosave: AutoSave,
 ) -> EpochRecord:
     state, runtime, epoch = run.state, run.runtime, run.state.epoch + 1
-    callbacks.epoch_start(epoch)
-    position, seconds_before = _resume_position(run, loaders.train)
+    callbacks.epoch_started(epoch)
+    progress = _progress(run, loaders.train, criteria["train"].weights)
     lr = state.optimizer.param_groups[0]["lr"]
-    began = time.perf_counter() - seconds_before
 
-    def on_batch(position: EpochProgress) -> None:
+    def on_batch(progress: EpochProgress) -> None:
         state.step += 1
-        callbacks.batch(position.batches - 1, position.sums)
-        autosave.after_batch(position, began)
+        callbacks.batch_trained(progress.batches - 1, progress.meter)
+        autosave.after_batch(progress)
 
-    with _naming_the_epoch(run, f"epoch {epoch}"):
+    with naming_the_epoch(run, f"epoch {epoch}"):
         train = run_training_epoch(
-            criteria["train"], student, loaders.train, state.optimizer, runtime, on_batch, position
+            criteria["train"], student, loaders.train, state.optimizer, runtime, on_batch, progress
         )
         state.check_finite()
-    seconds = time.perf_counter() - began
+    seconds = progress.seconds
     record: EpochRecord = {
         "epoch": epoch,
         "lr": lr,
@@ -180,13 +195,13 @@ def _train_one_epoch(
     }
     if loaders.val is not None:
         runtime.align_buffers(state.student)
-        with _naming_the_epoch(run, f"epoch {epoch}, validation"):
+        with naming_the_epoch(run, f"epoch {epoch}, validation"):
             val = run_validation_epoch(
                 criteria["val"],
                 state.student,
                 loaders.val,
                 runtime,
-                lambda batches: autosave.after_validation_batch(batches, position, began),
+                lambda batches: autosave.after_validation_batch(batches, progress),
             )
         record.update({f"val_{key}": value for key, value in val.figures.items()})
     with warnings.catch_warnings():
@@ -196,58 +211,21 @@ def _train_one_epoch(
     return record
 
 
-def _resume_position(run: RunContext, loader: Loader) -> tuple[EpochProgress, float]:
-    """The position from which the next epoch goes on, and the seconds that were spent to get there."""
+def _progress(run: RunContext, loader: Loader, weights: Mapping[str, float]) -> EpochProgress:
+    """The next epoch, at its first batch, or where an unfinished one was left."""
     state, runtime = run.state, run.runtime
-    position = EpochProgress(runtime, run.config)
+    progress = EpochProgress(runtime, weights, state.epoch, run.batches)
     unfinished, state.unfinished = state.unfinished, None
-    sampler = getattr(loader, "batch_sampler", None)
-    if isinstance(sampler, EpochBatchSampler):
-        sampler.set_epoch(state.epoch, 0 if unfinished is None else unfinished.batches)
-    if unfinished is None:
-        if runtime.world_size > 1:
-            # a shuffled loader of the user's draws its order from torch's generator: shares are disjoint only where
-            # all processes draw alike
-            torch.manual_seed(run.config.seed + state.epoch + 1)
-        return position, 0.0
-    position.go_on(unfinished.batches, unfinished.images, unfinished.sums)
-    return position, unfinished.seconds
-
-
-@contextmanager
-def _naming_the_epoch(run: RunContext, when: str) -> Iterator[None]:
-    """A loss that is no number is told with the epoch, the learning rate, and what there is to go back to."""
-    try:
-        yield
-    except DivergenceError as error:
-        lr = run.state.optimizer.param_groups[0]["lr"]
-        raise DivergenceError(f"{when}, lr {lr:g}: {error}. {_last_good(run)}") from None
-
-
-def _last_good(run: RunContext) -> str:
-    """A sentence that names the newest checkpoint that verifies."""
-    checkpoints, last = run.paths.checkpoints(), run.paths.last
-    if not checkpoints:
-        return "There is no checkpoint yet."
-    # the last is the newest, unless something has happened to it
-    good = _progress_in(last) if last in checkpoints else None
-    if good is None:
-        others = [(progress, path) for path in checkpoints if (progress := _progress_in(path)) is not None]
-        if not others:
-            return f"None of the {len(checkpoints)} checkpoints can be read."
-        good, last = max(others, key=lambda pair: pair[0])
-    inside = f" and {good[1]} batches" if good[1] else ""
-    return f"The last good checkpoint is {last} (after epoch {good[0]}{inside})."
-
-
-def _progress_in(checkpoint: Path) -> tuple[int, int] | None:
-    """The epochs, and the batches of an unfinished one, that a checkpoint holds; None where it cannot be read."""
-    try:
-        content = read_checkpoint(checkpoint)
-        unfinished = content["training"]["unfinished"] if content["training"] else None
-        return content["epoch"], unfinished["batches"] if unfinished else 0
-    except Exception:  # whatever is wrong with a file must not hide what has ended the run
-        return None
+    sampler = own_sampler(loader)
+    if sampler is not None:
+        sampler.set_epoch(state.epoch, 0 if unfinished is None else unfinished["batches"])
+    if unfinished is not None:
+        progress.load_state_dict(unfinished)
+    elif runtime.world_size > 1:
+        # a shuffled loader of the user's draws its order from torch's generator: shares are disjoint only where
+        # all processes draw alike
+        torch.manual_seed(run.config.seed + state.epoch + 1)
+    return progress
 
 
 def _load_best(run: RunContext) -> None:

@@ -22,13 +22,16 @@ from attention_transfer.training.checkpointing.disk_space import (
 )
 from attention_transfer.training.checkpointing.paths import RunPaths
 from attention_transfer.training.checkpointing.state import RunState
+from attention_transfer.training.optim import make_optimizer, make_scheduler, parameter_groups
 
 
 @pytest.mark.parametrize("name", ["CifarResNet-8", "MultiBranchNet", "ResNet18"])
 def test_a_checkpoint_is_as_large_as_was_said_at_most(tmp_path, name):
     student = create_model(name, 10)
     told = checkpoint_bytes(student)
-    state = RunState.start(Config(model=name, num_classes=10), student, None)
+    config = Config(model=name, num_classes=10)
+    optimizer = make_optimizer(config, parameter_groups(student))
+    state = RunState(config, student, optimizer, make_scheduler(config, optimizer))
     student(torch.rand(2, 3, 64, 64)).sum().backward()
     state.optimizer.step()
     assert state.complete_epoch({"loss": 1.0}, 0.5, always_best=False)

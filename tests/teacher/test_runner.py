@@ -11,13 +11,15 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from attention_transfer import create_model
-from attention_transfer.features.maps import attention_map
+from attention_transfer.features.maps import SUM_OF_SQUARES, attention_map
+from attention_transfer.features.signals import Needs
 from attention_transfer.features.taps import Taps
 from attention_transfer.modules import undisturbed
 from attention_transfer.networks.registry import taps_of
 from attention_transfer.teacher.runner import FrozenRunner
 
 NETWORKS = [("ResNet18", 40), ("CifarResNet-20", 32), ("WideResNet-16-1", 32), ("MultiBranchNet", 40)]
+MAPS = Needs(maps=(SUM_OF_SQUARES,))
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
 
@@ -39,9 +41,8 @@ def network_of(name):
     return model
 
 
-def flat(answer):
-    maps, logits = answer
-    return [*maps, logits]
+def flat(output):
+    return [*output.maps(SUM_OF_SQUARES), output.logits]
 
 
 @pytest.fixture
@@ -97,19 +98,19 @@ def test_images_of_any_strides_are_answered_alike():
 def test_nothing_runs_after_the_deepest_tapped_stage_when_no_logits_are_needed():
     model, images = network_of("CifarResNet-8"), some_images(4, 32)
     whole = FrozenRunner(model, ["layer1", "layer2"], images, chunk=4)
-    short = FrozenRunner(model, ["layer1", "layer2"], images, chunk=4, needs_logits=False)
+    short = FrozenRunner(model, ["layer1", "layer2"], images, chunk=4, needs=MAPS)
     short.run(images)
     flops = []
     for runner in (whole, short):
         with FlopCounterMode(display=False) as counter:
-            maps, logits = runner.run(images)
+            told = runner.run(images)
         flops.append(counter.get_total_flops())
-        assert [tuple(stage.shape) for stage in maps] == [(4, 32, 32), (4, 16, 16)]
-        assert (logits is None) == (runner is short)
+        assert [tuple(stage.shape) for stage in told.maps(SUM_OF_SQUARES)] == [(4, 32, 32), (4, 16, 16)]
+        assert (told.logits is None) == (runner is short)
     per_image = 2 * (3 * 16 * 9 * 32**2 + 2 * 16 * 16 * 9 * 32**2 + (16 * 32 + 32 * 32) * 9 * 16**2)
     assert flops[1] == 4 * per_image
     assert flops[0] > 1.3 * flops[1]
-    for mine, theirs in zip(short.run(images)[0], whole.run(images)[0], strict=True):
+    for mine, theirs in zip(*(runner.run(images).maps(SUM_OF_SQUARES) for runner in (short, whole)), strict=True):
         assert torch.equal(mine, theirs)
 
 
@@ -137,16 +138,17 @@ def test_it_counts_the_images_that_it_answered():
 
 def test_an_empty_batch_has_maps_and_logits_of_the_usual_sizes():
     model, images = network_of("CifarResNet-8"), some_images(4, 32)
-    maps, logits = FrozenRunner(model, taps_of(model), images, chunk=4).run(images[:0])
+    told = FrozenRunner(model, taps_of(model), images, chunk=4).run(images[:0])
+    maps, logits = told.maps(SUM_OF_SQUARES), told.logits
     assert [tuple(stage.shape) for stage in maps] == [(0, 32, 32), (0, 16, 16), (0, 8, 8)]
     assert logits.shape == (0, 10)
 
 
 def test_with_nothing_to_say_nothing_runs():
     model, images = network_of("CifarResNet-8"), some_images(4, 32)
-    runner = FrozenRunner(model, [], images, needs_logits=False)
+    runner = FrozenRunner(model, [], images, needs=MAPS)
     with FlopCounterMode(display=False) as counter:
-        assert runner.run(images) == ([], None)
+        assert runner.run(images) == {}
     assert counter.get_total_flops() == 0
 
 
@@ -156,7 +158,8 @@ def test_the_network_is_left_as_it_was_found_and_the_answer_can_be_trained_on(fo
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     strides = [parameter.stride() for parameter in model.parameters()]
     runner = FrozenRunner(model, taps_of(model), images, memory_format=torch.channels_last, chunk=4, fold=fold)
-    maps, logits = runner.run(images)
+    told = runner.run(images)
+    maps, logits = told.maps(SUM_OF_SQUARES), told.logits
     assert all(module.training and not module._forward_hooks for module in model.modules())
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     assert [parameter.stride() for parameter in model.parameters()] == strides
@@ -165,11 +168,11 @@ def test_the_network_is_left_as_it_was_found_and_the_answer_can_be_trained_on(fo
     assert torch.equal(student.grad, maps[0])
 
 
-def test_double_weights_take_float_images_and_give_float_answers():
+def test_double_weights_take_float_images_and_give_double_outputs():
     model, images = network_of("CifarResNet-8").double(), some_images(3, 32)
     runner = FrozenRunner(model, taps_of(model), images, chunk=4)
     assert not runner.is_folded
-    assert {part.dtype for part in flat(runner.run(images))} == {torch.float32}
+    assert {part.dtype for part in flat(runner.run(images))} == {torch.float64}
 
 
 def test_a_network_that_normalises_by_the_batch_gets_it_whole_and_unpadded(caplog):
@@ -183,7 +186,7 @@ def test_a_network_that_normalises_by_the_batch_gets_it_whole_and_unpadded(caplo
         runner = FrozenRunner(model, ["2"], images, chunk=4)
     assert runner.depends_on_batch
     assert "'1' has no running statistics" in caplog.text
-    assert torch.equal(runner.run(images)[1], model.eval()(images))
+    assert torch.equal(runner.run(images).logits, model.eval()(images))
 
 
 def test_it_runs_in_the_number_format_that_it_is_given():

@@ -8,7 +8,7 @@ from attention_transfer import create_model, train_at
 from attention_transfer.config import Config
 from attention_transfer.data.batches import Batch
 from attention_transfer.distributed import Runtime
-from attention_transfer.teacher.online import LiveTeacher
+from attention_transfer.teacher.build import make_teacher
 from attention_transfer.training.criterion import Criterion
 
 
@@ -21,7 +21,7 @@ def test_a_compiled_student_has_the_same_losses_and_gradients_and_is_left_withou
 
     def gradients(network):
         student.load_state_dict(state)
-        criterion = Criterion(Config(), LiveTeacher(teacher), runtime)
+        criterion = Criterion(Config(), make_teacher(teacher, Config(), runtime), runtime)
         found = []
         for batch in batches:
             student.zero_grad()

@@ -15,11 +15,11 @@ from torch import nn
 
 from attention_transfer.checkpoint import weights_digest
 from attention_transfer.data.dataset import ImageDataset
+from attention_transfer.features.maps import MapFunction
 from attention_transfer.modules import unwrapped
 from attention_transfer.networks.registry import network_name
 
 FORMAT = "answers 1"
-MAP_FUNCTION = "mean of squares over channels, L2-normalised, times sqrt(HW)"
 
 
 def _structure(teacher: nn.Module) -> str:
@@ -31,6 +31,7 @@ def _structure(teacher: nn.Module) -> str:
 def cache_identity(
     teacher: nn.Module,
     names: Sequence[str],
+    functions: Sequence[MapFunction],
     dataset: ImageDataset,
     data_digest: str,
     *,
@@ -45,6 +46,7 @@ def cache_identity(
     Args:
         teacher: the network, unfolded.
         names: its tapped modules.
+        functions: the map functions.
         dataset: images as the teacher sees them.
         data_digest: of its samples; see `samples_digest`.
         views: how many views of each image there are; 'warp' for whole images and their mirror images; None or 1
@@ -57,7 +59,7 @@ def cache_identity(
         "weights": weights_digest(teacher),
         "architecture": [network_name(teacher), _structure(teacher)],
         "taps": list(names),
-        "map": MAP_FUNCTION,
+        "map": f"{' and '.join(function.name for function in functions)}, L2-normalised, times sqrt(HW)",
         "data": data_digest,
         "decoding": dataset.decoder.identity(),
         "mean": dataset.mean,

@@ -96,20 +96,22 @@ class _Place:
 
 def _index(plan: CachePlan, teacher: nn.Module, runner: FrozenRunner, images: Tensor) -> CacheIndex:
     if plan.views == "warp":
-        return WarpIndex(plan.dataset, find_grids(teacher, images[:1], runner.names))
+        return WarpIndex(plan.dataset, find_grids(teacher, images[:1], runner.names) * len(runner.needs.maps))
     return ViewIndex(plan.dataset, plan.views if isinstance(plan.views, int) else 1)
 
 
 def _shape(runner: FrozenRunner, images: Tensor, config: Config) -> OutputShape:
-    maps, logits = runner.run(images[:1])
-    sizes = tuple((stage.shape[1], stage.shape[2]) for stage in maps)
-    return OutputShape(sizes, None if logits is None else logits.shape[1], config.map_precision)
+    output = runner.run(images[:1])
+    functions, logits = runner.needs.maps, output.logits
+    sizes = tuple((stage.shape[1], stage.shape[2]) for function in functions for stage in output.maps(function))
+    return OutputShape(sizes, None if logits is None else logits.shape[1], config.map_precision, functions)
 
 
 def _identity(plan: CachePlan, config: Config, teacher: nn.Module, runner: FrozenRunner, runtime: Runtime) -> str:
     return cache_identity(
         teacher,
         runner.names,
+        runner.needs.maps,
         plan.dataset,
         plan.dataset.digest(hash_files=config.hash_files),
         views=plan.views,

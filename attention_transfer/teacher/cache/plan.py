@@ -1,4 +1,4 @@
-"""What a teacher is to answer in a run: which images, in which views, how often."""
+"""Cache plan: which images a teacher sees in a run, in which views, and how often."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from attention_transfer.data.dataset import ImageDataset
-from attention_transfer.data.sampler import EpochBatchSampler
+from attention_transfer.data.loaders import own_dataset, own_sampler
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class CachePlan:
 
     @property
     def repeats(self) -> bool:
-        """Whether some answer is used twice."""
+        """Whether some output is used twice."""
         return self.epochs > (self.views if isinstance(self.views, int) else 1)
 
     @property
     def teacher_epochs(self) -> str:
-        """When the network runs if its answers are kept, in words."""
+        """When the network runs if its outputs are cached, in words."""
         if self.views == "warp":
             return "once on each whole image and its mirror image, as they come up first"
         count = min(self.epochs, self.views) if isinstance(self.views, int) else self.epochs
@@ -51,11 +51,16 @@ class CachePlan:
 
 
 def plan_for(role: str, loader: Iterable[Any], epochs: int, world_size: int) -> CachePlan | None:
-    """What there is to answer for a loader; None for one that does not tell which samples are in a batch."""
-    dataset, sampler = getattr(loader, "dataset", None), getattr(loader, "batch_sampler", None)
-    if not isinstance(dataset, ImageDataset) or not isinstance(sampler, EpochBatchSampler):
-        return None
-    if sampler.world_size != world_size:
+    """The plan for a loader; None for one that does not tell which samples are in a batch.
+
+    Args:
+        role: train or val.
+        loader: of that split.
+        epochs: of the whole run.
+        world_size: number of processes.
+    """
+    dataset, sampler = own_dataset(loader), own_sampler(loader, world_size)
+    if dataset is None or sampler is None:
         return None
     if dataset.augmentation is None:
         return CachePlan(role, dataset, 1, epochs)

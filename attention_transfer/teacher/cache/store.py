@@ -20,6 +20,9 @@ from torch import Tensor
 
 from attention_transfer.cache.folder import LOGITS, MAPS
 from attention_transfer.cache.records import Records, file_size
+from attention_transfer.features.maps import SUM_OF_SQUARES, MapFunction
+from attention_transfer.features.signals import LOGITS as LOGITS_SIGNAL
+from attention_transfer.features.signals import Signal, TeacherOutput
 
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[Any]
@@ -31,14 +34,16 @@ class OutputShape:
     """What a teacher's answer to one image looks like.
 
     Attributes:
-        maps: (h, w) of each stage's map.
+        maps: (h, w) of each stage's map, by each map function in turn.
         logits: number of classes, or None where nobody asks for logits.
         map_precision: 'fp16' or 'fp32'.
+        functions: the map functions.
     """
 
     maps: tuple[tuple[int, int], ...]
     logits: int | None
     map_precision: str = "fp16"
+    functions: tuple[MapFunction, ...] = (SUM_OF_SQUARES,)
 
     @property
     def map_type(self) -> type[np.floating[Any]]:
@@ -49,6 +54,29 @@ class OutputShape:
     def map_bytes(self) -> int:
         """Bytes of all maps of an image."""
         return sum(h * w for h, w in self.maps) * np.dtype(self.map_type).itemsize
+
+    def maps_of(self, output: TeacherOutput) -> list[Tensor]:
+        """The maps [B, h, w] of a teacher's output as they stand in a row: those of each function, shallow to deep."""
+        return [stage for function in self.functions for stage in output.maps(function)]
+
+    def output(
+        self, maps: Sequence[Tensor], logits: Tensor | None, coverage: Sequence[Tensor] | None = None
+    ) -> TeacherOutput:
+        """A teacher's output of the maps of a row.
+
+        Args:
+            maps: as `maps_of` has them.
+            logits: [B, K], or None.
+            coverage: of each of the maps; None: known everywhere.
+        """
+        output = TeacherOutput()
+        stages = len(maps) // max(1, len(self.functions))
+        for i, function in enumerate(self.functions if stages else ()):
+            part = slice(i * stages, (i + 1) * stages)
+            output[function.signal] = Signal(tuple(maps[part]), None if coverage is None else tuple(coverage[part]))
+        if logits is not None:
+            output[LOGITS_SIGNAL] = Signal(logits)
+        return output
 
     def encode_maps(self, maps: Sequence[Tensor]) -> Floats:
         """Normalised maps [B, h, w] of each stage as rows [B, cells] of numbers as they are kept."""

@@ -44,13 +44,12 @@ class CachedTeacher:
         A batch that does not tell which samples it holds is looked at, and its answer not kept.
         """
         if batch.indices is None:
-            seen, said = self.runner.run(batch.images)
-            return TeacherOutput(tuple(seen), said)
+            return self.runner.run(batch.images)
         kept_maps, kept_logits = self._recall(batch)
         device = batch.images.device
         maps, coverage = self.index.project_to_view(batch, self.shape.decode_maps(kept_maps, device))
         logits = None if kept_logits is None else torch.from_numpy(kept_logits).to(device)
-        return TeacherOutput(maps, logits, coverage)
+        return self.shape.output(maps, logits, coverage)
 
     def _recall(self, batch: Batch) -> tuple[Floats, Floats | None]:
         rows = self.index.rows(batch)
@@ -81,8 +80,8 @@ class CachedTeacher:
             logits[missing] = new_logits
 
     def _ask(self, batch: Batch, positions: Rows) -> tuple[Floats, Floats | None]:
-        maps, logits = self.runner.run(self.index.images(batch, positions))
-        return self.shape.encode_maps(maps), _on_cpu(logits)
+        output = self.runner.run(self.index.images(batch, positions))
+        return self.shape.encode_maps(self.shape.maps_of(output)), _on_cpu(output.logits)
 
 
 def _on_cpu(logits: Tensor | None) -> Floats | None:

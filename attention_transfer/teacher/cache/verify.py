@@ -47,15 +47,15 @@ def _maps_differ(cache: TeacherCache, runner: FrozenRunner, index: CacheIndex) -
     rows, maps = _known(cache.maps, index, runner.chunk, cache.shape.map_type)
     if not len(rows):
         return 0.0
-    new, _ = runner.run(index.images(index.batch(rows).to(runner.device), np.arange(len(rows))))
-    return _difference(maps, cache.shape.encode_maps(new))
+    output = runner.run(index.images(index.batch(rows).to(runner.device), np.arange(len(rows))))
+    return _difference(maps, cache.shape.encode_maps(cache.shape.maps_of(output)))
 
 
 def _logits_differ(records: Records, runner: FrozenRunner, index: CacheIndex) -> float:
     rows, logits = _known(records, index, runner.chunk, np.float32)
     if not len(rows):
         return 0.0
-    _, new = runner.run(index.images(index.batch(rows).to(runner.device), np.arange(len(rows))))
+    new = runner.run(index.images(index.batch(rows).to(runner.device), np.arange(len(rows)))).logits
     assert new is not None
     misses = new.float().cpu().numpy()
     return _difference(logits, misses) / max(1.0, float(np.abs(misses).max()))

@@ -1,7 +1,6 @@
-"""Observers write down what happens in a run: bar, log, TensorBoard, summary, checkpoints.
+"""Callbacks write down what happens in a run: bar, log, TensorBoard, summary, checkpoints.
 
-They run in the main process alone, and never draw from a global random generator. Adding one is a file here and
-a line in `default_callbacks`.
+Adding one is a file here and a line in `default_callbacks`; one of your own goes in as `train_at(callbacks=[...])`.
 """
 
 from __future__ import annotations
@@ -12,12 +11,11 @@ from attention_transfer.training.callbacks.checkpoints import Checkpoints
 from attention_transfer.training.callbacks.log import Log
 from attention_transfer.training.callbacks.summary import Summary
 from attention_transfer.training.callbacks.tensorboard import TensorBoard
-from attention_transfer.training.context import RunContext
 
 
 def default_callbacks() -> list[Callback]:
-    """Every observer, in the order in which they hear of an event."""
+    """The library's own, in the order in which they are called."""
     return [Log(), Bar(), TensorBoard(), Checkpoints(), Summary()]
 
 
-__all__ = ["Observer", "RunContext", "default_callbacks"]
+__all__ = ["Callback", "default_callbacks"]

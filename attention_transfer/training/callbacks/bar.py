@@ -24,7 +24,7 @@ class Bar(Callback):
         self._local: Runtime | None = None
         self._epoch_began = self._shown = 0.0
 
-    def start(self, run: RunContext) -> None:
+    def run_started(self, run: RunContext) -> None:
         self._local = Runtime(run.runtime.device)
         self._epochs = progress_bar(
             total=run.config.epochs,
@@ -34,23 +34,23 @@ class Bar(Callback):
             leave=True,
         )
 
-    def epoch_start(self, run: RunContext, epoch: int) -> None:
+    def epoch_started(self, run: RunContext, epoch: int) -> None:
         self._batches = progress_bar(total=run.batches, desc=f"epoch {epoch}", unit="batch")
         self._epoch_began = self._shown = time.perf_counter()
 
-    def batch(self, run: RunContext, batch: int, sums: MeanMeter) -> None:
+    def batch_trained(self, run: RunContext, batch: int, meter: MeanMeter) -> None:
         self._batches.update()
         now = time.perf_counter()
         if self._batches.disable or now - self._shown < SECONDS_BETWEEN_FIGURES or self._local is None:
             return
         self._shown = now
-        means = sums.means(self._local).figures
-        speed = sums.count / (now - self._epoch_began)
+        means = meter.means(self._local).figures
+        speed = meter.count / (now - self._epoch_began)
         self._batches.set_postfix_str(
             f"loss {means['loss']:.3f}, accuracy {means['accuracy']:.1%}, {speed:.0f} images/s"
         )
 
-    def epoch(self, run: RunContext, record: EpochRecord, is_best: bool) -> None:
+    def epoch_completed(self, run: RunContext, record: EpochRecord, is_best: bool) -> None:
         self._batches.close()
         self._epochs.update()
         accuracy = record.get("val_accuracy", record["train_accuracy"])

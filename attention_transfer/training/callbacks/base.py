@@ -1,10 +1,16 @@
-"""What observers are told, and when."""
+"""Callbacks: what watches a run, and when it is called.
+
+A callback of your own is a subclass, handed in as `train_at(callbacks=[...])`.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
+from attention_transfer.errors import ConfigError
 from attention_transfer.training.checkpointing.paths import FAILED
 from attention_transfer.training.checkpointing.state import EpochRecord
 from attention_transfer.training.context import RunContext
@@ -14,71 +20,126 @@ logger = logging.getLogger(__name__)
 
 
 class Callback:
-    """Hears of a run's events; each method may be left out."""
+    """Is called after each event of a run; each method may be left out.
 
-    def start(self, run: RunContext) -> None:
-        """The run begins, or goes on after a checkpoint."""
+    Events are named after what has just happened. A callback may end the run with `run.stop(reason)`, and may have a
+    state: what `state_dict` returns is saved in every checkpoint and handed to `load_state_dict` by a resumed run,
+    before `run_started`. It must not draw from the global random generators.
 
-    def epoch_start(self, run: RunContext, epoch: int) -> None:
-        """Epoch `epoch` (from 1) begins."""
+    Attributes:
+        every_process: called in every process of a run; False: in the main process alone.
 
-    def batch(self, run: RunContext, batch: int, sums: MeanMeter) -> None:
-        """Batch `batch` (from 0) of the epoch is done; reading `sums` waits for the device."""
+    Example:
+        class StopAt(Callback):
+            def epoch_completed(self, run, record, is_best):
+                if record["val_accuracy"] >= 0.9:
+                    run.stop("it is good enough")
+    """
 
-    def pause(self, run: RunContext) -> None:
+    every_process = False
+
+    def run_started(self, run: RunContext) -> None:
+        """The run has begun, or goes on after a checkpoint."""
+
+    def epoch_started(self, run: RunContext, epoch: int) -> None:
+        """Epoch `epoch` (from 1) has begun."""
+
+    def batch_trained(self, run: RunContext, batch: int, meter: MeanMeter) -> None:
+        """Batch `batch` (from 0) of the epoch was trained on; reading `meter` waits for the device."""
+
+    def epoch_paused(self, run: RunContext) -> None:
         """An epoch is not finished, and its state is to be saved."""
 
-    def epoch(self, run: RunContext, record: EpochRecord, is_best: bool) -> None:
-        """An epoch is done and validated; the state counts it already."""
+    def epoch_completed(self, run: RunContext, record: EpochRecord, is_best: bool) -> None:
+        """An epoch was trained and validated; the state counts it already.
 
-    def end(self, run: RunContext, status: str) -> None:
+        Args:
+            run: the run.
+            record: the epoch's figures, as they stand in the history.
+            is_best: whether it is the best epoch so far.
+        """
+
+    def run_ended(self, run: RunContext, status: str) -> None:
         """The run is over: status is finished, stopped or failed."""
 
     def close(self) -> None:
-        """Let go of files and handlers; called also after an error in `start`."""
+        """Let go of files and handlers; called also after an error in `run_started`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: plain data and tensors. Empty: nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+
+
+def by_name(callbacks: Sequence[Callback]) -> dict[str, Callback]:
+    """Callbacks by the name under which a checkpoint keeps their state: their class's, numbered where it repeats.
+
+    Raises:
+        ConfigError: something else than a callback is among them.
+    """
+    seen: Counter[str] = Counter()
+    named: dict[str, Callback] = {}
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise ConfigError(
+                f"callbacks has a {type(callback).__name__}; each must be an instance of a subclass of "
+                "attention_transfer.Callback."
+            )
+        name = type(callback).__name__
+        seen[name] += 1
+        named[name if seen[name] == 1 else f"{name} {seen[name]}"] = callback
+    return named
 
 
 class CallbackList:
-    """Tells a list of observers, in the main process alone; those whose start failed hear nothing but close.
+    """Calls a list of callbacks, in the main process alone unless they say otherwise.
 
-    Where one fails, the others hear of the event all the same: a full disk of the logs costs no checkpoint. The first
-    error is raised then, unless one has ended the run already.
+    Those whose `run_started` failed are called no more but for `close`. Where one fails, the others are called all the
+    same: a full disk of the logs costs no checkpoint. The first error is raised then, unless one has ended the run
+    already.
+
+    Args:
+        callbacks: in the order in which they are called.
+        run: is handed to each.
     """
 
     def __init__(self, callbacks: Sequence[Callback], run: RunContext) -> None:
-        self._observers: Sequence[Callback] = callbacks if run.runtime.is_main else ()
+        is_main = run.runtime.is_main
+        self._callbacks = [callback for callback in callbacks if is_main or callback.every_process]
         self._started: list[Callback] = []
         self._run = run
         self._has_failed = False
 
-    def start(self) -> None:
-        for callback in self._observers:
-            callback.start(self._run)
+    def run_started(self) -> None:
+        for callback in self._callbacks:
+            callback.run_started(self._run)
             self._started.append(callback)
 
-    def epoch_start(self, epoch: int) -> None:
+    def epoch_started(self, epoch: int) -> None:
         for callback in self._started:
-            callback.epoch_start(self._run, epoch)
+            callback.epoch_started(self._run, epoch)
 
-    def batch(self, batch: int, sums: MeanMeter) -> None:
+    def batch_trained(self, batch: int, meter: MeanMeter) -> None:
         for callback in self._started:
-            callback.batch(self._run, batch, sums)
+            callback.batch_trained(self._run, batch, meter)
 
-    def pause(self) -> None:
-        self._tell(self._started, lambda callback: callback.pause(self._run))
+    def epoch_paused(self) -> None:
+        self._call(self._started, lambda callback: callback.epoch_paused(self._run))
 
-    def epoch(self, record: EpochRecord, is_best: bool) -> None:
-        self._tell(self._started, lambda callback: callback.epoch(self._run, record, is_best))
+    def epoch_completed(self, record: EpochRecord, is_best: bool) -> None:
+        self._call(self._started, lambda callback: callback.epoch_completed(self._run, record, is_best))
 
-    def end(self, status: str) -> None:
+    def run_ended(self, status: str) -> None:
         self._has_failed = status == FAILED
-        self._tell(self._started, lambda callback: callback.end(self._run, status))
+        self._call(self._started, lambda callback: callback.run_ended(self._run, status))
 
     def close(self) -> None:
-        # the log is the first, and is to hear of what the others have to say
-        self._tell([*reversed(self._observers)], lambda callback: callback.close())
+        # the log is the first, and is to write what the others have to say
+        self._call([*reversed(self._callbacks)], lambda callback: callback.close())
 
-    def _tell(self, callbacks: Sequence[Callback], event: Callable[[Callback], None]) -> None:
+    def _call(self, callbacks: Sequence[Callback], event: Callable[[Callback], None]) -> None:
         first: Exception | None = None
         for callback in callbacks:
             try:

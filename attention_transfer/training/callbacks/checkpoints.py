@@ -15,7 +15,7 @@ from attention_transfer.training.context import RunContext
 class Checkpoints(Callback):
     """Puts the state of the run on disk after each epoch, and where it pauses inside one."""
 
-    def start(self, run: RunContext) -> None:
+    def run_started(self, run: RunContext) -> None:
         """Put right what a run that goes on lacks: it began elsewhere, went back, or was killed between two files."""
         files, state = run.paths, run.state
         if not state.step:
@@ -36,10 +36,10 @@ class Checkpoints(Callback):
             if _step_in(path) != state.step:
                 write_checkpoint(path, state.to_checkpoint(run.runtime))
 
-    def pause(self, run: RunContext) -> None:
+    def epoch_paused(self, run: RunContext) -> None:
         write_checkpoint(run.paths.last, run.state.to_checkpoint(run.runtime))
 
-    def epoch(self, run: RunContext, record: EpochRecord, is_best: bool) -> None:
+    def epoch_completed(self, run: RunContext, record: EpochRecord, is_best: bool) -> None:
         content = run.state.to_checkpoint(run.runtime)
         write_checkpoint(run.paths.last, content)
         if is_best:

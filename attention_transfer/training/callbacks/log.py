@@ -28,7 +28,7 @@ class Log(Callback):
         self._handlers: list[logging.Handler] = []
         self._epoch_began = 0.0
 
-    def start(self, run: RunContext) -> None:
+    def run_started(self, run: RunContext) -> None:
         to_file = _file_handler(run.paths.log)
         to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         to_screen = _ConsoleHandler()
@@ -43,19 +43,19 @@ class Log(Callback):
             LIBRARY.addHandler(handler)
         logger.info("%s", _opening(run))
 
-    def epoch_start(self, run: RunContext, epoch: int) -> None:
+    def epoch_started(self, run: RunContext, epoch: int) -> None:
         self._epoch_began = time.perf_counter()
 
-    def batch(self, run: RunContext, batch: int, sums: MeanMeter) -> None:
+    def batch_trained(self, run: RunContext, batch: int, meter: MeanMeter) -> None:
         if (batch + 1) % run.config.print_freq:
             return
-        means = sums.means(Runtime(run.runtime.device)).figures
-        speed = sums.count / (time.perf_counter() - self._epoch_began)
+        means = meter.means(Runtime(run.runtime.device)).figures
+        speed = meter.count / (time.perf_counter() - self._epoch_began)
         of_all = f"/{run.batches}" if run.batches else ""
         figures = _figures(means)
         logger.info("epoch %d batch %d%s: %s, %.0f images/s", run.state.epoch + 1, batch + 1, of_all, figures, speed)
 
-    def epoch(self, run: RunContext, record: EpochRecord, is_best: bool) -> None:
+    def epoch_completed(self, run: RunContext, record: EpochRecord, is_best: bool) -> None:
         train = {key.removeprefix("train_"): value for key, value in record.items() if key.startswith("train_")}
         val = {key.removeprefix("val_"): value for key, value in record.items() if key.startswith("val_")}
         logger.info(
@@ -70,7 +70,7 @@ class Log(Callback):
             ", best so far" if is_best and run.validates else "",
         )
 
-    def end(self, run: RunContext, status: str) -> None:
+    def run_ended(self, run: RunContext, status: str) -> None:
         where = run.outcome.get("error") or f"best accuracy {run.state.best_accuracy:.2%}"
         logger.info("%s after %d of %d epochs: %s", status, run.state.epoch, run.config.epochs, where)
 
@@ -98,7 +98,7 @@ def _opening(run: RunContext) -> str:
     processes = f" in {run.runtime.world_size} processes" if run.runtime.world_size > 1 else ""
     begins = f"goes on after epoch {run.state.epoch}" if run.state.step else "begins"
     if run.state.unfinished is not None:
-        begins += f" and {run.state.unfinished.batches} batches"
+        begins += f" and {run.state.unfinished['batches']} batches"
     return (
         f"{run.paths.name} {begins}: {network_name(run.state.student)}, {teacher}, on {run.runtime.device}"
         f"{processes} in {run.runtime.precision}"

@@ -22,14 +22,14 @@ class Summary(Callback):
     def __init__(self) -> None:
         self._began = 0.0
 
-    def start(self, run: RunContext) -> None:
+    def run_started(self, run: RunContext) -> None:
         self._began = time.time()
         self._write(run, "running")
 
-    def epoch(self, run: RunContext, record: EpochRecord, is_best: bool) -> None:
+    def epoch_completed(self, run: RunContext, record: EpochRecord, is_best: bool) -> None:
         self._write(run, "running")
 
-    def end(self, run: RunContext, status: str) -> None:
+    def run_ended(self, run: RunContext, status: str) -> None:
         self._write(run, status)
 
     def _write(self, run: RunContext, status: str) -> None:

@@ -30,35 +30,35 @@ class TensorBoard(Callback):
         self._writer: Any = None
         self._folder = Path()
 
-    def start(self, run: RunContext) -> None:
+    def run_started(self, run: RunContext) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         purge_step = run.state.step + 1 if run.state.step else None
         unfinished = run.state.unfinished
-        if unfinished is not None and unfinished.batches == run.batches:
+        if unfinished is not None and unfinished["batches"] == run.batches:
             # Trained and not yet validated: what the epoch came to may have been written, and will be once more.
             purge_step = run.state.step
         self._folder = run.paths.tensorboard
         with self._writing():
             self._writer = SummaryWriter(str(self._folder), purge_step=purge_step)
         if unfinished is not None and purge_step == run.state.step:
-            sums = MeanMeter(run.runtime.device)
-            sums.load_state(unfinished.sums)
-            self.batch(run, unfinished.batches - 1, sums)
+            meter = MeanMeter(run.runtime.device)
+            meter.load_state(unfinished["sums"], unfinished.get("names"))
+            self.batch_trained(run, unfinished["batches"] - 1, meter)
 
-    def pause(self, run: RunContext) -> None:
+    def epoch_paused(self, run: RunContext) -> None:
         with self._writing():
             self._writer.flush()
 
-    def batch(self, run: RunContext, batch: int, sums: MeanMeter) -> None:
+    def batch_trained(self, run: RunContext, batch: int, meter: MeanMeter) -> None:
         if (batch + 1) % run.config.print_freq:
             return
-        means = sums.means(Runtime(run.runtime.device)).figures
+        means = meter.means(Runtime(run.runtime.device)).figures
         with self._writing():
             for key in ("loss", "accuracy"):
                 self._writer.add_scalar(f"batch/{key}", means[key], run.state.step)
 
-    def epoch(self, run: RunContext, record: EpochRecord, is_best: bool) -> None:
+    def epoch_completed(self, run: RunContext, record: EpochRecord, is_best: bool) -> None:
         with self._writing():
             for key, value in record.items():
                 split, _, name = key.partition("_")
@@ -78,7 +78,7 @@ class TensorBoard(Callback):
             return
         self._writer.add_image("attention", figure_to_tensor(figure), run.state.step)
 
-    def end(self, run: RunContext, status: str) -> None:
+    def run_ended(self, run: RunContext, status: str) -> None:
         if status != FINISHED:
             return  # it may go on, and its final metric is yet to come
         from torch.utils.tensorboard.summary import hparams

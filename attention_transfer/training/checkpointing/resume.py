@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,31 @@ def refuse_to_go_back(state: RunState, point: ResumePoint) -> None:
             f"epochs is {state.config.epochs}, but {point.source} is {'inside' if state.unfinished else 'after'} "
             f"epoch {least}; set epochs to {least} or more, or resume from an earlier checkpoint."
         )
+
+
+def refuse_another_loss(weights: Mapping[str, float], point: ResumePoint, config: Config) -> None:
+    """A run goes on with the loss that it had; another run that starts from there may have another.
+
+    Args:
+        weights: of this run's terms, by name.
+        point: what is resumed.
+        config: the resolved settings.
+
+    Raises:
+        ConfigError: the terms or their weights are others.
+    """
+    if point.checkpoint is None or point.checkpoint["training"] is None or not point.goes_on(config):
+        return
+    there = point.checkpoint["training"].get("loss")  # version 0.1 knew KD and AT alone, whose weights are settings
+    if there is not None and there != dict(weights):
+        raise ConfigError(
+            f"{point.source} was trained with the loss terms {_in_words(there)}, but this run has "
+            f"{_in_words(weights)}; hand over the same terms, or start a new run."
+        )
+
+
+def _in_words(weights: Mapping[str, float]) -> str:
+    return " + ".join(f"{weight:g} {name}" for name, weight in weights.items()) or "(none)"
 
 
 def refuse_another_teacher(here: str | None, point: ResumePoint) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.optim import SGD
-from torch.optim.lr_scheduler import StepLR
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from attention_transfer.checkpoint import load_weights
 from attention_transfer.config import Config
@@ -21,25 +22,21 @@ from attention_transfer.modules import unwrapped
 from attention_transfer.networks.registry import card_of
 from attention_transfer.plain import check_plain
 from attention_transfer.seeding import random_state, restore_random_state
+from attention_transfer.training.epoch_progress import ProgressState, as_progress
 
 EpochRecord = dict[str, float]
 
 
-@dataclass
-class Unfinished:
-    """What is done of an epoch that is not finished.
+class Stateful(Protocol):
+    """Whatever has a state that travels in a checkpoint: terms of the loss with weights of their own, callbacks."""
 
-    Attributes:
-        batches: that are done.
-        images: that are done, over all processes; the position in the epoch's order.
-        sums: of losses and correct answers over them; see `Sums`.
-        seconds: that they took.
-    """
+    def state_dict(self) -> dict[str, Any]:
+        """The state, as plain data and tensors."""
+        ...
 
-    batches: int
-    images: int
-    sums: Tensor | None
-    seconds: float
+    def load_state_dict(self, state: dict[str, Any]) -> Any:
+        """Continue from such a state."""
+        ...
 
 
 @dataclass
@@ -49,8 +46,8 @@ class RunState:
     Attributes:
         config: the resolved configuration.
         student: the network being trained.
-        optimizer: SGD over its parameters.
-        scheduler: StepLR, stepped once an epoch.
+        optimizer: over its parameters, and those of the loss's terms.
+        scheduler: of the learning rate, stepped once an epoch.
         teacher_digest: SHA-256 of the teacher's weights; None without a teacher.
         epoch: completed epochs.
         step: completed batches, over all epochs.
@@ -60,12 +57,14 @@ class RunState:
         best_weights: the student's state_dict after best_epoch, on the CPU; None before the first epoch.
         unfinished: what is done of the next epoch; None between two epochs.
         data_digest: of names and sizes of the training images; None for a loader that does not tell them.
+        loss_weights: of the loss's terms, by name.
+        stateful: what else has a state that travels, by name.
     """
 
     config: Config
     student: nn.Module
-    optimizer: SGD
-    scheduler: StepLR
+    optimizer: Optimizer
+    scheduler: LRScheduler
     teacher_digest: str | None = None
     epoch: int = 0
     step: int = 0
@@ -73,17 +72,10 @@ class RunState:
     best_epoch: int = 0
     history: list[EpochRecord] = field(default_factory=list)
     best_weights: dict[str, Any] | None = None
-    unfinished: Unfinished | None = None
+    unfinished: ProgressState | None = None
     data_digest: str | None = None
-
-    @classmethod
-    def start(
-        cls, config: Config, student: nn.Module, teacher_digest: str | None, data_digest: str | None = None
-    ) -> RunState:
-        """A run before its first epoch."""
-        optimizer = SGD(student.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-        scheduler = StepLR(optimizer, config.step_size, config.gamma)
-        return cls(config, student, optimizer, scheduler, teacher_digest, data_digest=data_digest)
+    loss_weights: Mapping[str, float] = field(default_factory=dict)
+    stateful: Mapping[str, Stateful] = field(default_factory=dict)
 
     def to_checkpoint(self, runtime: Runtime) -> dict[str, Any]:
         """The state as plain data and tensors; the best weights apart only where they are not the present ones."""
@@ -105,8 +97,10 @@ class RunState:
                 "best_epoch": self.best_epoch,
                 "best_weights": None if self.is_at_its_best else self.best_weights,
                 "history": self.history,
-                "unfinished": None if self.unfinished is None else asdict(self.unfinished),
+                "unfinished": None if self.unfinished is None else dict(self.unfinished),
                 "random": random_state(),
+                "loss": dict(self.loss_weights),
+                "stateful": {name: state for name, each in self.stateful.items() if (state := each.state_dict())},
                 "made_with": {"torch": str(torch.__version__), "processes": runtime.world_size},
             },
         }
@@ -124,7 +118,8 @@ class RunState:
         Raises:
             DivergenceError: names the first weight or running statistic that is not finite.
         """
-        for name, tensor in _trained(unwrapped(self.student)):
+        terms = (pair for each in self.stateful.values() if isinstance(each, nn.Module) for pair in _trained(each))
+        for name, tensor in itertools.chain(_trained(unwrapped(self.student)), terms):
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise DivergenceError(
                     f"{name} is no longer finite after batch {self.step} of the run; lower lr or beta"
@@ -155,8 +150,15 @@ class RunState:
         self.best_weights = training["best_weights"]
         if self.best_weights is None and self.best_epoch:
             self.best_weights = on_cpu(content["model_state_dict"])
-        self.unfinished = None if training["unfinished"] is None else Unfinished(**training["unfinished"])
+        self.unfinished = None if training["unfinished"] is None else as_progress(training["unfinished"])
+        self._restore_stateful(training.get("stateful", {}))
         restore_random_state(training["random"])
+
+    def _restore_stateful(self, saved: Mapping[str, dict[str, Any]]) -> None:
+        for name, state in saved.items():
+            if name not in self.stateful:
+                raise ValueError(f"it holds the state of {name}, which this run does not have")
+            self.stateful[name].load_state_dict(state)
 
     def complete_epoch(self, record: EpochRecord, accuracy: float, *, always_best: bool) -> bool:
         """Count a finished epoch; True where it is the best so far."""
@@ -168,6 +170,16 @@ class RunState:
             self.best_accuracy, self.best_epoch = accuracy, self.epoch
             self.best_weights = on_cpu(unwrapped(self.student).state_dict())
         return is_best
+
+
+def check_states(stateful: Mapping[str, Stateful]) -> None:
+    """Refuse states that a checkpoint cannot hold, before anything is spent on training.
+
+    Raises:
+        CheckpointError: names the state's owner and the entry.
+    """
+    for name, each in stateful.items():
+        check_plain(each.state_dict(), f"the state of {name}")
 
 
 def check_can_be_kept(student: nn.Module) -> None:

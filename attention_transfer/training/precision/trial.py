@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -16,13 +17,12 @@ from torch.optim import SGD
 from attention_transfer.config import Config
 from attention_transfer.data.batches import Batch
 from attention_transfer.distributed import Runtime
-from attention_transfer.features.stages import split_layers
+from attention_transfer.features.signals import Signal
 from attention_transfer.logs import log_once
 from attention_transfer.modules import unwrapped
 from attention_transfer.teacher.base import NoTeacher, Teacher, TeacherOutput
-from attention_transfer.teacher.build import make_runner
-from attention_transfer.teacher.online import LiveTeacher
-from attention_transfer.training.criterion import Criterion
+from attention_transfer.teacher.build import make_runner, make_teacher
+from attention_transfer.training.criterion import Criterion, default_terms, needs_of_teacher
 from attention_transfer.training.epoch import run_training_epoch
 
 LEAST_BUDGET = 2.0
@@ -133,8 +133,9 @@ def training_step(
 def answering_step(config: Config, runtime: Runtime, teacher: nn.Module, shape: Shape) -> Step:
     """An answer of the teacher's network, run as a run has it."""
     images, formats = _random_batch(shape).images, ["fp32"]
+    needs = needs_of_teacher(default_terms(config))
     with _in_silence():
-        runner = make_runner(config, teacher, images, runtime, lambda: runtime.autocast(formats[0]))
+        runner = make_runner(config, teacher, images, runtime, lambda: runtime.autocast(formats[0]), needs)
 
     def step(precision: str, count: int) -> None:
         formats[0], runner.chunk = precision, count
@@ -164,10 +165,9 @@ def _random_batch(shape: Shape) -> Batch:
 
 
 def _first_answer(config: Config, runtime: Runtime, teacher: nn.Module, batch: Batch) -> TeacherOutput:
-    _, layers = split_layers(config.layers)
     image = batch.images[:1].contiguous(memory_format=runtime.memory_format)
     try:
-        return LiveTeacher(teacher, layers, needs_maps=config.beta > 0)(Batch(image, batch.labels[:1]))
+        return make_teacher(teacher, config, runtime)(Batch(image, batch.labels[:1]))
     except Exception as error:
         raise NotComparedError(f"the teacher does not answer ({in_a_line(error)})") from error
 
@@ -182,8 +182,11 @@ class _SameAnswer:
         def for_all(x: Tensor) -> Tensor:
             return x.expand(len(batch.labels), *x.shape[1:])
 
-        maps, logits, _ = self._answer
-        return TeacherOutput(tuple(for_all(x) for x in maps), None if logits is None else for_all(logits))
+        def repeated(signal: Signal) -> Signal:
+            value = signal.value
+            return replace(signal, value=for_all(value) if isinstance(value, Tensor) else tuple(map(for_all, value)))
+
+        return TeacherOutput({name: repeated(signal) for name, signal in self._answer.items()})
 
 
 @contextmanager

@@ -13,10 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from attention_transfer.config import Config
-from attention_transfer.data.dataset import ImageDataset
-from attention_transfer.data.loaders import close_loader, prepare_dataloaders
+from attention_transfer.data.loaders import close_loader, own_dataset, prepare_dataloaders
 from attention_transfer.data.pixel_cache import cache_pixels, make_stores, open_stores
-from attention_transfer.data.sampler import EpochBatchSampler
 from attention_transfer.data.user_loaders import check_loader, unpack
 from attention_transfer.data.views import Augmentation
 from attention_transfer.distributed import Runtime, all_or_raise
@@ -120,7 +118,7 @@ def cache_pixels_of(loaders: Loaders, config: Config, runtime: Runtime) -> None:
         CacheError: pixel_cache is 'on', and the pixels cannot be kept.
         DataError: a file cannot be read as an image.
     """
-    datasets = [loader.dataset for loader in loaders.own if isinstance(loader.dataset, ImageDataset)]
+    datasets = [dataset for loader in loaders.own if (dataset := own_dataset(loader)) is not None]
     if not datasets:
         return
     made = all_or_raise(runtime, lambda: make_stores(datasets, config) if runtime.is_local_main else None)
@@ -133,16 +131,10 @@ def cache_pixels_of(loaders: Loaders, config: Config, runtime: Runtime) -> None:
     all_or_raise(runtime, keep)
 
 
-def has_position(loader: Loader, runtime: Runtime) -> bool:
-    """Whether a loader can go on inside an epoch: ours can, where it was made for these processes."""
-    sampler = getattr(loader, "batch_sampler", None)
-    return isinstance(sampler, EpochBatchSampler) and sampler.world_size == runtime.world_size
-
-
 def data_digest_of(loader: Loader) -> str | None:
     """SHA-256 of the names and sizes of a loader's images; None where it does not tell them."""
-    dataset = getattr(loader, "dataset", None)
-    if not isinstance(dataset, ImageDataset):
+    dataset = own_dataset(loader)
+    if dataset is None:
         return None
     digest = hashlib.sha256()
     for sample in dataset.samples:
@@ -157,8 +149,8 @@ def images_to_draw(loader: Loader | None) -> Tensor | None:
     """
     if loader is None:
         return None
-    dataset = getattr(loader, "dataset", None)
-    if isinstance(dataset, ImageDataset):
+    dataset = own_dataset(loader)
+    if dataset is not None:
         step = max(1, len(dataset) // DRAWN_IMAGES)
         return torch.stack([dataset[i][0] for i in range(0, len(dataset), step)][:DRAWN_IMAGES])
     before = random_state()

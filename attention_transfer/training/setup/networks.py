@@ -10,10 +10,10 @@ from torch import nn
 from attention_transfer.config import Config
 from attention_transfer.distributed import Runtime
 from attention_transfer.errors import ConfigError
+from attention_transfer.losses.kd import check_equal_class_order, check_equal_heads
 from attention_transfer.networks.registry import ModelCard, card_of, create_model
 from attention_transfer.teacher.loading import load_teacher_model
 from attention_transfer.training.checkpointing.state import check_can_be_kept
-from attention_transfer.training.criterion import check_equal_class_order, check_equal_heads
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from attention_transfer.cache.folder import cache_folder
 from attention_transfer.checkpoint import weights_digest
 from attention_transfer.config import Config
+from attention_transfer.data.loaders import own_sampler
 from attention_transfer.distributed import AcceleratedRuntime, all_or_raise
 from attention_transfer.errors import ConfigError
+from attention_transfer.losses.term import LossTerm
 from attention_transfer.networks.registry import network_name
 from attention_transfer.seeding import seed_everything
 from attention_transfer.teacher.build import Teachers, build_teachers
-from attention_transfer.training.callbacks import RunContext
+from attention_transfer.training.callbacks import default_callbacks
+from attention_transfer.training.callbacks.base import Callback, by_name
 from attention_transfer.training.checkpointing.disk_space import (
     check_disk_space,
     checkpoint_bytes,
@@ -32,28 +35,30 @@ from attention_transfer.training.checkpointing.resume import (
     ResumePoint,
     checkpoints_beyond,
     find_resume_point,
+    refuse_another_loss,
     refuse_another_teacher,
     refuse_other_data,
     refuse_to_go_back,
 )
-from attention_transfer.training.checkpointing.state import RunState
+from attention_transfer.training.checkpointing.state import RunState, Stateful, check_states
+from attention_transfer.training.context import RunContext
+from attention_transfer.training.criterion import default_terms, needs_of_teacher
+from attention_transfer.training.optim import make_optimizer, make_scheduler, parameter_groups
 from attention_transfer.training.precision.choose import batch_shape, choose_precision, with_teacher_precision
 from attention_transfer.training.setup.classes import with_classes
 from attention_transfer.training.setup.loaders import (
-    Loader,
     Loaders,
     batches_of,
     cache_pixels_of,
     data_digest_of,
-    has_position,
     images_to_draw,
     open_loaders,
 )
 from attention_transfer.training.setup.networks import open_student, open_teacher, prefer_channels_last
+from attention_transfer.training.setup.terms import build_terms, check_terms
+from attention_transfer.training.setup.user_parts import UserParts
 
 logger = logging.getLogger(__name__)
-
-UserLoaders = tuple[Loader | None, Loader | None, Loader | None]
 
 
 @dataclass
@@ -63,6 +68,8 @@ class PreparedRun:
     run: RunContext
     loaders: Loaders
     teachers: Teachers
+    terms: list[LossTerm]
+    callbacks: list[Callback]
     cleanup: ExitStack
 
     def close(self) -> None:
@@ -73,12 +80,16 @@ class PreparedRun:
 def prepare(
     config: Config,
     runtime: AcceleratedRuntime,
-    user_loaders: UserLoaders,
-    student: nn.Module | None,
-    teacher: nn.Module | None,
-    said: Iterable[logging.LogRecord],
+    parts: UserParts,
+    captured_logs: Iterable[logging.LogRecord],
 ) -> PreparedRun:
-    """Check all that can be checked, cheapest first, then keep pixels, choose number formats and open memories.
+    """Check all that can be checked, cheapest first, then cache pixels, choose number formats and open caches.
+
+    Args:
+        config: as it was given.
+        runtime: device and processes.
+        parts: of the user's own.
+        captured_logs: what was logged so far, for the log that is still to be opened.
 
     Raises:
         ConfigError, DataError, TeacherError, CheckpointError, CacheError: with the value at fault.
@@ -91,12 +102,15 @@ def prepare(
         point = find_resume_point(config, runtime)
         config = point.config
         seed_everything(config.seed)
-        loaders = open_loaders(config, runtime, *user_loaders)
+        loaders = open_loaders(config, runtime, parts.train_loader, parts.val_loader, parts.test_loader)
         cleanup.callback(loaders.close)
         config = with_classes(config, loaders)
-        teacher = open_teacher(config, teacher, runtime)
+        teacher = open_teacher(config, parts.teacher, runtime)
         seed_everything(config.seed)
-        student = open_student(config, student).to(runtime.device)
+        student = open_student(config, parts.student).to(runtime.device)
+        terms = [*default_terms(config, parts.map_function), *parts.terms]
+        check_terms(terms, has_teacher=teacher is not None)
+        callbacks = by_name([*default_callbacks(), *parts.callbacks])
         prefer_channels_last(runtime, student, teacher)
         config = _named(config, runtime, student, has_teacher=teacher is not None)
         paths = RunPaths(config)
@@ -116,12 +130,15 @@ def prepare(
         data_digest = data_digest_of(loaders.train)
         refuse_another_teacher(teacher_digest, point)
         refuse_other_data(data_digest, point, config)
+        refuse_another_loss({term.name: term.weight for term in terms}, point, config)
 
         cache_pixels_of(loaders, config, runtime)
         images = images_to_draw(loaders.val)
         config = _in_precision(config, runtime, student, teacher, loaders, images)
-        teachers = build_teachers(config, teacher, loaders.train, loaders.val, runtime)
-        state = RunState.start(config, student, teacher_digest, data_digest)
+        teachers = build_teachers(config, teacher, loaders.train, loaders.val, runtime, needs_of_teacher(terms))
+        build_terms(terms, config, student, teacher, images, runtime)
+        state = _first_state(config, student, terms, callbacks, parts)
+        state.teacher_digest, state.data_digest = teacher_digest, data_digest
         _begin(point, state, paths, runtime, loaders)
         run = RunContext(
             config=config,
@@ -133,9 +150,32 @@ def prepare(
             batches=batches_of(loaders.train),
             validates=loaders.val is not None,
             images=images,
-            captured_logs=said,
+            captured_logs=captured_logs,
         )
-        return PreparedRun(run, loaders, teachers, cleanup.pop_all())
+        return PreparedRun(run, loaders, teachers, terms, list(callbacks.values()), cleanup.pop_all())
+
+
+def _first_state(
+    config: Config,
+    student: nn.Module,
+    terms: Sequence[LossTerm],
+    callbacks: Mapping[str, Callback],
+    parts: UserParts,
+) -> RunState:
+    """The run before its first epoch."""
+    of_terms = [parameter for term in terms for parameter in term.parameters()]
+    optimizer = make_optimizer(config, parameter_groups(student, of_terms), parts.optimizer)
+    stateful: dict[str, Stateful] = {f"the loss term {term.name}": term for term in terms}
+    stateful |= {f"the callback {name}": callback for name, callback in callbacks.items()}
+    check_states(stateful)
+    return RunState(
+        config,
+        student,
+        optimizer,
+        make_scheduler(config, optimizer, parts.scheduler),
+        loss_weights={term.name: term.weight for term in terms},
+        stateful=stateful,
+    )
 
 
 def _take_name(config: Config, runtime: AcceleratedRuntime, cleanup: ExitStack) -> None:
@@ -181,7 +221,7 @@ def _begin(point: ResumePoint, state: RunState, paths: RunPaths, runtime: Accele
         state.restore(checkpoint, point.source, runtime)
         point.log_changes(runtime)
         is_same_data = data_digest == checkpoint["training"]["data_digest"]
-        if state.unfinished is not None and not (is_same_data and has_position(loaders.train, runtime)):
+        if state.unfinished is not None and not (is_same_data and own_sampler(loaders.train, runtime.world_size)):
             logger.info("%s is inside an epoch of other images: that epoch begins anew", point.source)
             state.unfinished = None
         refuse_to_go_back(state, point)

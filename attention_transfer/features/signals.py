@@ -1,0 +1,124 @@
+"""Signals: what a network tells of a batch, by name, and what a loss needs of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Self
+
+from torch import Tensor
+
+from attention_transfer.features.maps import MapFunction
+
+LOGITS, FEATURES, INPUT_GRADIENT = "logits", "features", "input_gradient"
+
+
+@dataclass(frozen=True)
+class Signal:
+    """One named output of a network for a batch.
+
+    Attributes:
+        value: a tensor whose first dimension is the batch, or one for each stage, shallow to deep.
+        coverage: for each stage [B, H, W], 1 where the map is known and 0 where it is not; None: known everywhere.
+        depends_on_label: the value is another one where the label is.
+        exact_under_warp: the value for the whole image is the value for any view of it. A map is warped, so it is not.
+    """
+
+    value: Tensor | tuple[Tensor, ...]
+    coverage: tuple[Tensor, ...] | None = None
+    depends_on_label: bool = False
+    exact_under_warp: bool = False
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a loss term needs of student and teacher.
+
+    Attributes:
+        maps: attention maps of the stages, by these functions.
+        logits: logits [B, K] of the teacher; the student's are always there.
+        features: the stages' own outputs [B, C, H, W]. They are too large to cache: the teacher runs on every batch.
+        input_gradient: the gradient of each image's cross-entropy by its pixels [B, C, H, W], which the student's side
+            keeps differentiable. It depends on the label and is not cached.
+        labels: the hard labels [B].
+        epoch: the epoch, from 0, with its fraction done.
+    """
+
+    maps: tuple[MapFunction, ...] = ()
+    logits: bool = False
+    features: bool = False
+    input_gradient: bool = False
+    labels: bool = False
+    epoch: bool = False
+
+    @classmethod
+    def union(cls, needs: Iterable[Needs]) -> Self:
+        """What serves all of them; each map function once, in the order in which it comes up first."""
+        every = list(needs)
+        return cls(
+            maps=tuple(dict.fromkeys(function for each in every for function in each.maps)),
+            logits=any(each.logits for each in every),
+            features=any(each.features for each in every),
+            input_gradient=any(each.input_gradient for each in every),
+            labels=any(each.labels for each in every),
+            epoch=any(each.epoch for each in every),
+        )
+
+    @property
+    def stages(self) -> bool:
+        """Whether stages are tapped at all."""
+        return bool(self.maps) or self.features
+
+    @property
+    def uncacheable(self) -> tuple[str, ...]:
+        """The signals among these that no cache keeps."""
+        names = {FEATURES: self.features, INPUT_GRADIENT: self.input_gradient}
+        return tuple(name for name, is_needed in names.items() if is_needed)
+
+    @property
+    def of_the_teacher(self) -> tuple[str, ...]:
+        """The names of the signals that a teacher must tell."""
+        names = {LOGITS: self.logits, FEATURES: self.features, INPUT_GRADIENT: self.input_gradient}
+        return (*(function.signal for function in self.maps), *(name for name, is_needed in names.items() if is_needed))
+
+
+class Output(dict[str, Signal]):
+    """What a network told of a batch: its signals by name; the maps of a function go by `MapFunction.signal`."""
+
+    def tensor(self, name: str) -> Tensor:
+        """A signal that is one tensor.
+
+        Raises:
+            KeyError: the network did not tell it.
+            TypeError: it is one tensor a stage.
+        """
+        value = self[name].value
+        if not isinstance(value, Tensor):
+            raise TypeError(f"the signal {name!r} is one tensor for each of {len(value)} stages; use stages({name!r}).")
+        return value
+
+    def stages(self, name: str) -> tuple[Tensor, ...]:
+        """A signal that is one tensor for each stage, shallow to deep; none where the network did not tell it."""
+        if name not in self:
+            return ()
+        value = self[name].value
+        if isinstance(value, Tensor):
+            raise TypeError(f"the signal {name!r} is a single tensor; use tensor({name!r}).")
+        return value
+
+    def maps(self, function: MapFunction) -> tuple[Tensor, ...]:
+        """The attention maps [B, H, W] of each stage by a function."""
+        return self.stages(function.signal)
+
+    @property
+    def logits(self) -> Tensor | None:
+        """[B, K]; None where nobody asked for them."""
+        return self.tensor(LOGITS) if LOGITS in self else None
+
+
+class StudentOutput(Output):
+    """What the student told of a batch, with gradients."""
+
+
+class TeacherOutput(Output):
+    """What the teacher told of a batch, without gradients; empty for no teacher."""

@@ -1,0 +1,94 @@
+"""A term of the loss: total = cross-entropy + the sum over terms of weight * term.
+
+A term of your own is a subclass, handed in as `train_at(terms=[...])`; nothing else has to know it. Logs, epoch means,
+TensorBoard and the summary go through the terms of a run by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from attention_transfer.errors import ConfigError
+from attention_transfer.features.pairing import StagePair
+from attention_transfer.features.signals import Needs, StudentOutput, TeacherOutput
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """What a term is given of a batch.
+
+    Attributes:
+        student: its logits [B, K], with gradients, and the signals that the term needs.
+        teacher: the signals that it told, without gradients.
+        pairs: which stages are compared, where stages are tapped on both sides; at sizes above 1x1.
+        labels: [B], the hard labels; None unless the term's needs name them.
+        epoch: from 0, with the fraction done; None unless the term's needs name it.
+    """
+
+    student: StudentOutput
+    teacher: TeacherOutput
+    pairs: tuple[StagePair, ...] = ()
+    labels: Tensor | None = None
+    epoch: float | None = None
+
+    @property
+    def logits(self) -> Tensor:
+        """The student's [B, K]."""
+        return self.student.tensor("logits")
+
+
+class LossTerm(nn.Module):
+    """One term of the loss.
+
+    `forward` returns a dict of scalars. The one under the term's own name is multiplied by the weight and minimised;
+    the others are reported beside it. Parameters of a term (a projector, say) are made in `build`, trained with the
+    student's, saved in checkpoints and restored.
+
+    Args:
+        weight: at least 0; at 0 the term is reported and not minimised.
+        needs: what it needs of student and teacher.
+
+    Attributes:
+        name: an identifier; the key of its value in the training history, as in train_NAME and val_NAME.
+
+    Raises:
+        ConfigError: the weight is negative, or the name is none.
+
+    Example:
+        >>> class Confidence(LossTerm):
+        ...     name = "confidence"
+        ...
+        ...     def forward(self, inputs):
+        ...         return {self.name: -inputs.logits.softmax(dim=1).amax(dim=1).mean()}
+        >>> Confidence(0.1).weight
+        0.1
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, weight: float, needs: Needs | None = None) -> None:
+        super().__init__()
+        if not weight >= 0:
+            raise ConfigError(
+                f"the weight of the loss term {type(self).__name__} is {weight!r}; it must be at least 0."
+            )
+        if not getattr(self, "name", "").isidentifier():
+            raise ConfigError(
+                f"{type(self).__name__}.name is {getattr(self, 'name', None)!r}; it must be an identifier."
+            )
+        self.weight = float(weight)
+        self.needs = needs if needs is not None else Needs()
+
+    def build(self, inputs: LossInputs) -> None:
+        """Make the term's parameters, if any; called once, before the optimizer is made, with outputs of few images."""
+
+    def forward(self, inputs: LossInputs) -> dict[str, Tensor]:
+        """The scalars of a batch, one of them under the term's own name."""
+        raise TypeError(f"{type(self).__name__} has no forward(inputs); give it one that returns a dict of scalars.")
+
+    def is_silent(self, inputs: LossInputs) -> bool:
+        """Whether the teacher did not tell what the term needs; the term is then 0."""
+        return any(signal not in inputs.teacher for signal in self.needs.of_the_teacher)

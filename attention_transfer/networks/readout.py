@@ -1,0 +1,65 @@
+"""Readouts: from what a module puts out to features [B, C, H, W], whatever layout the network has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from attention_transfer.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Readout:
+    """How the outputs of a network's stages are read.
+
+    Attributes:
+        name: for messages and the cache key.
+        shape: what it takes, in words.
+        function: the output, a tensor, to features [B, C, H, W]; None for an output of another shape.
+
+    Example:
+        >>> import torch
+        >>> NHWC("stages.0", torch.zeros(2, 7, 5, 96)).shape
+        torch.Size([2, 96, 7, 5])
+    """
+
+    name: str
+    shape: str
+    function: Callable[[Tensor], Tensor | None]
+
+    def __call__(self, module: str, output: Any) -> Tensor:
+        """The features [B, C, H, W] of a module's output.
+
+        Raises:
+            ConfigError: it is of another shape; the message names the module.
+        """
+        features = self.function(output) if isinstance(output, Tensor) else None
+        if features is None or features.dim() != 4:
+            what = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+            raise ConfigError(f"module {module!r} puts out {what}; attention needs {self.shape}.")
+        return features
+
+
+def tokens(height: int, width: int, prefix: int = 0) -> Readout:
+    """The readout of a transformer's tokens [B, prefix + height * width, C], row by row behind the prefix.
+
+    Args:
+        height: of the grid of patches.
+        width: of the grid of patches.
+        prefix: class, distillation and register tokens in front.
+    """
+
+    def read(output: Tensor) -> Tensor | None:
+        if output.dim() != 3 or output.shape[1] != prefix + height * width:
+            return None
+        return output[:, prefix:].transpose(1, 2).reshape(len(output), -1, height, width)
+
+    shape = f"[B, {prefix} + {height} x {width}, C]"
+    return Readout(f"tokens of {height} x {width} behind {prefix}", shape, read)
+
+
+NCHW = Readout("NCHW", "[B, C, H, W]", lambda output: output)
+NHWC = Readout("NHWC", "[B, H, W, C]", lambda output: output.permute(0, 3, 1, 2) if output.dim() == 4 else None)

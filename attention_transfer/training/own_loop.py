@@ -1,0 +1,141 @@
+"""For a training loop of your own: the loss of a batch, one epoch of training, one pass of measuring."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attention_transfer.config import Config, resolve_config
+from attention_transfer.data.batches import Batch
+from attention_transfer.devices import resolve_device
+from attention_transfer.distributed import Runtime
+from attention_transfer.losses.kd import check_equal_class_order
+from attention_transfer.losses.term import LossTerm
+from attention_transfer.modules import device_of
+from attention_transfer.networks.registry import card_of
+from attention_transfer.teacher.base import NoTeacher
+from attention_transfer.teacher.build import make_teacher
+from attention_transfer.training.criterion import Criterion, Losses, default_terms
+from attention_transfer.training.epoch import run_training_epoch, run_validation_epoch
+from attention_transfer.training.setup.terms import check_terms
+
+
+def compute_at_loss(
+    student_model: nn.Module,
+    teacher_model: nn.Module | None,
+    x: Tensor,
+    y: Tensor,
+    config: Config | Mapping[str, Any] | None = None,
+    terms: Sequence[LossTerm] = (),
+) -> Losses:
+    """The attention-transfer loss of one batch.
+
+    total = cross-entropy + alpha KD + beta AT; KD = T^2 KL(teacher || student), AT = the sum over stages of the
+    mean squared difference of normalised attention maps.
+
+    Args:
+        student_model: in the mode in which the caller has it (train mode for training).
+        teacher_model: runs in eval mode without gradients, whatever mode it is in, and is left as it was found;
+            None makes kd and attention zero.
+        x: [B, 3, H, W]; moved to the student's device.
+        y: [B], integers in 0 .. K - 1; moved to the student's device.
+        config: alpha, beta, temperature and layers are used; a partial dict is completed by the defaults.
+        terms: of the loss, beside alpha KD and beta AT.
+
+    Raises:
+        ConfigError: beta > 0 and no pair of stages is larger than 1x1.
+        TeacherError: alpha > 0 with heads of different size, or with the same classes in another order.
+        DataError: a label out of range.
+
+    Example:
+        >>> from attention_transfer import create_model
+        >>> student, teacher = create_model("MultiBranchNet", 10), create_model("ResNet18", 10)
+        >>> losses = compute_at_loss(student, teacher, torch.rand(4, 3, 64, 64), torch.arange(4))
+        >>> losses.total.backward()
+    """
+    criterion, runtime = _set_up(student_model, teacher_model, device_of(student_model), config, terms)
+    return criterion(student_model, Batch(x, y).to(runtime.device))
+
+
+def train_epoch(
+    student_model: nn.Module,
+    teacher_model: nn.Module | None,
+    train_loader: Iterable[Any],
+    optimizer: torch.optim.Optimizer,
+    device: str | torch.device = "auto",
+    config: Config | Mapping[str, Any] | None = None,
+    terms: Sequence[LossTerm] = (),
+) -> dict[str, float]:
+    """Train for one pass over a loader.
+
+    A loop of one's own around this function gets a fresh order and fresh augmentation in each pass, as our
+    loaders advance by themselves.
+
+    Args:
+        student_model: trained in place, in train mode.
+        teacher_model: compared with, left as it is; None trains by cross-entropy alone.
+        train_loader: any iterable of (images, labels).
+        optimizer: over the student's parameters.
+        device: where to compute; the networks are moved there.
+        config: alpha, beta, temperature and layers are used.
+        terms: of the loss, beside alpha KD and beta AT; the optimizer must be over their parameters too.
+
+    Returns:
+        means over samples: loss, accuracy (fraction), classification, kd, attention, attention_stage_i, and what the
+        terms report.
+
+    Raises:
+        DivergenceError: a loss was not a finite number; names the batch and the component.
+        DataError: the loader was empty, or a label out of range.
+    """
+    criterion, runtime = _set_up(student_model, teacher_model, device, config, terms)
+    return run_training_epoch(criterion, student_model, train_loader, optimizer, runtime).figures
+
+
+def validate(
+    student_model: nn.Module,
+    teacher_model: nn.Module | None,
+    val_loader: Iterable[Any],
+    device: str | torch.device = "auto",
+    config: Config | Mapping[str, Any] | None = None,
+    terms: Sequence[LossTerm] = (),
+) -> dict[str, float]:
+    """Measure a student on a loader: eval mode, no gradients, everything left as it was found.
+
+    Returns:
+        means over samples: loss, accuracy (fraction), classification, kd, attention, attention_stage_i.
+
+    Raises:
+        DataError: the loader was empty, or a label out of range.
+    """
+    criterion, runtime = _set_up(student_model, teacher_model, device, config, terms)
+    return run_validation_epoch(criterion, student_model, val_loader, runtime).figures
+
+
+def _set_up(
+    student: nn.Module,
+    teacher: nn.Module | None,
+    device: str | torch.device,
+    config: Config | Mapping[str, Any] | None,
+    terms: Sequence[LossTerm] = (),
+) -> tuple[Criterion, Runtime]:
+    config = resolve_config(config)
+    runtime = Runtime(resolve_device(device))
+    student.to(runtime.device)
+    if teacher is not None:
+        teacher.to(runtime.device)
+        if config.alpha > 0:
+            check_equal_class_order(config.class_names or _class_names(student), _class_names(teacher))
+    every = [*default_terms(config), *terms]
+    check_terms(every, has_teacher=teacher is not None)
+    criterion = Criterion(config, NoTeacher(), runtime, every)
+    criterion.teacher = make_teacher(teacher, config, runtime, criterion.needs)
+    return criterion, runtime
+
+
+def _class_names(model: nn.Module) -> tuple[str, ...] | None:
+    card = card_of(model)
+    return None if card is None else card.class_names

@@ -1,0 +1,91 @@
+"""The terms of a run's loss: alpha KD, beta AT, and the user's own, checked and built before the first epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from attention_transfer.config import Config
+from attention_transfer.data.batches import Batch
+from attention_transfer.distributed import Runtime
+from attention_transfer.errors import ConfigError
+from attention_transfer.losses.term import LossInputs, LossTerm
+from attention_transfer.modules import undisturbed, unwrapped
+from attention_transfer.teacher.build import make_teacher
+from attention_transfer.training.criterion import Criterion
+
+RESERVED = frozenset({"loss", "accuracy", "balanced_accuracy", "classification", "epoch", "lr", "seconds"})
+"""Names of other figures in the history."""
+FEW_IMAGES = 2
+
+
+def check_terms(terms: Sequence[LossTerm], *, has_teacher: bool) -> None:
+    """Refuse terms that could not be told apart, or have nothing to compare.
+
+    Args:
+        terms: of the run, the default ones first.
+        has_teacher: whether there is a teacher.
+
+    Raises:
+        ConfigError: something else than a term, a name twice, a reserved name, or a term of the user's with a weight
+            above 0 that needs a teacher where there is none.
+    """
+    names: set[str] = set()
+    for term in terms:
+        if not isinstance(term, LossTerm):
+            raise ConfigError(
+                f"terms has a {type(term).__name__}; each must be an instance of a subclass of "
+                "attention_transfer.LossTerm."
+            )
+        if term.name in names or term.name in RESERVED:
+            raise ConfigError(
+                f"the loss term {type(term).__name__} is called {term.name!r}, which is taken; rename it."
+            )
+        names.add(term.name)
+    for term in terms:
+        if not has_teacher and term.weight > 0 and term.needs.of_the_teacher and term.name not in ("kd", "attention"):
+            raise ConfigError(
+                f"the loss term {term.name!r} needs the teacher's {', '.join(term.needs.of_the_teacher)}, but there is "
+                "no teacher; set teacher_model, hand over teacher=..., or leave the term out."
+            )
+
+
+def build_terms(
+    terms: Sequence[LossTerm],
+    config: Config,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    images: Tensor | None,
+    runtime: Runtime,
+) -> None:
+    """Let terms make their parameters, with outputs of a few images, and bring them to the device.
+
+    Args:
+        terms: of the run.
+        config: beta and layers are used.
+        student: on the device; left as it is found.
+        teacher: likewise, or None.
+        images: some [B, C, H, W] of the run's.
+        runtime: gives the device.
+
+    Raises:
+        ConfigError: a term has something to build, and there are no images to build it with.
+    """
+    to_build = [term for term in terms if type(term).build is not LossTerm.build]
+    if to_build and images is None:
+        raise ConfigError(f"the loss term {to_build[0].name!r} is built with a few images; give a val_loader.")
+    if to_build and images is not None:
+        some = images[:FEW_IMAGES].to(runtime.device)
+        batch = Batch(some, torch.zeros(len(some), dtype=torch.int64, device=runtime.device))
+        criterion = Criterion(config, make_teacher(teacher, config, runtime), runtime, terms)
+        criterion.teacher = make_teacher(teacher, config, runtime, criterion.needs)
+        with undisturbed(unwrapped(student)):
+            teacher_output = criterion.teacher(batch)
+            output = criterion.observe(student, batch, is_compared=bool(teacher_output))
+        inputs = LossInputs(output, teacher_output, criterion.pairs(output, teacher_output), batch.labels, 0.0)
+        for term in to_build:
+            term.build(inputs)
+    for term in terms:
+        term.to(runtime.device)

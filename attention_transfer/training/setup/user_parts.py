@@ -1,0 +1,32 @@
+"""What a user hands to train_at beside the settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from attention_transfer.features.maps import SUM_OF_SQUARES, MapFunction
+from attention_transfer.losses.term import LossTerm
+from attention_transfer.training.callbacks.base import Callback
+from attention_transfer.training.optim import MakeOptimizer, MakeScheduler
+
+Loader = Iterable[Any]
+
+
+@dataclass(frozen=True)
+class UserParts:
+    """Loaders, networks and doors of the user's own; see `train_at` for each."""
+
+    train_loader: Loader | None = None
+    val_loader: Loader | None = None
+    test_loader: Loader | None = None
+    student: nn.Module | None = None
+    teacher: nn.Module | None = None
+    terms: Sequence[LossTerm] = ()
+    map_function: MapFunction = SUM_OF_SQUARES
+    callbacks: Sequence[Callback] = ()
+    optimizer: MakeOptimizer | None = None
+    scheduler: MakeScheduler | None = None
