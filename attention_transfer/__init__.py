@@ -8,6 +8,7 @@ are first used, so that `import attention_transfer` and the command line's `--he
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,10 @@ from attention_transfer.errors import (
     TeacherError,
     WriteError,
 )
+
+if "IPython" in sys.modules:
+    # before timm and accelerate, which import tqdm too: a notebook without ipywidgets gets text bars and no warning
+    import attention_transfer.progress  # noqa: F401
 
 if TYPE_CHECKING:
     from attention_transfer.checkpoint import load_model

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -248,7 +249,7 @@ def load_model(
 
     Returns:
         a dict: model (in eval mode, on the device), config (dict), epoch (completed), best_accuracy (fraction),
-        class_names (list of str).
+        best_balanced_accuracy (of that epoch; see `balanced_accuracy_at_best`), class_names (list of str).
 
     Raises:
         CheckpointError: the file is missing, damaged, not ours, or needs `model`.
@@ -269,13 +270,28 @@ def load_model(
     except ConfigError as error:
         raise CheckpointError(f"{path} is malformed, or of another version of attention-transfer: {error}") from error
     load_weights(model, content["model_state_dict"], str(path))
+    training = content["training"] or {}
     return {
         "model": model.to(resolve_device(device)).eval(),
         "config": config.model_dump(),
         "epoch": content["epoch"],
         "best_accuracy": content["best_accuracy"],
+        "best_balanced_accuracy": balanced_accuracy_at_best(training.get("history", ()), training.get("best_epoch", 0)),
         "class_names": list(content["class_names"] or []),
     }
+
+
+def balanced_accuracy_at_best(history: Sequence[Mapping[str, float]], best_epoch: int) -> float | None:
+    """The balanced accuracy of validation, a fraction, in the epoch that has the best accuracy.
+
+    Args:
+        history: a record an epoch.
+        best_epoch: from 1; 0 before the first.
+
+    Returns:
+        None where nothing validated, or an older version of this library did.
+    """
+    return history[best_epoch - 1].get("val_balanced_accuracy") if 0 < best_epoch <= len(history) else None
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -38,7 +38,8 @@ def evaluate_model(
 
     Returns:
         plain numbers, lists and dicts that can be written as JSON:
-        accuracy, top5_accuracy (in [0, 1]; the top K where K is below 5), loss (mean cross-entropy),
+        accuracy, balanced_accuracy (the mean of recall over the classes that have images; 1 / K for whoever always
+        gives the same answer), top5_accuracy (all in [0, 1]; the top K where K is below 5), loss (mean cross-entropy),
         per_class (precision, recall, f1 and support by class name; 0 where undefined),
         confusion_matrix (K lists of K counts: a row for each true class, a column for each predicted one),
         calibration_error (expected calibration error of 15 bins, in [0, 1]; Guo et al. 2017, equation 3),
@@ -142,6 +143,7 @@ class Tally:
         rows = zip(*columns, strict=True)
         return {
             "accuracy": values["accuracy"],
+            "balanced_accuracy": mean_recall(columns[3], [row[label] for label, row in enumerate(confusion)]),
             "top5_accuracy": values["top5_accuracy"],
             "loss": self._loss / self._samples,
             "per_class": {
@@ -152,6 +154,21 @@ class Tally:
             "calibration_error": _plain(self._calibration.compute()),
             "samples": self._samples,
         }
+
+
+def mean_recall(images: Sequence[float], right: Sequence[float]) -> float:
+    """Balanced accuracy: the mean of recall over the classes that have images (Brodersen et al. 2010), in [0, 1].
+
+    Args:
+        images: of each of K classes; not all are 0.
+        right: those of them that are recognised.
+
+    Example:
+        >>> mean_recall([180, 6, 0], [180, 0, 0])
+        0.5
+    """
+    recalls = [hits / count for count, hits in zip(images, right, strict=True) if count]
+    return sum(recalls) / len(recalls)
 
 
 def _plain(figures: Tensor) -> Any:

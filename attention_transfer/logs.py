@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 
-from tqdm.auto import tqdm
+from attention_transfer.progress import write_line
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +34,42 @@ class _Buffer(logging.Handler):
         self.records.append(record)
 
 
-class _ConsoleHandler(logging.Handler):
-    """Writes lines to standard output without breaking the progress bars."""
+def is_printed_elsewhere(record: logging.LogRecord, handler: logging.Handler) -> bool:
+    """Whether another handler than `handler` writes a record to standard output or standard error."""
+    return any(
+        other is not handler and _writes_to_console(other) and record.levelno >= other.level and other.filter(record)
+        for other in _handlers_of(record)
+    )
+
+
+def _handlers_of(record: logging.LogRecord) -> Iterator[logging.Handler]:
+    place: logging.Logger | None = logging.getLogger(record.name)
+    while place is not None:
+        yield from place.handlers
+        place = place.parent if place.propagate else None
+
+
+def _writes_to_console(handler: logging.Handler) -> bool:
+    # rich's handler has a console of its own instead of a stream
+    stream = getattr(handler, "stream", None) or getattr(getattr(handler, "console", None), "file", None)
+    if stream is None or isinstance(handler, logging.FileHandler) or getattr(stream, "closed", False):
+        return False
+    console = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
+    return any(stream is each for each in console) or bool(getattr(stream, "isatty", bool)())
+
+
+class ConsoleHandler(logging.Handler):
+    """Writes lines to standard output without breaking the progress bars.
+
+    A line that a handler of the user's own writes to the console, as after logging.basicConfig(), is left to that.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addFilter(lambda record: not is_printed_elsewhere(record, self))
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stdout)
+        write_line(self.format(record))
 
 
 @contextmanager
@@ -57,7 +88,7 @@ def capture_logs() -> Iterator[Iterable[logging.LogRecord]]:
 @contextmanager
 def log_to_stdout() -> Iterator[None]:
     """What the library says meanwhile goes to standard output, as during a run."""
-    handler = _ConsoleHandler()
+    handler = ConsoleHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     LIBRARY.addHandler(handler)
     try:

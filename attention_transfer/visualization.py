@@ -18,6 +18,7 @@ from attention_transfer.errors import ConfigError, DataError
 from attention_transfer.features.maps import attention_map
 from attention_transfer.features.stages import split_layers, stage_names
 from attention_transfer.features.taps import Taps
+from attention_transfer.files import write_atomically
 from attention_transfer.modules import undisturbed, unwrapped
 from attention_transfer.networks.registry import card_of
 from attention_transfer.overlays import PIXELS, Page, denormalise, enlarge, overlay, png_of
@@ -226,12 +227,11 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Write a figure as PNG, or in the format of the path's suffix (.pdf, .svg, ...); missing folders are made.
 
     The file appears under its name when it is whole.
+
+    Raises:
+        ValueError: matplotlib has no such format.
+        WriteError: the file cannot be written; the one of before is still there.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.draft")
-    try:
-        figure.savefig(draft, format=path.suffix[1:] or "png")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    drawn = BytesIO()
+    figure.savefig(drawn, format=Path(path).suffix[1:] or "png")
+    write_atomically(path, drawn.getbuffer(), setting="the output path")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from attention_transfer.cache.folder import evict, free_bytes, network_file_system
+from attention_transfer.cache.folder import evict, network_file_system
 from attention_transfer.errors import CacheError
+from attention_transfer.files import disk_space
 
 
 def check_disk_space(folder: Path, needed: int, limit: float, *, spares_disk: bool) -> None:
@@ -28,8 +29,8 @@ def check_disk_space(folder: Path, needed: int, limit: float, *, spares_disk: bo
             f"{folder} is on a network file system ({network}), where shared memory maps may tear; set cache_dir to a "
             "local disk."
         )
-    free = free_bytes(folder)
-    if spares_disk and needed > free / 2:
+    free = disk_space(folder).free
+    if spares_disk and free is not None and needed > free / 2:
         raise CacheError(
             f"{needed / 1e6:,.0f} MB are needed, more than half of the {free / 1e6:,.0f} MB that are free in {folder}; "
             "make room, or set cache_dir to another disk."

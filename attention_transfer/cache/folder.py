@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,14 +112,6 @@ def evict(folder: Path, needed: int, limit: float) -> None:
             continue  # another run was faster, or has it open
         total -= entry.size
         logger.info("%s (%.0f MB) was used longest ago and is removed: cache_limit", entry.path.name, entry.size / 1e6)
-
-
-def free_bytes(folder: Path) -> int:
-    """Free space of the disk on which the folder is, or will be."""
-    existing = folder.absolute()
-    while not existing.exists():
-        existing = existing.parent
-    return shutil.disk_usage(existing).free
 
 
 def network_file_system(folder: Path) -> str | None:

@@ -18,6 +18,7 @@ from attention_transfer.cli.cache import cache
 from attention_transfer.cli.demo import demo
 from attention_transfer.cli.evaluate import evaluate
 from attention_transfer.cli.info import info
+from attention_transfer.cli.repeated import tell
 from attention_transfer.cli.train import train
 from attention_transfer.cli.visualize import visualize
 from attention_transfer.errors import AttentionTransferError
@@ -29,6 +30,7 @@ app = App(
     version=__version__,
     help="A small image classifier learns to look where a large one looks.",
     help_format="plaintext",
+    error_formatter=tell,
 )
 commands: list[Callable[..., int]] = [train, evaluate, visualize, demo, info]
 for position, command in enumerate(commands):

@@ -12,6 +12,7 @@ from attention_transfer.cli.flags import takes_settings
 from attention_transfer.cli.networks import open_network
 from attention_transfer.cli.tables import facts, millions, percent, table
 from attention_transfer.errors import DataError
+from attention_transfer.files import write_atomically
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,10 +59,8 @@ def evaluate(
         close_loader(loader)
     show(f"{checkpoint} on {report['samples']} images of {config.data_dir} ({split})", report)
     if json_file is not None:
-        target = Path(json_file)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        print(f"\nAll figures are in {target}.")
+        write_atomically(json_file, (json.dumps(report, indent=2) + "\n").encode(), setting="--json")
+        print(f"\nAll figures are in {Path(json_file)}.")
     return 0
 
 
@@ -95,6 +94,7 @@ def show(title: str, report: dict[str, Any]) -> None:
         title,
         {
             "accuracy": percent(report["accuracy"]),
+            "balanced accuracy": f"{percent(report['balanced_accuracy'])} (mean recall of the classes)",
             "top-5 accuracy": percent(report["top5_accuracy"]),
             "loss (cross-entropy)": f"{report['loss']:.4f}",
             "calibration error": percent(report["calibration_error"]),

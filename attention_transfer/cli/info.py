@@ -108,11 +108,13 @@ def show_file(path: str) -> None:
 def _show_checkpoint(path: str, content: dict[str, Any]) -> None:
     from torch import Tensor
 
-    from attention_transfer.checkpoint import card_from
+    from attention_transfer.checkpoint import balanced_accuracy_at_best, card_from
 
     card, config = card_from(content), resolve_config(content["config"])
     names = content["class_names"] or []
     state = content["model_state_dict"].values()
+    training = content["training"] or {}
+    balanced = balanced_accuracy_at_best(training.get("history", ()), training.get("best_epoch", 0))
     weights = sum(tensor.numel() for tensor in state if isinstance(tensor, Tensor))
     facts(
         f"{path}: a checkpoint of attention-transfer",
@@ -122,6 +124,7 @@ def _show_checkpoint(path: str, content: dict[str, Any]) -> None:
             "numbers": f"{millions(weights)} (parameters and running statistics)",
             "epochs": f"{content['epoch']} of {config.epochs}",
             "best accuracy": percent(content["best_accuracy"]),
+            **({} if balanced is None else {"its balanced accuracy": percent(balanced)}),
         },
     )
     default = Config()

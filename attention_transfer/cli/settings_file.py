@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,25 @@ from attention_transfer.errors import ConfigError
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, for which 1e-3 is a number too; YAML 1.1 would have it written 1.0e-3."""
+    """PyYAML's safe loader, for which 1e-3 is a number too; YAML 1.1 would have it written 1.0e-3.
+
+    A key that stands twice is an error: PyYAML would take the last in silence.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        first: dict[str, yaml.Node] = {}
+        for key, value in node.value:
+            other = first.setdefault(key.value, value) if isinstance(key, yaml.ScalarNode) else value
+            if other is not value:
+                both = " and ".join(f"{_text(each)} in line {each.start_mark.line + 1}" for each in (other, value))
+                raise ConfigError(f"{key.value} is given more than once: {both}; give it once.")
+        return super().construct_mapping(node, deep)
+
+
+def _text(node: yaml.Node) -> str:
+    """A value as it stands in the file, if it is on one line."""
+    text = str(node.start_mark.buffer or "")[node.start_mark.pointer : node.end_mark.pointer]
+    return text.split("\n", maxsplit=1)[0]
 
 
 _Loader.add_implicit_resolver(
@@ -31,6 +50,8 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     try:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     except (OSError, UnicodeError) as error:
         raise ConfigError(f"the settings in {path} cannot be read: {error}.") from error
     except yaml.YAMLError as error:

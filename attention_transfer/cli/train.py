@@ -63,6 +63,7 @@ def summarise(result: dict[str, Any], seconds: float) -> None:
 
     config = resolve_config(result["config"])
     files, history, test = RunPaths(config), result["training_history"], result["test_results"]
+    balanced = result["best_balanced_accuracy"]
     measured = "validation" if history and "val_accuracy" in history[-1] else "training"
     print()
     facts(
@@ -71,7 +72,13 @@ def summarise(result: dict[str, Any], seconds: float) -> None:
             "best accuracy": f"{percent(result['best_accuracy'])} ({measured})"
             if history
             else "no epoch was completed",
+            **(
+                {}
+                if balanced is None
+                else {"its balanced accuracy": f"{percent(balanced)} (mean recall of the classes)"}
+            ),
             **({"test accuracy": f"{percent(test['accuracy'])} on {test['samples']} images"} if test else {}),
+            **({"balanced test accuracy": percent(test["balanced_accuracy"])} if test else {}),
             "epochs": f"{len(history)} of {config.epochs}",
             "seconds": f"{seconds:.1f}",
             "checkpoints": ", ".join(str(path) for path in files.checkpoints()) or "none",

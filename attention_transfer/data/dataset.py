@@ -80,7 +80,7 @@ class ImageDataset(Dataset[Example]):
     def digest(self, *, hash_files: bool = False) -> str:
         """What the samples are known again by; see `samples_digest`."""
         if hash_files not in self._digests:
-            self._digests[hash_files] = samples_digest(self.samples, hash_files=hash_files)
+            self._digests[hash_files] = samples_digest(self.samples, "content" if hash_files else "size and time")
         return self._digests[hash_files]
 
     def whole(self, indices: Sequence[int]) -> Tensor:

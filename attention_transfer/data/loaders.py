@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from typing import Literal
 
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from attention_transfer.config import IMAGENET_MEAN, IMAGENET_STD
 from attention_transfer.data.batches import Example, collate
+from attention_transfer.data.cores import available_cores
 from attention_transfer.data.dataset import ImageDataset
 from attention_transfer.data.images import Triple
 from attention_transfer.data.sampler import EpochBatchSampler
@@ -18,6 +20,8 @@ from attention_transfer.data.sources.folder import find_splits
 from attention_transfer.data.views import Augmentation
 from attention_transfer.data.workers import prepare_worker
 from attention_transfer.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 _IMAGE_SIZES = (8, 4096)
 
@@ -52,7 +56,8 @@ def prepare_dataloaders(
             `find_splits` for what is cut where a split is missing.
         batch_size: images a step, over all processes.
         augment: give random views of the training images instead of the whole images.
-        num_workers: processes that load images, for each loader; they stay alive between epochs.
+        num_workers: processes that load images, for each loader; they stay alive between epochs. There are no more of
+            them than cores that this process may use, for more would wait for each other.
         image_size: side of the images in pixels, from 8 to 4096.
         seed: seed of the orders.
         split_seed: seed of the cut of a missing val or test.
@@ -90,6 +95,9 @@ def prepare_dataloaders(
     if min(std) <= 0:
         raise DataError(f"std is {std}; each standard deviation must be greater than 0.")
 
+    workers = min(num_workers, available_cores())
+    if workers < num_workers:
+        logger.info("num_workers is %d: cut to %d, the cores that this process may use", num_workers, workers)
     splits = find_splits(data_dir, split_seed)
     views_of_train = (augmentation or Augmentation()) if augment else None
     views_of_each_image = augment_views if isinstance(augment_views, int) else None
@@ -114,7 +122,7 @@ def prepare_dataloaders(
             rank=0 if samples is splits.test else rank,
             world_size=1 if samples is splits.test else world_size,
         )
-        loaders.append(_loader(dataset, batches, num_workers, pin_memory))
+        loaders.append(_loader(dataset, batches, workers, pin_memory))
     train, val, test = loaders
     return train, val, test
 

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from attention_transfer.cache.folder import PIXELS
 from attention_transfer.cache.records import Bytes, Records
+from attention_transfer.data.cores import available_cores
 from attention_transfer.data.decoding import Decoder, Picture
 from attention_transfer.data.sources.folder import Sample
 from attention_transfer.data.workers import prepare_worker
@@ -88,7 +89,7 @@ def picture_sizes(samples: Sequence[Sample], decoder: Decoder) -> npt.NDArray[np
 def fill_store(
     store: PixelStore, samples: Sequence[Sample], decoder: Decoder, num_workers: int, rank: int = 0, world_size: int = 1
 ) -> int:
-    """Decode what is absent, in `num_workers` processes and under a progress bar.
+    """Decode what is absent, under a progress bar and in `num_workers` processes, or as many as there are cores.
 
     A call that is cut off has lost nothing but the pictures in hand; the next one goes on. Of several ranks each
     decodes its share.
@@ -103,7 +104,7 @@ def fill_store(
     absent = [row for row in np.flatnonzero(~store.records.present()).tolist() if row % world_size == rank]
     if not absent or not store.records.is_writable:
         return 0
-    workers = min(num_workers, len(absent) // _CHUNK)
+    workers = min(num_workers, available_cores(), len(absent) // _CHUNK)
     chunks: DataLoader[list[int]] = DataLoader(
         _Decoding(store, samples, decoder),
         batch_sampler=[absent[first : first + _CHUNK] for first in range(0, len(absent), _CHUNK)],

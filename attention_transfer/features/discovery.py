@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from attention_transfer.errors import ConfigError
-from attention_transfer.features.taps import Size
+from attention_transfer.features.maps import Size
 from attention_transfer.modules import undisturbed, unwrapped
 
 logger = logging.getLogger(__name__)

@@ -18,8 +18,6 @@ from attention_transfer.errors import ConfigError
 from attention_transfer.modules import unwrapped
 from attention_transfer.networks.registry import readout_of
 
-Size = tuple[int, int]
-
 
 class _AllCollected(BaseException):
     """Ends a forward pass after the last tapped module; no Exception, so that no network takes it for an error."""

@@ -165,7 +165,7 @@ def run_validation_epoch(
     on_batch: Callable[[int], None] | None = None,
 ) -> Means:
     """One pass of measuring, which tells `on_batch` how many batches are done; see `validate`."""
-    meter, detector = MeanMeter(runtime.device), NonFiniteDetector(runtime.device, criterion.weights)
+    meter, detector = MeanMeter(runtime.device, by_class=True), NonFiniteDetector(runtime.device, criterion.weights)
     network = unwrapped(student)
     with undisturbed(network):
         for step, local in enumerate(local_batches(loader, runtime, criterion)):

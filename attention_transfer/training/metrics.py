@@ -11,6 +11,7 @@ from torch import Tensor
 
 from attention_transfer.distributed import Runtime
 from attention_transfer.errors import DataError, DivergenceError
+from attention_transfer.evaluation import mean_recall
 from attention_transfer.training.criterion import Losses
 
 
@@ -38,7 +39,8 @@ class Means(NamedTuple):
 
     Attributes:
         samples: how many images were seen, over all processes.
-        figures: means over them: loss, accuracy (fraction), classification, and all that the terms of the loss report.
+        figures: means over them: loss, accuracy (fraction), balanced_accuracy where classes are counted (the mean of
+            recall over the classes that have images), classification, and all that the terms of the loss report.
     """
 
     samples: int
@@ -49,29 +51,46 @@ class MeanMeter:
     """Running sums of losses and correct predictions over samples.
 
     They stay on the device as one vector (count, correct, loss, classification, what each term reports), so that a
-    step waits for nothing; reading them is what waits.
+    step waits for nothing; reading them is what waits. So do the counts of each class, if there are any.
+
+    Args:
+        device: where the losses are.
+        by_class: count each class's images and correct predictions. A checkpoint does not keep these: they are for
+            measuring, which is never resumed in the middle.
 
     Attributes:
         names: of the numbers behind count, correct and loss; None before the first batch.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, by_class: bool = False) -> None:
         # float64 keeps sums of millions of samples exact enough to resume bit for bit; Apple GPUs have float32 alone
         self._dtype = torch.float32 if device.type == "mps" else torch.float64
         self._device = device
         self._sums: Tensor | None = None
         self.names: tuple[str, ...] | None = None
+        self._counts_classes = by_class
+        self._by_class: Tensor | None = None
 
     def add(self, losses: Losses, labels: Tensor) -> None:
-        """Add a batch."""
+        """Add a batch: its losses, with logits [B, K], and its labels [B] on the same device."""
         with torch.no_grad():
             self.names = tuple(losses.scalars)
             count = len(labels)
             means = torch.stack([losses.total, *losses.scalars.values()])
-            correct = (losses.logits.argmax(dim=1) == labels).sum()
+            hits = losses.logits.argmax(dim=1) == labels
+            correct = hits.sum()
             counts = torch.stack([correct.new_tensor(count), correct])
             new = torch.cat([counts.to(self._dtype), means.to(self._dtype) * count])
             self._sums = new if self._sums is None else self._sums + new
+            if self._counts_classes:
+                self._add_by_class(hits, labels, losses.logits.shape[1])
+
+    def _add_by_class(self, hits: Tensor, labels: Tensor, num_classes: int) -> None:
+        """Add to [2, K]: images of each class, and those of them that are right."""
+        if self._by_class is None:
+            self._by_class = torch.zeros(2, num_classes, dtype=self._dtype, device=self._device)
+        # bincount would wait for the device, to learn how long its answer is
+        self._by_class.index_add_(1, labels, torch.stack([torch.ones_like(hits), hits]).to(self._dtype))
 
     def means(self, runtime: Runtime) -> Means:
         """Means over all samples of all processes; every process must call this together.
@@ -79,13 +98,20 @@ class MeanMeter:
         Raises:
             DataError: no sample was added.
         """
-        totals = None if self._sums is None else runtime.sum_over_processes(self._sums).tolist()
+        totals = None if self._sums is None else runtime.sum_over_processes(self._all(self._sums)).tolist()
         if totals is None or not totals[0] or self.names is None:
             raise DataError("the loader gave no batch; it must give at least one.")
-        count, correct, loss, *sums = totals
+        by_class = [] if self._by_class is None else totals[-self._by_class.numel() :]
+        count, correct, loss, *sums = totals[: len(totals) - len(by_class)]
         figures = {"loss": loss / count, "accuracy": correct / count}
+        if by_class:
+            figures["balanced_accuracy"] = mean_recall(*_halves(by_class))
         figures |= {name: value / count for name, value in zip(self.names, sums, strict=True)}
         return Means(int(count), figures)
+
+    def _all(self, sums: Tensor) -> Tensor:
+        """One vector of all that is summed over processes, so that they talk once."""
+        return sums if self._by_class is None else torch.cat([sums, self._by_class.flatten()])
 
     @property
     def count(self) -> int:
@@ -107,6 +133,10 @@ class MeanMeter:
         if sums is not None:
             stages = (f"attention_stage_{i}" for i in range(len(sums) - 6))
             self.names = ("classification", "kd", "attention", *stages) if names is None else tuple(names)
+
+
+def _halves(values: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
+    return values[: len(values) // 2], values[len(values) // 2 :]
 
 
 class BadStep(NamedTuple):

@@ -74,11 +74,12 @@ def train_at(
             StepLR by the settings.
 
     Returns:
-        a dict: model (best weights, eval mode), teacher_model, best_accuracy (fraction), training_history (a dict an
-        epoch: epoch, lr, seconds, images_per_second, and train_ and val_ of loss, accuracy, classification, kd,
-        attention, attention_stage_i and what terms of your own report), test_results (see `evaluate_model`; None
-        without a test split), config (resolved, a dict), experiment_name, status (finished or stopped), stopped_by
-        (SIGINT, SIGTERM or the reason that a callback gave, else None).
+        a dict: model (best weights, eval mode), teacher_model, best_accuracy (fraction), best_balanced_accuracy (of
+        validation in that epoch; None where nothing validates), training_history (a dict an epoch: epoch, lr, seconds,
+        images_per_second, train_ and val_ of loss, accuracy, classification, kd, attention, attention_stage_i and what
+        terms of your own report, and val_balanced_accuracy), test_results (see `evaluate_model`; None without a test
+        split), config (resolved, a dict), experiment_name, status (finished or stopped), stopped_by (SIGINT, SIGTERM or
+        the reason that a callback gave, else None).
 
     Raises:
         ConfigError, DataError, TeacherError, CheckpointError: before training, with the value at fault.
@@ -242,7 +243,8 @@ def _test(run: RunContext, loader: Loader | None) -> dict[str, Any] | None:
         try:
             with explain_lost_workers():
                 results = evaluate_model(run.state.student, loader, run.config)
-            logger.info("test accuracy %.2f%% on %d images", 100 * results["accuracy"], results["samples"])
+            accuracies = 100 * results["accuracy"], 100 * results["balanced_accuracy"]
+            logger.info("test accuracy %.2f%%, balanced %.2f%% on %d images", *accuracies, results["samples"])
         except AttentionTransferError as raised:
             error = raised
     shared: tuple[dict[str, Any] | None, AttentionTransferError | None] = run.runtime.broadcast_object((results, error))
@@ -256,6 +258,7 @@ def _results(run: RunContext, status: str) -> dict[str, Any]:
         "model": run.state.student.eval(),
         "teacher_model": run.teacher,
         "best_accuracy": run.state.best_accuracy,
+        "best_balanced_accuracy": run.state.best_balanced_accuracy,
         "training_history": run.state.history,
         "test_results": run.outcome.get("test_results"),
         "config": run.config.model_dump(),

@@ -13,9 +13,10 @@ import psutil
 import pytest
 
 from attention_transfer.cache.disk_space import check_disk_space
-from attention_transfer.cache.folder import MAPS, entries, evict, free_bytes, network_file_system
+from attention_transfer.cache.folder import MAPS, entries, evict, network_file_system
 from attention_transfer.cache.records import Records
 from attention_transfer.errors import CacheError
+from attention_transfer.files import disk_space
 
 HOLD = """
 import sys
@@ -68,7 +69,7 @@ def test_it_makes_room_once_that_process_is_gone(three, holder, tmp_path):
 
 
 def test_auto_spares_half_of_the_free_disk_and_on_does_not(tmp_path):
-    most = free_bytes(tmp_path) // 2
+    most = disk_space(tmp_path).free // 2
     check_disk_space(tmp_path, int(0.9 * most), limit=1e9, spares_disk=True)
     with pytest.raises(CacheError, match=r"more than half of the [0-9,]+ MB that are free"):
         check_disk_space(tmp_path, int(1.1 * most), limit=1e9, spares_disk=True)

@@ -46,7 +46,7 @@ CARD = {"name": "MultiBranchNet", "num_classes": 2, "class_names": ("ant", "bee"
 def test_a_model_comes_back_as_it_was(tmp_path, network):
     write_checkpoint(tmp_path / "m.pth", content_of(network, CARD))
     loaded = load_model(tmp_path / "m.pth", "cpu")
-    assert set(loaded) == {"model", "config", "epoch", "best_accuracy", "class_names"}
+    assert set(loaded) == {"model", "config", "epoch", "best_accuracy", "best_balanced_accuracy", "class_names"}
     assert (loaded["epoch"], loaded["best_accuracy"], loaded["class_names"]) == (2, 0.75, ["ant", "bee"])
     assert loaded["config"]["epochs"] == 3
     assert not loaded["model"].training

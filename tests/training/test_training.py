@@ -40,7 +40,7 @@ def test_a_run_with_a_teacher_gives_everything_that_is_promised(settings, teache
     first, second = results["training_history"]
     stages = {"attention_stage_0", "attention_stage_1"}
     figures = {f"{split}_{name}" for split in ("train", "val") for name in FIGURES | stages}
-    assert set(first) == {"epoch", "lr", "seconds", "images_per_second"} | figures
+    assert set(first) == {"epoch", "lr", "seconds", "images_per_second", "val_balanced_accuracy"} | figures
     assert (first["epoch"], second["epoch"], first["lr"]) == (1, 2, 0.01)
     total = first["train_classification"] + 0.1 * first["train_kd"] + 1000 * first["train_attention"]
     assert first["train_loss"] == pytest.approx(total, rel=1e-5)

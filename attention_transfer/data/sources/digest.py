@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from attention_transfer.data.sources.folder import Sample
 from attention_transfer.progress import progress_bar
 
+Mark = Literal["size", "size and time", "content"]
+"""What a file is known by, besides its name."""
 
-def samples_digest(samples: Sequence[Sample], *, hash_files: bool = False) -> str:
-    """SHA-256 of the samples in their order: relative paths with sizes and times, or with the files' content.
+
+def samples_digest(samples: Sequence[Sample], mark: Mark) -> str:
+    """SHA-256 of the samples in their order: of each its relative path and a mark of its file.
 
     Sizes and times cost nothing and see nearly every change (a few images are compared besides); content is for data
-    that are copied about and lose their times, or keep them though they change. Labels are no part of it, for neither
-    pixels nor a teacher's answers depend on them.
+    that are copied about and lose their times, or keep them though they change; sizes alone outlast a copy. Labels are
+    no part of it, for neither pixels nor a teacher's answers depend on them.
 
     Args:
         samples: in the order that gives them their positions.
-        hash_files: read every file.
+        mark: 'content' reads every file. Checkpoints keep the digest of sizes, caches are named by one of the others:
+            a mark must stay what it is, or those of before are not known again.
     """
-    digest = hashlib.sha256()
-    for sample in progress_bar(samples, desc="hashing files", unit="image") if hash_files else samples:
-        what = _content(sample.path) if hash_files else f"{sample.size} {sample.mtime_ns}"
-        digest.update(f"{sample.relative}\0{what}\n".encode("utf-8", "surrogateescape"))
+    marks: dict[Mark, Callable[[Sample], str]] = {
+        "size": lambda sample: str(sample.size),
+        "size and time": lambda sample: f"{sample.size} {sample.mtime_ns}",
+        "content": lambda sample: _content(sample.path),
+    }
+    digest, mark_of = hashlib.sha256(), marks[mark]
+    for sample in progress_bar(samples, desc="hashing files", unit="image") if mark == "content" else samples:
+        digest.update(f"{sample.relative}\0{mark_of(sample)}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 

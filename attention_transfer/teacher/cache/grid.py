@@ -13,12 +13,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from attention_transfer.features.maps import Size
 from attention_transfer.features.taps import Taps
 from attention_transfer.modules import like_weights, undisturbed, unwrapped
 
 logger = logging.getLogger(__name__)
-
-Size = tuple[int, int]
 
 
 class Axis(NamedTuple):

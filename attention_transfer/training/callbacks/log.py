@@ -10,7 +10,7 @@ from pathlib import Path
 from attention_transfer.distributed import Runtime
 from attention_transfer.errors import WriteError
 from attention_transfer.files import make_folder, write_failure
-from attention_transfer.logs import LIBRARY, _ConsoleHandler
+from attention_transfer.logs import LIBRARY, ConsoleHandler
 from attention_transfer.networks.registry import network_name
 from attention_transfer.progress import in_notebook
 from attention_transfer.training.callbacks.base import Callback
@@ -31,7 +31,7 @@ class Log(Callback):
     def run_started(self, run: RunContext) -> None:
         to_file = _file_handler(run.paths.log)
         to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        to_screen = _ConsoleHandler()
+        to_screen = ConsoleHandler()
         to_screen.setFormatter(logging.Formatter("%(message)s"))
         if sys.stdout.isatty() or in_notebook():
             # the bars show there what these lines say, except what the rest of the library has to tell
@@ -71,7 +71,10 @@ class Log(Callback):
         )
 
     def run_ended(self, run: RunContext, status: str) -> None:
-        where = run.outcome.get("error") or f"best accuracy {run.state.best_accuracy:.2%}"
+        balanced = run.state.best_balanced_accuracy
+        best = f"best accuracy {run.state.best_accuracy:.2%}"
+        best += "" if balanced is None else f", balanced {balanced:.2%} in that epoch"
+        where = run.outcome.get("error") or best
         logger.info("%s after %d of %d epochs: %s", status, run.state.epoch, run.config.epochs, where)
 
     def close(self) -> None:
@@ -107,5 +110,7 @@ def _opening(run: RunContext) -> str:
 
 def _figures(means: dict[str, float]) -> str:
     words = [f"loss {means['loss']:.4f}", f"accuracy {means['accuracy']:.2%}"]
+    if "balanced_accuracy" in means:
+        words.append(f"balanced {means['balanced_accuracy']:.2%}")
     words += [f"{key} {means[key]:.4g}" for key in ("kd", "attention") if means.get(key)]
     return ", ".join(words)

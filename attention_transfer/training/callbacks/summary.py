@@ -50,6 +50,7 @@ class Summary(Callback):
             "epochs_completed": run.state.epoch,
             "best_epoch": run.state.best_epoch,
             "best_accuracy": run.state.best_accuracy,
+            "best_balanced_accuracy": run.state.best_balanced_accuracy,
             "test_results": run.outcome.get("test_results"),
             "history": run.state.history,
             "wall_time_seconds": time.time() - self._began,

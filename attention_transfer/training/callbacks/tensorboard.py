@@ -84,9 +84,12 @@ class TensorBoard(Callback):
         from torch.utils.tensorboard.summary import hparams
 
         metrics = {"hparam/best_accuracy": run.state.best_accuracy}
+        if run.state.best_balanced_accuracy is not None:
+            metrics["hparam/best_balanced_accuracy"] = run.state.best_balanced_accuracy
         test_results = run.outcome.get("test_results")
         if test_results:
             metrics["hparam/test_accuracy"] = test_results["accuracy"]
+            metrics["hparam/test_balanced_accuracy"] = test_results["balanced_accuracy"]
         settings = {key: _plain(value) for key, value in run.config.model_dump().items() if value is not None}
         # writer.add_hparams would put these into a file of their own, which a resumed run could not be sure to purge.
         # They are a step beyond the last batch, where a run that goes on purges them, and writes its own in the end.

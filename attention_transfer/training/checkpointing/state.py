@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from attention_transfer.checkpoint import load_weights
+from attention_transfer.checkpoint import balanced_accuracy_at_best, load_weights
 from attention_transfer.config import Config
 from attention_transfer.distributed import Runtime
 from attention_transfer.errors import CheckpointError, DivergenceError
@@ -109,6 +109,11 @@ class RunState:
     def is_at_its_best(self) -> bool:
         """Whether the present weights are those of the best epoch."""
         return self.unfinished is None and self.best_epoch == self.epoch
+
+    @property
+    def best_balanced_accuracy(self) -> float | None:
+        """The balanced accuracy of the best epoch; see `balanced_accuracy_at_best`."""
+        return balanced_accuracy_at_best(self.history, self.best_epoch)
 
     def check_finite(self) -> None:
         """What training changes is all numbers: a loss can still be one when the step after it went wrong.

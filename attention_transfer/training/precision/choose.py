@@ -10,7 +10,6 @@ import json
 import logging
 import math
 import platform
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,8 @@ from attention_transfer.cache.folder import PRECISION_FILE, cache_folder
 from attention_transfer.config import Config
 from attention_transfer.data.user_loaders import unpack
 from attention_transfer.distributed import Runtime, resolve_precision
+from attention_transfer.errors import WriteError
+from attention_transfer.files import write_atomically
 from attention_transfer.networks.registry import network_name
 from attention_transfer.seeding import random_state, restore_random_state
 from attention_transfer.teacher.build import memory_format_of
@@ -212,7 +213,6 @@ def _recall(folder: Path, key: str) -> str | None:
 
 
 def _remember(folder: Path, key: str, precision: str, times: Times | None = None) -> None:
-    """Write the file so that it holds either the whole new content or what it held before."""
     path = folder / PRECISION_FILE
     try:
         content = _read(path)
@@ -221,12 +221,9 @@ def _remember(folder: Path, key: str, precision: str, times: Times | None = None
     measured = {} if times is None else {"fp32": round(times.fp32, 6), "bf16": round(times.bf16, 6)}
     content[key] = {"precision": precision, **measured}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=folder, delete=False) as file:
-            json.dump(content, file, indent=2)
-        Path(file.name).replace(path)
-    except OSError as error:
-        logger.warning("%s cannot be written: the precision is timed again next time (%s)", path, in_a_line(error))
+        write_atomically(path, json.dumps(content, indent=2).encode(), setting="cache_dir")
+    except WriteError as error:
+        logger.warning("%s cannot be written, so that the precision is timed again next time: %s", path, error)
 
 
 def with_teacher_precision(config: Config, runtime: Runtime, teacher: nn.Module, shape: Sequence[int]) -> Config:

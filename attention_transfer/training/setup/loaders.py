@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -129,17 +128,6 @@ def cache_pixels_of(loaders: Loaders, config: Config, runtime: Runtime) -> None:
             cache_pixels(datasets, stores, config, runtime.local_rank, runtime.local_world_size)
 
     all_or_raise(runtime, keep)
-
-
-def data_digest_of(loader: Loader) -> str | None:
-    """SHA-256 of the names and sizes of a loader's images; None where it does not tell them."""
-    dataset = own_dataset(loader)
-    if dataset is None:
-        return None
-    digest = hashlib.sha256()
-    for sample in dataset.samples:
-        digest.update(f"{sample.relative}\0{sample.size}\n".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
 
 
 def images_to_draw(loader: Loader | None) -> Tensor | None:

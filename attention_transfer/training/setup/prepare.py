@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from attention_transfer.cache.folder import cache_folder
 from attention_transfer.checkpoint import weights_digest
 from attention_transfer.config import Config
-from attention_transfer.data.loaders import own_sampler
+from attention_transfer.data.balance import class_counts, imbalance_warning
+from attention_transfer.data.loaders import own_dataset, own_sampler
+from attention_transfer.data.sources.digest import samples_digest
 from attention_transfer.distributed import AcceleratedRuntime, all_or_raise
 from attention_transfer.errors import ConfigError
 from attention_transfer.losses.term import LossTerm
@@ -45,12 +47,12 @@ from attention_transfer.training.context import RunContext
 from attention_transfer.training.criterion import default_terms, needs_of_teacher
 from attention_transfer.training.optim import make_optimizer, make_scheduler, parameter_groups
 from attention_transfer.training.precision.choose import batch_shape, choose_precision, with_teacher_precision
+from attention_transfer.training.schedule import schedule_warning
 from attention_transfer.training.setup.classes import with_classes
 from attention_transfer.training.setup.loaders import (
     Loaders,
     batches_of,
     cache_pixels_of,
-    data_digest_of,
     images_to_draw,
     open_loaders,
 )
@@ -105,6 +107,8 @@ def prepare(
         loaders = open_loaders(config, runtime, parts.train_loader, parts.val_loader, parts.test_loader)
         cleanup.callback(loaders.close)
         config = with_classes(config, loaders)
+        if runtime.is_main:
+            _warn_early(config, loaders, has_own_schedule=parts.scheduler is not None, goes_on=bool(point.checkpoint))
         teacher = open_teacher(config, parts.teacher, runtime)
         seed_everything(config.seed)
         student = open_student(config, parts.student).to(runtime.device)
@@ -127,7 +131,8 @@ def prepare(
             if not is_auto:
                 paths.refuse_to_overwrite()
         teacher_digest = None if teacher is None else weights_digest(teacher)
-        data_digest = data_digest_of(loaders.train)
+        dataset = own_dataset(loaders.train)
+        data_digest = None if dataset is None else samples_digest(dataset.samples, "size")
         refuse_another_teacher(teacher_digest, point)
         refuse_other_data(data_digest, point, config)
         refuse_another_loss({term.name: term.weight for term in terms}, point, config)
@@ -176,6 +181,16 @@ def _first_state(
         loss_weights={term.name: term.weight for term in terms},
         stateful=stateful,
     )
+
+
+def _warn_early(config: Config, loaders: Loaders, *, has_own_schedule: bool, goes_on: bool) -> None:
+    """Log what is known to disappoint: a learning rate that fades early, classes of very different sizes."""
+    faded = None
+    if not has_own_schedule:
+        faded = schedule_warning(config.lr, config.epochs, config.step_size, config.gamma, goes_on=goes_on)
+    imbalanced = imbalance_warning(class_counts(loaders.train) or {}, config.class_names or ())
+    for sentence in filter(None, (faded, imbalanced)):
+        logger.warning("%s", sentence)
 
 
 def _take_name(config: Config, runtime: AcceleratedRuntime, cleanup: ExitStack) -> None:

@@ -1,0 +1,69 @@
+"""How many images each class has, where the labels are known without reading images, and what to say of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Subset
+
+IMBALANCED = 5
+"""From this ratio of the largest class to the smallest on, accuracy alone misleads."""
+
+
+def class_counts(loader: object) -> dict[int, int] | None:
+    """Images by class of a loader's data set, whose `targets` tell them (looked up through `Subset`s).
+
+    torchvision's data sets, and ours, have `targets`: a list, array or tensor of one class number an image.
+
+    Returns:
+        the number of images of each class that has any, by its number; None where the data set does not tell, or
+        changes its labels on the way (`target_transform`).
+    """
+    dataset: Any = getattr(loader, "dataset", None)
+    chosen: np.ndarray[Any, Any] | None = None
+    while isinstance(dataset, Subset):
+        indices = np.asarray(dataset.indices, dtype=np.int64)
+        chosen = indices if chosen is None else indices[chosen]
+        dataset = dataset.dataset
+    targets = getattr(dataset, "targets", None)
+    if targets is None or getattr(dataset, "target_transform", None) is not None:
+        return None
+    try:
+        labels = np.asarray(targets)
+        if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != len(dataset):
+            return None
+        labels = labels if chosen is None else labels[chosen]
+    except (TypeError, ValueError, IndexError):
+        return None  # labels of another kind, as of detection
+    return dict(sorted(Counter(labels.tolist()).items()))
+
+
+def imbalance_warning(counts: Mapping[int, int], names: Sequence[str]) -> str | None:
+    """What to say of training images of which the largest class has at least five times as many as the smallest.
+
+    Args:
+        counts: images by class number, see `class_counts`.
+        names: of the classes; those that it does not reach go by their numbers.
+
+    Returns:
+        a sentence with both classes and their counts; None where nothing is to be said.
+
+    Example:
+        >>> print(imbalance_warning({0: 6, 1: 180}, ["cracked", "sound"]))
+        the classes are imbalanced: of the training images 180 are 'sound' and 6 are 'cracked', 30 to 1; look at the \
+balanced accuracy (the mean of recall over the classes), for plain accuracy is high for whoever always says 'sound'.
+    """
+    if not counts:
+        return None
+    least, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+    if counts[most] < IMBALANCED * counts[least]:
+        return None
+    rare, common = (repr(names[label]) if 0 <= label < len(names) else str(label) for label in (least, most))
+    return (
+        f"the classes are imbalanced: of the training images {counts[most]} are {common} and {counts[least]} are "
+        f"{rare}, {counts[most] / counts[least]:.3g} to 1; look at the balanced accuracy (the mean of recall over the "
+        f"classes), for plain accuracy is high for whoever always says {common}."
+    )

@@ -1,0 +1,122 @@
+"""Every line of a run is printed once, whatever logging the user has set up, and reaches the user's own files."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+
+from attention_transfer import train_at
+from attention_transfer.logs import log_to_stdout
+from attention_transfer.training.callbacks import log
+from attention_transfer.training.callbacks.log import is_printed_elsewhere
+
+PROGRAM = """
+import json, logging, sys
+{setup}
+from attention_transfer import train_at
+train_at(json.loads({settings!r}))
+"""
+BEGINS, ENDS = "run begins", "finished after 1 of 1 epochs"
+"""One line is said before the run's log is open and played back to it (the cut of val), these two are not."""
+EARLY = "val and test cut from"
+SETUPS = {
+    "nothing": "",
+    "basicConfig": "logging.basicConfig()",
+    "a basicConfig of warnings": "logging.basicConfig(); logging.root.handlers[0].setLevel(logging.WARNING)",
+    "a basicConfig to stdout": "logging.basicConfig(stream=sys.stdout, format='mine %(message)s')",
+    "a handler of the library's": "logging.getLogger('attention_transfer').addHandler(logging.StreamHandler())",
+    "a file": "logging.basicConfig(filename='mine.log')",
+    "a file and the console": "logging.basicConfig(filename='mine.log'); "
+    "logging.root.addHandler(logging.StreamHandler())",
+    "a filter against the library": "logging.basicConfig(); "
+    "logging.root.handlers[0].addFilter(lambda record: not record.name.startswith('attention_transfer'))",
+}
+
+
+@pytest.mark.parametrize("setup", SETUPS.values(), ids=SETUPS.keys())
+def test_every_line_is_printed_once_and_to_the_users_file_too(setup, settings, tmp_path):
+    settings = {**settings, "model": "CifarResNet-8", "precision": "fp32"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(setup=setup, settings=json.dumps(settings))],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout + done.stderr
+    for line in (EARLY, BEGINS, ENDS):
+        assert printed.count(line) == 1, printed
+        assert (tmp_path / "logs" / "run.log").read_text().count(line) == 1
+        if "mine.log" in setup:
+            assert (tmp_path / "mine.log").read_text().count(line) == 1
+    if "stdout" in setup:
+        assert f"mine {ENDS}" in done.stdout
+
+
+def test_caplog_hears_a_run_and_its_lines_are_printed_all_the_same(settings, caplog, capsys):
+    train_at({**settings, "model": "CifarResNet-8", "precision": "fp32"})
+    printed = capsys.readouterr().out
+    for line in (EARLY, BEGINS, ENDS):
+        assert sum(line in message for message in caplog.messages) == 1
+        assert printed.count(line) == 1
+
+
+def test_after_a_run_no_handler_of_it_is_left(settings):
+    before = list(log.LIBRARY.handlers), list(logging.root.handlers), log.LIBRARY.level, log.LIBRARY.propagate
+    train_at({**settings, "model": "CifarResNet-8", "precision": "fp32"})
+    assert before == (list(log.LIBRARY.handlers), list(logging.root.handlers), log.LIBRARY.level, log.LIBRARY.propagate)
+
+
+@pytest.fixture
+def root_handler():
+    """Adds a handler to the root logger for the time of a test."""
+    added = []
+
+    def add(handler):
+        logging.root.addHandler(handler)
+        added.append(handler)
+        return handler
+
+    yield add
+    for handler in added:
+        logging.root.removeHandler(handler)
+
+
+def record(level=logging.INFO):
+    return logging.LogRecord("attention_transfer.somewhere", level, __file__, 1, "told", None, None)
+
+
+def test_prefilling_steps_aside_too(root_handler, capsys):
+    root_handler(logging.StreamHandler(sys.stdout))
+    with log_to_stdout():
+        logging.getLogger("attention_transfer.somewhere").info("told")
+    assert capsys.readouterr().out.count("told") == 1
+
+
+def test_a_console_that_rich_writes_to_counts(root_handler):
+    rich_logging = pytest.importorskip("rich.logging")
+    rich_console = pytest.importorskip("rich.console")
+    ours = log._ConsoleHandler()
+    assert not is_printed_elsewhere(record(), ours)
+    root_handler(rich_logging.RichHandler(console=rich_console.Console(file=sys.stderr)))
+    assert is_printed_elsewhere(record(), ours)
+
+
+def test_a_stream_in_memory_a_closed_one_and_a_file_are_no_console(root_handler, tmp_path):
+    import io
+
+    closed = (tmp_path / "closed").open("w")
+    closed.close()
+    for handler in (logging.StreamHandler(io.StringIO()), logging.StreamHandler(closed), logging.NullHandler()):
+        root_handler(handler)
+    assert not is_printed_elsewhere(record(), log._ConsoleHandler())
+
+
+def test_what_the_root_does_not_get_it_does_not_print(root_handler, monkeypatch):
+    root_handler(logging.StreamHandler(sys.stderr))
+    monkeypatch.setattr(log.LIBRARY, "propagate", False)
+    assert not is_printed_elsewhere(record(), log._ConsoleHandler())
