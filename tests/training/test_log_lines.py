@@ -11,9 +11,7 @@ import sys
 import pytest
 
 from attention_transfer import train_at
-from attention_transfer.logs import log_to_stdout
-from attention_transfer.training.callbacks import log
-from attention_transfer.training.callbacks.log import is_printed_elsewhere
+from attention_transfer.logs import ConsoleHandler, is_printed_elsewhere, log_to_stdout
 
 PROGRAM = """
 import json, logging, sys
@@ -100,7 +98,7 @@ def test_prefilling_steps_aside_too(root_handler, capsys):
 def test_a_console_that_rich_writes_to_counts(root_handler):
     rich_logging = pytest.importorskip("rich.logging")
     rich_console = pytest.importorskip("rich.console")
-    ours = log._ConsoleHandler()
+    ours = ConsoleHandler()
     assert not is_printed_elsewhere(record(), ours)
     root_handler(rich_logging.RichHandler(console=rich_console.Console(file=sys.stderr)))
     assert is_printed_elsewhere(record(), ours)
@@ -113,10 +111,10 @@ def test_a_stream_in_memory_a_closed_one_and_a_file_are_no_console(root_handler,
     closed.close()
     for handler in (logging.StreamHandler(io.StringIO()), logging.StreamHandler(closed), logging.NullHandler()):
         root_handler(handler)
-    assert not is_printed_elsewhere(record(), log._ConsoleHandler())
+    assert not is_printed_elsewhere(record(), ConsoleHandler())
 
 
 def test_what_the_root_does_not_get_it_does_not_print(root_handler, monkeypatch):
     root_handler(logging.StreamHandler(sys.stderr))
     monkeypatch.setattr(log.LIBRARY, "propagate", False)
-    assert not is_printed_elsewhere(record(), log._ConsoleHandler())
+    assert not is_printed_elsewhere(record(), ConsoleHandler())
