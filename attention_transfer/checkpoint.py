@@ -18,6 +18,7 @@ import os
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, BinaryIO
 
 import torch
@@ -29,17 +30,14 @@ from attention_transfer.errors import CheckpointError, ConfigError, VersionError
 from attention_transfer.files import write_atomically
 from attention_transfer.modules import unwrapped
 from attention_transfer.networks.registry import ModelCard, create_model
+from attention_transfer.pickled import look_into, refusal
 from attention_transfer.plain import check_plain
 from attention_transfer.seal import ends_unsealed, is_intact, is_sealed, seal
+from attention_transfer.unpickling import load_restricted
 
 FORMAT = "attention-transfer checkpoint"
 VERSION = 2
 SEALED_SINCE = 2
-
-RESAVE = (
-    "Re-save its weights where its class can be imported: "
-    "torch.save(torch.load(path, weights_only=False).state_dict(), 'weights.pth')."
-)
 
 _KEYS: dict[str, tuple[type, ...]] = {
     "version": (int,),
@@ -165,12 +163,18 @@ def _parsed(file: BinaryIO, path: str | os.PathLike[str]) -> Any:
             from safetensors.torch import load
 
             return load(file.read())
-        return torch.load(file, map_location="cpu", weights_only=True)
+        return load_restricted(file)
     except Exception as error:
         # torch.load raises UnpicklingError, RuntimeError, EOFError, OSError, ... depending on where it fails
-        if "unsupported global" in str(error).lower():
-            raise CheckpointError(f"{path} holds pickled code, which is not run. {RESAVE}") from error
+        held = look_into(file) if _is_refusal(error) else None
+        if held is not None:
+            raise CheckpointError(refusal(str(path), held, _reason(error))) from error
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {_reason(error)}") from error
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether torch will not read a file, rather than cannot, because it is damaged or the disk fails."""
+    return isinstance(error, UnpicklingError) or "weights_only" in str(error)
 
 
 def _reason(error: Exception) -> str:

@@ -53,6 +53,12 @@ NETWORKS: list[NetworkFamily] = [
     NetworkFamily("ResNet18", "ResNet18", "torchvision's ResNet-18"),
     NetworkFamily("ResNet50", "ResNet50", "torchvision's ResNet-50"),
     NetworkFamily(r"CifarResNet-(\d+)", "CifarResNet-20", "ResNet for 32x32 images, depth 6n+2 (He et al. 2015)", 2),
+    NetworkFamily(
+        r"CifarResNetB-(\d+)(?:x([24]))?",
+        "CifarResNetB-8x4",
+        "the same with projection shortcuts, as RepDistiller and mdistiller have it (resnet8x4, resnet56)",
+        2,
+    ),
     NetworkFamily(r"WideResNet-(\d+)-([1-9]\d*)", "WideResNet-16-2", "Wide ResNet, depth 6n+4 and width", 4),
 ]
 
@@ -66,13 +72,22 @@ def canonical_network_name(name: str) -> str:
     """
     for family in NETWORKS:
         if re.fullmatch(family.pattern, name, flags=re.IGNORECASE):
-            numbers = [int(number) for number in re.findall(r"-(\d+)", name)]
-            canonical = "-".join([family.example.split("-")[0], *map(str, numbers)])
+            numbers = [int(number) for number in re.findall(r"\d+", name.partition("-")[2])]
+            canonical = _spelled_as(family, name)
             if family.depth_rest is not None and (numbers[0] < 6 or numbers[0] % 6 != family.depth_rest):
                 raise ConfigError(f"{canonical}: the depth must be 6n + {family.depth_rest}, as in {family.example}.")
             return canonical
     examples = [family.example for family in NETWORKS]
     raise ConfigError(f"no network is called {name!r}; known are {', '.join(examples)}.{_nearest(name, examples)}")
+
+
+def _spelled_as(family: NetworkFamily, name: str) -> str:
+    """`name` with the family's own upper and lower case, its numbers without leading zeros."""
+    prefix, dash, rest = name.partition("-")
+    rest = re.sub(r"\d+", lambda number: str(int(number[0])), rest)
+    own = family.example.partition("-")[0]
+    spellings = (f"{prefix}{dash}{rest}", f"{own}{dash}{rest}", f"{own}{dash}{rest.lower()}")
+    return next((spelling for spelling in spellings if re.fullmatch(family.pattern, spelling)), name)
 
 
 def _nearest(word: str, known: list[str]) -> str:
@@ -118,6 +133,11 @@ class Config(BaseModel):
     )
     teacher_arch: str | None = Field(
         None, description="the teacher's network name, where its checkpoint fits more than one"
+    )
+    teacher_key: str | None = Field(
+        None,
+        min_length=1,
+        description="where the teacher's checkpoint keeps its weights, as in 'ema.model'; None finds it",
     )
     layers: Names | None = Field(
         None,

@@ -3,6 +3,7 @@
     AttentionTransferError
     ├── ConfigError        a setting is unknown, of the wrong type, out of range or contradictory
     ├── DataError          a folder, an image, a label or a loader is not what training needs
+    │   └── UnguardedScriptError   a script that starts processes does not check that it is the main program
     ├── CheckpointError    a file is not a checkpoint of ours, is damaged or does not fit
     ├── TeacherError       the teacher cannot be recognised, loaded or compared with the student
     ├── CacheError         what was to be kept on disk cannot be, or what lies there is damaged
@@ -25,6 +26,10 @@ class ConfigError(AttentionTransferError, ValueError):
 
 class DataError(AttentionTransferError, ValueError):
     """A data folder, an image, a label or a loader is not what training needs."""
+
+
+class UnguardedScriptError(DataError):
+    """A script that starts processes does not check `__name__`, and so would be run again by each of them."""
 
 
 class CheckpointError(AttentionTransferError, ValueError):

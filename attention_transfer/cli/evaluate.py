@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 OF_THE_DATA = ("data_dir", "image_size", "mean", "std", "batch_size", "num_workers", "split_seed")
 
 
-@takes_settings("teacher_arch", "device")
+@takes_settings("teacher_arch", "teacher_key", "device")
 @takes_settings(*OF_THE_DATA, default="the checkpoint's")
 def evaluate(
     checkpoint: Annotated[
@@ -75,11 +75,13 @@ def check_same_classes(network: nn.Module, loader: DataLoader[Any], source: str)
     """Bare weights do not tell the names of their classes; their number must be that of the data at least.
 
     Raises:
-        DataError: the numbers differ.
+        DataError: the numbers differ, or the weights came without a head.
     """
     from attention_transfer.data.user_loaders import classes_of
-    from attention_transfer.networks.registry import card_of
+    from attention_transfer.networks.registry import HeadlessCard, card_of
 
+    if isinstance(card_of(network), HeadlessCard):
+        raise DataError(f"{source} has no head that can be built from it, so that it tells no classes apart.")
     card, names = card_of(network), classes_of(loader) or ()
     if card is not None and card.class_names is None and card.num_classes != len(names):
         raise DataError(

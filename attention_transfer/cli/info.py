@@ -92,16 +92,17 @@ def show_file(path: str) -> None:
     if is_checkpoint(read_plain(path)):
         _show_checkpoint(path, read_checkpoint(path))
         return
-    from attention_transfer.networks.registry import card_of
+    from attention_transfer.networks.registry import HeadlessCard, card_of
     from attention_transfer.teacher.loading import load_teacher_model
 
     network = load_teacher_model(path, device="cpu")
     card = card_of(network)
     assert card is not None
     parameters = sum(parameter.numel() for parameter in network.parameters())
+    classes = "none: it has no head" if isinstance(card, HeadlessCard) else card.num_classes
     facts(
         f"{path}: bare weights",
-        {"network": card.name, "classes": card.num_classes, "parameters": millions(parameters)},
+        {"network": card.name, "classes": classes, "parameters": millions(parameters)},
     )
 
 

@@ -29,6 +29,9 @@ def open_network(path: str, settings: Mapping[str, Any]) -> tuple[nn.Module, Con
     from attention_transfer.teacher.loading import load_teacher_model
 
     if not is_checkpoint(read_plain(path)):
-        return load_teacher_model(path, device=given.device, teacher_arch=given.teacher_arch), given
+        network = load_teacher_model(
+            path, device=given.device, teacher_arch=given.teacher_arch, teacher_key=given.teacher_key
+        )
+        return network, given
     loaded = load_model(path, given.device)
     return loaded["model"], resolve_config({**loaded["config"], "device": given.device, **settings})

@@ -14,7 +14,7 @@ from attention_transfer.errors import DataError
 OF_A_FOLDER = 4
 
 
-@takes_settings("teacher_arch", "device")
+@takes_settings("teacher_arch", "teacher_key", "device")
 @takes_settings("layers", "image_size", "mean", "std", default="the checkpoint's")
 def visualize(
     checkpoint: Annotated[
@@ -46,7 +46,9 @@ def visualize(
 
     guide = None
     if teacher is not None:
-        guide = load_teacher_model(teacher, device=config.device, teacher_arch=config.teacher_arch)
+        guide = load_teacher_model(
+            teacher, device=config.device, teacher_arch=config.teacher_arch, teacher_key=config.teacher_key
+        )
     pictures = [resize_whole(decode_image(file), config.image_size) for file in files]
     figure = attention_figure(
         network,

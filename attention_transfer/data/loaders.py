@@ -15,6 +15,7 @@ from attention_transfer.data.batches import Example, collate
 from attention_transfer.data.cores import available_cores
 from attention_transfer.data.dataset import ImageDataset
 from attention_transfer.data.images import Triple
+from attention_transfer.data.reimport import end_if_imported_again
 from attention_transfer.data.sampler import EpochBatchSampler
 from attention_transfer.data.sources.folder import find_splits
 from attention_transfer.data.views import Augmentation
@@ -81,6 +82,7 @@ def prepare_dataloaders(
         for images, labels in train:
             ...
     """
+    end_if_imported_again()
     _check("batch_size", batch_size, 1)
     _check("num_workers", num_workers, 0)
     _check("image_size", image_size, *_IMAGE_SIZES)

@@ -15,7 +15,8 @@ from multiprocessing.process import BaseProcess
 import torch
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from attention_transfer.errors import DataError
+from attention_transfer.data.reimport import REMEDY, was_imported_again
+from attention_transfer.errors import DataError, UnguardedScriptError
 
 _UNTIL_TOLD = 1.0
 """Seconds."""
@@ -52,10 +53,13 @@ def explain_lost_workers() -> Iterator[None]:
 
     Raises:
         DataError: a process that loads images was killed, or has crashed.
+        UnguardedScriptError: it ran the user's script again.
     """
     try:
         yield
     except (RuntimeError, ConnectionError, EOFError) as error:
+        if any(was_imported_again(each, _workers_behind(each)) for each in _chain(error)):
+            raise UnguardedScriptError(f"no process that loads images could start: {REMEDY}.") from None
         reason = _why_lost(error)
         if reason is None:
             raise

@@ -11,6 +11,7 @@ from attention_transfer.errors import TeacherError
 from attention_transfer.features.maps import at_least_float32
 from attention_transfer.features.signals import Needs
 from attention_transfer.losses.term import LossInputs, LossTerm
+from attention_transfer.networks.registry import HeadlessCard, ModelCard
 
 
 def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
@@ -82,4 +83,18 @@ def check_equal_class_order(student: Sequence[str] | None, teacher: Sequence[str
             f"alpha > 0 distils logits, but the teacher numbers its classes {', '.join(teacher)} and the student "
             f"{', '.join(student)}; train a teacher on data that number their classes as the student's do, or set "
             "alpha=0 (attention transfer alone)."
+        )
+
+
+def check_has_head(card: ModelCard | None) -> None:
+    """Distillation needs the teacher's own head, which its file may lack.
+
+    Raises:
+        TeacherError: it does.
+    """
+    if isinstance(card, HeadlessCard):
+        raise TeacherError(
+            f"alpha > 0 distils logits, but the teacher, a {card.name}, came without a head that can be built from its "
+            "file (none, or one of several layers); set alpha=0 (attention transfer alone), or hand the whole network "
+            "to train_at(teacher=...)."
         )

@@ -27,6 +27,9 @@ class Architecture:
             since each guess is verified; a family of one name can return it always.
         pretrained: the published state_dict of a weights name, or None if the family has none.
         readout: how the outputs of the stages are read as features [B, C, H, W].
+        pretrained_names: the names that `pretrained` knows.
+        spellings: for each other way in which public code names the parameters of this family: a function from such
+            a key to ours. Only the names may differ; the network must compute the same.
 
     Example:
         >>> def tiny(num_classes: int) -> nn.Module:
@@ -41,4 +44,6 @@ class Architecture:
     head: str
     candidates: Callable[[Shapes], list[str]]
     pretrained: Callable[[str], dict[str, Tensor]] | None = None
+    pretrained_names: tuple[str, ...] = ()
+    spellings: tuple[Callable[[str], str], ...] = ()
     readout: Readout = NCHW

@@ -16,7 +16,7 @@ from torch import nn
 from attention_transfer.config import NETWORKS, NetworkFamily, canonical_network_name
 from attention_transfer.errors import ConfigError
 from attention_transfer.modules import unwrapped
-from attention_transfer.networks import cifar_resnet, multibranch, resnet, wide_resnet
+from attention_transfer.networks import cifar_resnet, cifar_resnet_b, multibranch, resnet, wide_resnet
 from attention_transfer.networks.architecture import Architecture, Shapes
 from attention_transfer.networks.readout import NCHW, Readout
 
@@ -26,6 +26,7 @@ _architectures: list[Architecture] = [
     *multibranch.ARCHITECTURES,
     *resnet.ARCHITECTURES,
     *cifar_resnet.ARCHITECTURES,
+    *cifar_resnet_b.ARCHITECTURES,
     *wide_resnet.ARCHITECTURES,
 ]
 
@@ -37,6 +38,11 @@ class ModelCard:
     name: str
     num_classes: int
     class_names: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class HeadlessCard(ModelCard):
+    """The card of a network whose weights came without a head that fits: its one logit is always 0."""
 
 
 def create_model(name: str, num_classes: int = 10, weights: str | None = None) -> nn.Module:
@@ -143,6 +149,17 @@ def register_network(architecture: Architecture, *, example: str, summary: str) 
     NETWORKS.append(NetworkFamily(architecture.name_pattern, example, summary))
 
 
+def architectures() -> tuple[Architecture, ...]:
+    """Every registered family, the library's own first."""
+    return tuple(_architectures)
+
+
+def expected_shapes(architecture: Architecture, name: str, num_classes: int) -> Shapes:
+    """The keys and shapes of the state_dict of a network of a family; nothing is drawn, and no memory taken."""
+    state = _on_meta(architecture, name, num_classes).state_dict()
+    return {key: tuple(tensor.shape) for key, tensor in state.items()}
+
+
 def _architecture_of(name: str) -> Architecture:
     for architecture in _architectures:
         if re.fullmatch(architecture.name_pattern, name):
@@ -152,7 +169,7 @@ def _architecture_of(name: str) -> Architecture:
 
 def _build(architecture: Architecture, name: str, num_classes: int) -> nn.Module:
     match = re.fullmatch(architecture.name_pattern, name)
-    numbers = [int(number) for number in match.groups()] if match else []
+    numbers = [None if number is None else int(number) for number in match.groups()] if match else []
     return architecture.build(*numbers, num_classes=num_classes)
 
 
@@ -162,8 +179,7 @@ def _on_meta(architecture: Architecture, name: str, num_classes: int) -> nn.Modu
 
 
 def _fits(architecture: Architecture, name: str, num_classes: int, shapes: Shapes) -> bool:
-    state = _on_meta(architecture, name, num_classes).state_dict()
-    return {key: tuple(tensor.shape) for key, tensor in state.items()} == dict(shapes)
+    return expected_shapes(architecture, name, num_classes) == dict(shapes)
 
 
 def _load_pretrained(model: nn.Module, architecture: Architecture, name: str, weights: str) -> None:

@@ -51,6 +51,7 @@ def _family(name: str, build: Callable[..., nn.Module], published: type[WeightsE
         head="fc",
         candidates=lambda shapes: [name],
         pretrained=partial(published_weights, published),
+        pretrained_names=tuple(published.__members__),
     )
 
 

@@ -77,6 +77,13 @@ def _candidates(shapes: Shapes) -> list[str]:
     return [f"WideResNet-{6 * blocks + 4}-{width}"] if blocks and width else []
 
 
+def _from_block_names(key: str) -> str:
+    """The key of RepDistiller, mdistiller and xternalhz/WideResNet-pytorch as ours: block1.layer.0 is group1.0."""
+    key = re.sub(r"^block(\d)\.layer\.(\d+)\.", r"group\1.\2.", key)
+    key = re.sub(r"^(group\d\.\d+)\.convShortcut\.", r"\1.shortcut.", key)
+    return re.sub(r"^bn1\.", "bn.", key)
+
+
 ARCHITECTURES = (
     Architecture(
         name_pattern=r"WideResNet-(\d+)-([1-9]\d*)",
@@ -84,5 +91,6 @@ ARCHITECTURES = (
         taps=("group1", "group2", "group3"),
         head="fc",
         candidates=_candidates,
+        spellings=(_from_block_names,),
     ),
 )

@@ -1,27 +1,31 @@
-"""Recognising and loading any teacher: our checkpoints, bare weights, torchvision's pretrained ones."""
+"""Recognising and loading any teacher: our checkpoints, weights of any script, torchvision's pretrained ones."""
 
 from __future__ import annotations
 
 import logging
 import os
-import re
-from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from attention_transfer.checkpoint import RESAVE, card_from, is_checkpoint, load_weights, read_plain
+from attention_transfer.checkpoint import card_from, is_checkpoint, load_weights, read_plain
 from attention_transfer.config import canonical_network_name
 from attention_transfer.devices import resolve_device
-from attention_transfer.errors import CheckpointError, TeacherError
-from attention_transfer.networks.registry import ModelCard, card_of, create_model, recognise
+from attention_transfer.errors import CheckpointError, ConfigError, TeacherError
+from attention_transfer.networks.fitting import Fit, Misfit, nearest_network
+from attention_transfer.networks.registry import HeadlessCard, ModelCard, card_of, create_model
+from attention_transfer.teacher.names import pretrained_weights, what_it_may_be
+from attention_transfer.teacher.state_dicts import Found, Reading, Weights, find_weights, matching, readings
 
 logger = logging.getLogger(__name__)
 
-WRAPPING_KEYS = ("state_dict", "model_state_dict", "model", "net")
-PREFIXES = ("module.", "_orig_mod.")
 IMAGENET_CLASSES = 1000
+OWN_KEY = "model_state_dict"
+_NEAR = 0.3
+"""Of all keys, the fraction that must agree for a network to be called the nearest."""
+_SHOWN = 4
 
 
 def load_teacher_model(
@@ -30,25 +34,32 @@ def load_teacher_model(
     device: str | torch.device = "auto",
     *,
     teacher_arch: str | None = None,
+    teacher_key: str | None = None,
 ) -> nn.Module:
     """A frozen teacher in eval mode, with its own head.
 
+    In a file of another training script the network is recognised from its weights, wherever they lie and whatever
+    all their names begin with (module., model., backbone., ...); see `find_weights` for which are taken where there
+    are several. A Linear of another name is taken for the head. Where the head is missing or has several layers, the
+    teacher is good for attention transfer alone: its card is a `HeadlessCard`.
+
     Args:
-        teacher_path: a checkpoint of ours; a file with a state_dict, bare or under one of the keys state_dict,
-            model_state_dict, model or net, with or without 'module.' or '_orig_mod.' prefixes; or torchvision's
-            pretrained weights by name, as in 'ResNet50:DEFAULT'.
+        teacher_path: a checkpoint of ours; a .pth or .safetensors file with the weights of a registered network; or
+            torchvision's pretrained weights by name, as in 'ResNet50:DEFAULT'.
         num_classes: the student's number of classes; another number in the teacher is logged, as attention
             transfer does not mind and only distillation (alpha > 0) does.
         device: 'auto', 'cpu', 'cuda', ...
         teacher_arch: the network's name, where the weights fit more than one.
+        teacher_key: the key of the weights in the file, dotted where they lie deeper, where it holds several.
 
     Raises:
         TeacherError: the file is missing, no registered network has these weights, several have and
-            `teacher_arch` does not say which, or the file holds a pickled module.
+            `teacher_arch` or `teacher_key` does not say which, or reading the file would run code.
     """
-    teacher = _pretrained(str(teacher_path)) or _from_file(teacher_path, teacher_arch)
+    teacher = _pretrained(str(teacher_path)) or _from_file(teacher_path, teacher_arch, teacher_key)
     card = card_of(teacher)
-    if card is not None and num_classes is not None and card.num_classes != num_classes:
+    has_head = card is not None and not isinstance(card, HeadlessCard)
+    if card is not None and has_head and num_classes is not None and card.num_classes != num_classes:
         logger.info(
             "the teacher tells %d classes apart and the student %d: attention transfer does not mind, "
             "distillation (alpha > 0) would",
@@ -59,60 +70,117 @@ def load_teacher_model(
 
 
 def _pretrained(name: str) -> nn.Module | None:
-    match = re.fullmatch(r"(ResNet18|ResNet50):(\w+)", name, flags=re.IGNORECASE)
-    if match is None:
-        return None
-    return create_model(canonical_network_name(match[1]), IMAGENET_CLASSES, weights=match[2])
+    try:
+        named = pretrained_weights(name)
+        return None if named is None else create_model(named[0], IMAGENET_CLASSES, weights=named[1])
+    except ConfigError as error:
+        raise TeacherError(str(error)) from error
 
 
-def _from_file(path: str | os.PathLike[str], teacher_arch: str | None) -> nn.Module:
+def _from_file(path: str | os.PathLike[str], teacher_arch: str | None, teacher_key: str | None) -> nn.Module:
+    if not Path(path).is_file():
+        raise TeacherError(what_it_may_be(str(path)))
     try:
         content = read_plain(path)
+        if is_checkpoint(content):
+            return _own(content, str(path), teacher_arch, teacher_key)
     except CheckpointError as error:
         raise TeacherError(f"teacher_model: {error}") from error
-    card = card_from(content) if is_checkpoint(content) else None
-    if card is not None and teacher_arch is not None and canonical_network_name(teacher_arch) != card.name:
-        raise TeacherError(f"teacher_arch is {teacher_arch!r}, but {path} holds a {card.name}; leave teacher_arch out.")
-    weights = _weights(content, path)
+    return _recognised(find_weights(content, str(path), teacher_key), str(path), teacher_arch)
+
+
+def _own(content: dict[str, Any], path: str, teacher_arch: str | None, teacher_key: str | None) -> nn.Module:
+    """The network of a checkpoint of ours."""
+    if teacher_key not in (None, OWN_KEY):
+        raise TeacherError(
+            f"teacher_key is {teacher_key!r}, but {path} is a checkpoint of attention-transfer with its weights "
+            f"under {OWN_KEY}; leave teacher_key out."
+        )
+    card = card_from(content)
     if card is None:
-        card = _recognised(weights, path, teacher_arch)
+        return _recognised(find_weights(content, path, OWN_KEY), path, teacher_arch)
+    if teacher_arch is not None and canonical_network_name(teacher_arch) != card.name:
+        raise TeacherError(f"teacher_arch is {teacher_arch!r}, but {path} holds a {card.name}; leave teacher_arch out.")
     teacher = create_model(card.name, card.num_classes)
     teacher.card = card  # type: ignore[assignment]
-    load_weights(teacher, weights, str(path))
+    load_weights(teacher, content[OWN_KEY], path)
     return teacher
 
 
-def _weights(content: Any, path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    for key in WRAPPING_KEYS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise TeacherError(f"{path} holds no state_dict, neither bare nor under {', '.join(WRAPPING_KEYS)}. {RESAVE}")
-    return {_without_prefixes(key): tensor for key, tensor in content.items()}
-
-
-def _without_prefixes(key: str) -> str:
-    while key.startswith(PREFIXES):
-        key = key.split(".", 1)[1]
-    return key
-
-
-def _recognised(weights: dict[str, Tensor], path: str | os.PathLike[str], teacher_arch: str | None) -> ModelCard:
-    found = recognise({key: tuple(tensor.shape) for key, tensor in weights.items()})
-    names = [name for name, _ in found]
-    if teacher_arch is not None:
-        wanted = canonical_network_name(teacher_arch)
-        found = [(name, classes) for name, classes in found if name == wanted]
-        if not found:
-            fits = f"it fits {', '.join(names)}" if names else "it fits no registered network"
-            raise TeacherError(f"teacher_arch is {wanted!r}, but {path} has other keys or shapes; {fits}.")
-    if not found:
+def _recognised(found: Found, path: str, teacher_arch: str | None) -> nn.Module:
+    wanted = None if teacher_arch is None else canonical_network_name(teacher_arch)
+    fits = matching(found.weights, wanted)
+    if not fits:
+        raise TeacherError(_no_network(found.weights, path, wanted))
+    prefixes = {reading.prefix for reading, _ in fits}
+    if len(prefixes) > 1:
+        keys = [".".join(filter(None, (found.key, prefix.rstrip(".")))) for prefix in prefixes]
         raise TeacherError(
-            f"{path} fits no registered network (its first keys are {', '.join(list(weights)[:4])}); hand your "
-            "own module to train_at(teacher=...), or register its family with register_network."
+            f"{path} holds the weights of several networks: {', '.join(sorted(keys))}; say which with the key "
+            "teacher_key."
         )
-    if len(found) > 1:
-        raise TeacherError(f"{path} fits {', '.join(names)}; say which with the key teacher_arch.")
-    name, classes = found[0]
-    logger.info("the teacher is recognised as %s with %d classes", name, classes)
-    return ModelCard(name, classes)
+    if len(fits) > 1:
+        names = ", ".join(fit.name for _, fit in fits)
+        raise TeacherError(f"{path} fits {names}; say which with the key teacher_arch.")
+    [(reading, fit)] = fits
+    _say_what_was_found(reading, fit)
+    return _built(reading.weights, fit, path)
+
+
+def _say_what_was_found(reading: Reading, fit: Fit) -> None:
+    if reading.beside:
+        logger.info(
+            "the teacher's weights are those whose names begin with %r; left out are %s",
+            reading.prefix, _some(reading.beside),
+        )  # fmt: skip
+    if fit.num_classes is None:
+        logger.warning(
+            "the teacher is recognised as %s; its file has %s, so that its head stays empty: it is good for attention "
+            "transfer alone, not for distillation (alpha > 0)",
+            fit.name, fit.head,
+        )  # fmt: skip
+        return
+    head = f"; its head is {fit.head}" if fit.head else ""
+    logger.info("the teacher is recognised as %s with %d classes%s", fit.name, fit.num_classes, head)
+
+
+def _built(weights: Weights, fit: Fit, path: str) -> nn.Module:
+    classes = fit.num_classes or 1
+    teacher = create_model(fit.name, classes)
+    teacher.card = (ModelCard if fit.num_classes else HeadlessCard)(fit.name, classes)  # type: ignore[assignment]
+    # what a file lacks, counters and heads, is zero and not drawn: equal files give equal teachers
+    state: dict[str, Tensor] = {key: torch.zeros_like(tensor) for key, tensor in teacher.state_dict().items()}
+    state |= {key: weights[original] for key, original in fit.keys.items()}
+    load_weights(teacher, state, path)
+    return teacher
+
+
+def _no_network(weights: Weights, path: str, wanted: str | None) -> str:
+    """Why no network can be built, with the one that is nearest and how the file differs from it."""
+    near = _nearest(weights, wanted)
+    if wanted is not None:
+        names = ", ".join(dict.fromkeys(fit.name for _, fit in matching(weights)))
+        fits = f"it fits {names}" if names else "it fits no registered network"
+        differs = f" ({near.in_words()})" if near is not None else ""
+        return f"teacher_arch is {wanted!r}, but {path} has other keys or shapes{differs}; {fits}."
+    nearest = ""
+    if near is not None and near.share >= _NEAR:
+        nearest = f" The nearest is {near.name}: {near.matching} tensors agree; {near.in_words()}."
+    return (
+        f"{path} fits no registered network (its first keys are {_some(list(weights))}).{nearest} Hand your own module "
+        "to train_at(teacher=...), or register its family with register_network."
+    )
+
+
+def _nearest(weights: Weights, wanted: str | None) -> Misfit | None:
+    near = [
+        misfit
+        for level in readings(weights)
+        for reading in level
+        if (misfit := nearest_network(reading.shapes, wanted)) is not None
+    ]
+    return max(near, key=lambda misfit: misfit.share, default=None)
+
+
+def _some(keys: list[str]) -> str:
+    return f"{', '.join(keys[:_SHOWN])}{f' and {len(keys) - _SHOWN} more' if len(keys) > _SHOWN else ''}"

@@ -12,7 +12,7 @@ from attention_transfer.config import Config, resolve_config
 from attention_transfer.data.batches import Batch
 from attention_transfer.devices import resolve_device
 from attention_transfer.distributed import Runtime
-from attention_transfer.losses.kd import check_equal_class_order
+from attention_transfer.losses.kd import check_equal_class_order, check_has_head
 from attention_transfer.losses.term import LossTerm
 from attention_transfer.modules import device_of
 from attention_transfer.networks.registry import card_of
@@ -128,6 +128,7 @@ def _set_up(
     if teacher is not None:
         teacher.to(runtime.device)
         if config.alpha > 0:
+            check_has_head(card_of(teacher))
             check_equal_class_order(config.class_names or _class_names(student), _class_names(teacher))
     every = [*default_terms(config), *terms]
     check_terms(every, has_teacher=teacher is not None)

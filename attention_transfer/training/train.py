@@ -15,9 +15,10 @@ from torch import nn
 from attention_transfer.checkpoint import load_weights
 from attention_transfer.config import Config, resolve_config
 from attention_transfer.data.loaders import own_sampler
+from attention_transfer.data.reimport import end_if_imported_again
 from attention_transfer.data.workers import explain_lost_workers
 from attention_transfer.distributed import AcceleratedRuntime
-from attention_transfer.errors import AttentionTransferError
+from attention_transfer.errors import AttentionTransferError, UnguardedScriptError
 from attention_transfer.evaluation import evaluate_model
 from attention_transfer.features.maps import SUM_OF_SQUARES, MapFunction
 from attention_transfer.logs import capture_logs, log_once
@@ -90,11 +91,16 @@ def train_at(
     """
     log_once.cache_clear()
     config = resolve_config(config)
+    end_if_imported_again(is_told_elsewhere=train_loader is None and config.num_workers > 0)
     parts = UserParts(
         train_loader, val_loader, test_loader, student, teacher, terms, map_function, callbacks, optimizer, scheduler
     )
-    with capture_logs() as captured, explain_lost_workers():
-        return _run(config, parts, captured)
+    try:
+        with capture_logs() as captured, explain_lost_workers():
+            return _run(config, parts, captured)
+    except UnguardedScriptError as error:
+        # the line to be mended is the caller's own
+        raise error.with_traceback(None) from None
 
 
 def _run(config: Config, parts: UserParts, captured: Iterable[logging.LogRecord]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from attention_transfer import train_at
-from attention_transfer.logs import ConsoleHandler, is_printed_elsewhere, log_to_stdout
+from attention_transfer.logs import LIBRARY, ConsoleHandler, is_printed_elsewhere, log_to_stdout
 
 PROGRAM = """
 import json, logging, sys
@@ -64,9 +64,9 @@ def test_caplog_hears_a_run_and_its_lines_are_printed_all_the_same(settings, cap
 
 
 def test_after_a_run_no_handler_of_it_is_left(settings):
-    before = list(log.LIBRARY.handlers), list(logging.root.handlers), log.LIBRARY.level, log.LIBRARY.propagate
+    before = list(LIBRARY.handlers), list(logging.root.handlers), LIBRARY.level, LIBRARY.propagate
     train_at({**settings, "model": "CifarResNet-8", "precision": "fp32"})
-    assert before == (list(log.LIBRARY.handlers), list(logging.root.handlers), log.LIBRARY.level, log.LIBRARY.propagate)
+    assert before == (list(LIBRARY.handlers), list(logging.root.handlers), LIBRARY.level, LIBRARY.propagate)
 
 
 @pytest.fixture
@@ -116,5 +116,5 @@ def test_a_stream_in_memory_a_closed_one_and_a_file_are_no_console(root_handler,
 
 def test_what_the_root_does_not_get_it_does_not_print(root_handler, monkeypatch):
     root_handler(logging.StreamHandler(sys.stderr))
-    monkeypatch.setattr(log.LIBRARY, "propagate", False)
+    monkeypatch.setattr(LIBRARY, "propagate", False)
     assert not is_printed_elsewhere(record(), ConsoleHandler())

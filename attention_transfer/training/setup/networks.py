@@ -10,7 +10,7 @@ from torch import nn
 from attention_transfer.config import Config
 from attention_transfer.distributed import Runtime
 from attention_transfer.errors import ConfigError
-from attention_transfer.losses.kd import check_equal_class_order, check_equal_heads
+from attention_transfer.losses.kd import check_equal_class_order, check_equal_heads, check_has_head
 from attention_transfer.networks.registry import ModelCard, card_of, create_model
 from attention_transfer.teacher.loading import load_teacher_model
 from attention_transfer.training.checkpointing.state import check_can_be_kept
@@ -42,7 +42,11 @@ def open_teacher(config: Config, teacher: nn.Module | None, runtime: Runtime) ->
     """
     if teacher is None and config.teacher_model is not None:
         teacher = load_teacher_model(
-            config.teacher_model, config.num_classes, runtime.device, teacher_arch=config.teacher_arch
+            config.teacher_model,
+            config.num_classes,
+            runtime.device,
+            teacher_arch=config.teacher_arch,
+            teacher_key=config.teacher_key,
         )
     if teacher is None:
         if config.alpha > 0:
@@ -54,6 +58,7 @@ def open_teacher(config: Config, teacher: nn.Module | None, runtime: Runtime) ->
         return None
     card = card_of(teacher)
     if config.alpha > 0 and card is not None:
+        check_has_head(card)
         check_equal_heads(config.num_classes or card.num_classes, card.num_classes)
         check_equal_class_order(config.class_names, card.class_names)
     if config.alpha == 0 and config.beta == 0:

@@ -1,0 +1,103 @@
+"""ResNet for 32x32 images with projection shortcuts (option B of He et al. 2015, https://arxiv.org/abs/1512.03385).
+
+The form in which papers on distillation train their CIFAR teachers and students: RepDistiller
+(https://github.com/HobbitLong/RepDistiller) and mdistiller call these networks resnet8, resnet20, resnet56, resnet110,
+resnet8x4, resnet32x4, and so do weights of other public collections. Names of parameters are theirs, so that their
+files load as they are.
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attention_transfer.config import canonical_network_name
+from attention_transfer.networks.architecture import Architecture, Shapes
+from attention_transfer.networks.initialisation import he_initialise
+
+STEM_WIDTHS = {1: 16, 2: 16, 4: 32}
+"""Channels of the first convolution, by the factor of the stages' widths."""
+STAGE_WIDTHS = (16, 32, 64)
+
+
+class ProjectionBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut: [B, width_in, H, W] to [B, width, H / stride, W / stride].
+
+    Where the shape changes, the shortcut is a 1x1 convolution with batch norm.
+    """
+
+    def __init__(self, width_in: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width_in, width, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        changes = stride != 1 or width_in != width
+        self.downsample = (
+            nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width)) if changes else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(out + (x if self.downsample is None else self.downsample(x)))
+
+
+class CifarResNetB(nn.Module):
+    """Three stages of 16, 32 and 64 channels, or a multiple: float images [B, 3, H, W] to logits [B, num_classes].
+
+    Args:
+        depth: layers with weights, 6n + 2 for n blocks in each stage: 8, 14, 20, 32, 44, 56, 110, ...
+        width: factor of the stages' widths: 1, 2 or 4.
+        num_classes: number of logits.
+
+    Raises:
+        ConfigError: no n gives this depth, or the width is another one.
+    """
+
+    def __init__(self, depth: int, width: int | None = None, num_classes: int = 10) -> None:
+        super().__init__()
+        canonical_network_name(_name(depth, width or 1))
+        blocks, width = (depth - 2) // 6, width or 1
+        stem = STEM_WIDTHS[width]
+        widths = [width * channels for channels in STAGE_WIDTHS]
+        self.conv1 = nn.Conv2d(3, stem, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(stem)
+        self.layer1 = _stage(stem, widths[0], stride=1, blocks=blocks)
+        self.layer2 = _stage(widths[0], widths[1], stride=2, blocks=blocks)
+        self.layer3 = _stage(widths[1], widths[2], stride=2, blocks=blocks)
+        self.fc = nn.Linear(widths[2], num_classes)
+        he_initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        logits: Tensor = self.fc(x.mean(dim=(2, 3)))
+        return logits
+
+
+def _stage(width_in: int, width: int, stride: int, blocks: int) -> nn.Sequential:
+    rest = (ProjectionBlock(width, width, stride=1) for _ in range(blocks - 1))
+    return nn.Sequential(ProjectionBlock(width_in, width, stride), *rest)
+
+
+def _name(depth: int, width: int) -> str:
+    return f"CifarResNetB-{depth}" if width == 1 else f"CifarResNetB-{depth}x{width}"
+
+
+def _candidates(shapes: Shapes) -> list[str]:
+    blocks = sum(re.fullmatch(r"layer1\.\d+\.conv1\.weight", key) is not None for key in shapes)
+    width = shapes.get("layer1.0.conv1.weight", (0,))[0] // STAGE_WIDTHS[0]
+    return [_name(6 * blocks + 2, width)] if blocks and width in STEM_WIDTHS else []
+
+
+ARCHITECTURES = (
+    Architecture(
+        name_pattern=r"CifarResNetB-(\d+)(?:x([24]))?",
+        build=CifarResNetB,
+        taps=("layer1", "layer2", "layer3"),
+        head="fc",
+        candidates=_candidates,
+    ),
+)
