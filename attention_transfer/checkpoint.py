@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_transfer.config import resolve_config
+from attention_transfer.data.depth import FULL
 from attention_transfer.devices import resolve_device
 from attention_transfer.errors import CheckpointError, ConfigError, VersionError
 from attention_transfer.files import write_atomically
@@ -124,7 +125,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         training = content["training"]
         newer = {key: types for key, types in _NEWER_TRAINING_KEYS.items() if key in training}
         _check_keys(training, _TRAINING_KEYS | newer, path)
-    return dict(content)
+    # before there was this setting, 16-bit pixels were scaled from there
+    return {**content, "config": {"pixel_range": FULL, **content["config"]}}
 
 
 def _check_keys(content: dict[str, Any], keys: dict[str, tuple[type, ...]], path: str | os.PathLike[str]) -> None:

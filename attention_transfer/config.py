@@ -19,6 +19,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -151,6 +152,10 @@ class Config(BaseModel):
     image_size: int = Field(128, ge=8, le=4096, description="side of the square images in pixels")
     mean: Triple = Field(IMAGENET_MEAN, description="mean of each channel, of pixels in [0, 1]")
     std: Triple = Field(IMAGENET_STD, description="standard deviation of each channel, of pixels in [0, 1]")
+    pixel_range: Annotated[tuple[float, float], BeforeValidator(_as_tuple)] | Literal["auto"] = Field(
+        "auto",
+        description="lowest and highest value of 16-bit, 32-bit and float images; auto = as the training set has",
+    )
     batch_size: int = Field(32, ge=1, description="images a step, over all processes")
     num_workers: int = Field(4, ge=0, description="processes that load images")
     split_seed: int = Field(0, ge=0, lt=2**63, description="seed of the cut of a missing val or test split")
@@ -196,7 +201,6 @@ class Config(BaseModel):
         description="number format of the student; auto = bf16 on GPUs that have it, on a CPU what a trial "
         "finds to be faster",
     )
-
     teacher_precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="number format in which the teacher answers; auto as for precision"
     )
@@ -244,12 +248,13 @@ class Config(BaseModel):
             raise ValueError("each standard deviation must be greater than 0")
         return std
 
-    @field_validator("crop_scale")
+    @field_validator("crop_scale", "pixel_range")
     @classmethod
-    def _ordered_scale(cls, scale: tuple[float, float]) -> tuple[float, float]:
-        if scale[0] > scale[1]:
-            raise ValueError("the least area must not be above the greatest")
-        return scale
+    def _ordered(cls, pair: Any, info: ValidationInfo) -> Any:
+        is_area = info.field_name == "crop_scale"  # which may be one and the same for all crops
+        if pair != "auto" and (pair[0] > pair[1] or (pair[0] == pair[1] and not is_area)):
+            raise ValueError(f"the first number must {'not be above' if is_area else 'be below'} the second")
+        return pair
 
     @field_validator("device")
     @classmethod

@@ -14,9 +14,11 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from attention_transfer.config import Config, resolve_config
-from attention_transfer.data.user_loaders import check_labels, classes_of, unpack
+from attention_transfer.data.batches import Batch
+from attention_transfer.data.user_loaders import check_labels, classes_of, unpack, warn_of_unusual_values
 from attention_transfer.errors import DataError, DivergenceError
 from attention_transfer.modules import count_logits, device_of, like_weights, undisturbed, unwrapped
+from attention_transfer.networks.input_shapes import refusing_misfits
 from attention_transfer.networks.registry import card_of
 from attention_transfer.progress import progress_bar
 
@@ -68,7 +70,9 @@ def evaluate_model(
             if not len(batch.labels):
                 continue
             images = like_weights(batch.images.to(clock.device), model)
-            with clock.timing(len(images)):
+            if tally is None and not isinstance(raw, Batch):
+                warn_of_unusual_values(batch.images)
+            with refusing_misfits(model, images, "network"), clock.timing(len(images)):
                 logits = model(images)
             if tally is None:
                 tally = Tally(names, count_logits(logits))

@@ -20,6 +20,7 @@ from attention_transfer.features.stages import split_layers, stage_names
 from attention_transfer.features.taps import Taps
 from attention_transfer.files import write_atomically
 from attention_transfer.modules import undisturbed, unwrapped
+from attention_transfer.networks.input_shapes import refusing_misfits
 from attention_transfer.networks.registry import card_of
 from attention_transfer.overlays import PIXELS, Page, denormalise, enlarge, overlay, png_of
 
@@ -86,8 +87,10 @@ def _attention(model: nn.Module, images: Tensor, layers: Sequence[str] | None) -
     images = images if weights is None else images.to(weights)
     # Hooks on a compiled network may never be called: what is inside of the wrappers runs as it is written.
     network = unwrapped(model)
-    with undisturbed(network), Taps(network, stage_names(network, images, layers)) as taps:
-        network(images)
+    with refusing_misfits(network, images, "network"):
+        names = stage_names(network, images, layers)
+        with undisturbed(network), Taps(network, names) as taps:
+            network(images)
     with torch.no_grad():
         return [attention_map(features) for features in taps.features]
 

@@ -129,3 +129,15 @@ def test_none_is_the_default_config_also_after_a_notebook_has_changed_it(monkeyp
     monkeypatch.setitem(DEFAULT_CONFIG, "epochs", 3)
     assert resolve_config(None).epochs == 3
     assert resolve_config({}).epochs == 50
+
+
+@pytest.mark.parametrize(("given", "kept"), [("auto", "auto"), ([0, 4095], (0.0, 4095.0)), ((-1.5, 2), (-1.5, 2.0))])
+def test_a_pixel_range_is_auto_or_two_numbers(given, kept):
+    assert create_at_config(pixel_range=given)["pixel_range"] == kept
+    assert allowed_values("pixel_range") == "2 numbers or auto"
+
+
+@pytest.mark.parametrize("given", [(4095, 0), (1, 1), "full", [0], [0, "x"], None, [0, float("inf")]])
+def test_a_pixel_range_that_is_none_is_refused_with_what_is_allowed(given):
+    with pytest.raises(ConfigError, match=r"pixel_range is .*\(allowed: 2 numbers or auto\)"):
+        create_at_config(pixel_range=given)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from attention_transfer.config import Config
 
-OF_THE_DATA = ("data_dir", "image_size", "mean", "std", "batch_size", "num_workers", "split_seed")
+OF_THE_DATA = ("data_dir", "image_size", "mean", "std", "pixel_range", "batch_size", "num_workers", "split_seed")
 
 
 @takes_settings("teacher_arch", "teacher_key", "device")
@@ -53,6 +53,7 @@ def evaluate(
     loader = open_split(config, split)
     try:
         check_same_classes(network, loader, checkpoint)
+        say_found_range(config, loader)
         with explain_lost_workers():
             report = evaluate_model(network, loader, config)
     finally:
@@ -88,6 +89,15 @@ def check_same_classes(network: nn.Module, loader: DataLoader[Any], source: str)
             f"{source} tells {card.num_classes} classes apart, but the data have {len(names)} ({', '.join(names[:5])}"
             f"{', ...' if len(names) > 5 else ''}); give the data that it was trained for with --data-dir."
         )
+
+
+def say_found_range(config: Config, loader: DataLoader[Any]) -> None:
+    """Print the range that 'auto' has found for a network that was trained without one."""
+    from attention_transfer.data.depth import in_words
+
+    found = loader.dataset.decoder.pixel_range  # type: ignore[attr-defined]
+    if config.pixel_range == "auto" and found is not None:
+        print(f"The images have more than 8 bits, and are read with --pixel-range {in_words(found)}, as found on them.")
 
 
 def show(title: str, report: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ OF_A_FOLDER = 4
 
 
 @takes_settings("teacher_arch", "teacher_key", "device")
-@takes_settings("layers", "image_size", "mean", "std", default="the checkpoint's")
+@takes_settings("layers", "image_size", "mean", "std", "pixel_range", default="the checkpoint's")
 def visualize(
     checkpoint: Annotated[
         str, Parameter(help="a checkpoint that train wrote, or a file of bare weights of a known network")
@@ -49,7 +49,9 @@ def visualize(
         guide = load_teacher_model(
             teacher, device=config.device, teacher_arch=config.teacher_arch, teacher_key=config.teacher_key
         )
-    pictures = [resize_whole(decode_image(file), config.image_size) for file in files]
+    # what is drawn is no data set, on which 'auto' could be found
+    pixel_range = None if config.pixel_range == "auto" else config.pixel_range
+    pictures = [resize_whole(decode_image(file, pixel_range), config.image_size) for file in files]
     figure = attention_figure(
         network,
         torch.stack([to_tensor(picture, config.mean, config.std) for picture in pictures]),

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from attention_transfer.config import IMAGENET_MEAN, IMAGENET_STD
 from attention_transfer.data.batches import Example, Examples
 from attention_transfer.data.decoding import Decoder, Picture
+from attention_transfer.data.depth import Range
 from attention_transfer.data.images import Triple
 from attention_transfer.data.pixel_store import PixelStore
 from attention_transfer.data.rendering import render_views, render_whole, view_matrices
@@ -48,6 +49,7 @@ class ImageDataset(Dataset[Example]):
         augmentation: Augmentation | None = None,
         seed: int = 0,
         tells_matrices: bool = False,
+        pixel_range: Range | None = None,
     ) -> None:
         self.samples = tuple(samples)
         self.classes = tuple(classes)
@@ -59,7 +61,7 @@ class ImageDataset(Dataset[Example]):
         self.augmentation = augmentation
         self.seed = seed
         self.tells_matrices = tells_matrices
-        self.decoder = Decoder(image_size, augmentation)
+        self.decoder = Decoder(image_size, augmentation, pixel_range)
         self.store: PixelStore | None = None
         self._digests: dict[bool, str] = {}
 

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from attention_transfer.data.depth import FULL, Range
 from attention_transfer.data.images import decode_image, resize_whole, unreadable
+from attention_transfer.data.once import warn_once
 from attention_transfer.data.views import NARROWEST, Augmentation
 
 Picture = npt.NDArray[np.uint8]
 """[H, W, 3], RGB."""
+
+PIXELS = "pixels"
+"""The kind of the warnings of which `Decoder` gives the first alone."""
 
 _ORIENTATION = 0x0112
 _TRANSPOSED = (5, 6, 7, 8)
@@ -32,10 +39,12 @@ class Decoder:
     Attributes:
         image_size: side of the images that the network sees, in pixels.
         augmentation: what views may be made of the pictures; None: the whole image alone.
+        pixel_range: the values from black to white of files of more than 8 bits; None: see `decode_image`.
     """
 
     image_size: int
     augmentation: Augmentation | None = None
+    pixel_range: Range | None = None
 
     @property
     def shorter_side(self) -> int | None:
@@ -45,13 +54,17 @@ class Decoder:
         least = self.augmentation.crop_scale[0]
         return math.ceil(self.image_size / math.sqrt(least * max(NARROWEST, least)))
 
-    def __call__(self, path: str | os.PathLike[str]) -> Picture:
+    def __call__(self, path: str | os.PathLike[str], warn: Callable[[str], None] | None = None) -> Picture:
         """The picture of a file.
+
+        Args:
+            path: the file.
+            warn: hears where values are clipped or few grey levels remain; None: the log does, once for all files.
 
         Raises:
             DataError: the file cannot be read as an image.
         """
-        image = decode_image(path)
+        image = decode_image(path, self.pixel_range, warn=warn or partial(warn_once, PIXELS))
         if self.shorter_side is None:
             return np.asarray(resize_whole(image, self.image_size))
         return np.asarray(image.resize(self._reduced(*image.size), Image.Resampling.BILINEAR))
@@ -83,9 +96,12 @@ class Decoder:
 
     def identity(self) -> dict[str, object]:
         """What the pixels depend on beside the file."""
+        # (0, 65535) gives the pixels that no range gives
+        ranged = self.pixel_range not in (None, FULL)
         return {
             "size": self.image_size,
             "shorter side": self.shorter_side,
             "filter": "bilinear, antialiased",
             "pillow": version("pillow"),
+            **({"pixel range": self.pixel_range} if ranged else {}),
         }

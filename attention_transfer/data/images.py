@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -12,25 +14,55 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from attention_transfer.config import IMAGENET_MEAN, IMAGENET_STD
+from attention_transfer.data.depth import (
+    FEW_LEVELS,
+    FULL,
+    Range,
+    Values,
+    clipped,
+    colour_values,
+    deep_kind,
+    grey_values,
+    in_words,
+    levels_kept,
+    natural_range,
+    to_8_bit,
+)
 from attention_transfer.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 Triple = tuple[float, float, float]
 
 
-def decode_image(path: str | os.PathLike[str]) -> Image.Image:
+def decode_image(
+    path: str | os.PathLike[str],
+    pixel_range: Range | None = None,
+    *,
+    warn: Callable[[str], None] | None = None,
+) -> Image.Image:
     """The image of a file as 8-bit RGB, upright, at its full resolution.
 
     The EXIF orientation is applied. Grey becomes three equal channels, transparent pixels are laid on white,
-    palettes and CMYK are converted, 16-bit values are scaled from [0, 65535] to [0, 255], and of an animation
-    the first frame is taken.
+    palettes and CMYK are converted, and of an animation the first frame is taken. Pixels of more than 8 bits are
+    scaled from `pixel_range` to [0, 255]; it does not matter to others.
+
+    Args:
+        path: the file.
+        pixel_range: the values that become black and white, outside of which they are clipped; None: 16-bit pixels are
+            scaled from [0, 65535], and others of more than 8 bits are refused.
+        warn: hears a sentence where values are clipped, or where few grey levels remain for want of a range; None: the
+            log does.
 
     Raises:
-        DataError: the file is missing, truncated or no image, or has 32-bit pixels whose range is unknown.
+        DataError: the file is missing, truncated or no image, has NaN or infinite pixels, or pixels whose range is
+            unknown.
     """
     try:
         with Image.open(path) as image:
-            ImageOps.exif_transpose(image, in_place=True)
-            return _as_rgb(image)
+            return _as_rgb(_reduced(image, path, pixel_range, warn or logger.warning))
+    except DataError:
+        raise
     # A decoder that meets a damaged file may raise nearly anything (OSError, SyntaxError, struct.error, ...).
     except Exception as error:
         raise unreadable(path, error) from error
@@ -44,23 +76,77 @@ def unreadable(path: str | os.PathLike[str], error: Exception) -> DataError:
     )
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
+def _reduced(
+    image: Image.Image, path: str | os.PathLike[str], pixel_range: Range | None, warn: Callable[[str], None]
+) -> Image.Image:
+    """The image upright, with 8 bits a channel."""
+    kind = deep_kind(image)
+    if kind == "colour" and pixel_range not in (None, FULL):
+        image = _colour_of_16_bits(image, path, pixel_range, warn)
+    ImageOps.exif_transpose(image, in_place=True)
     image.load()
-    if image.mode.startswith("I"):
-        image = _as_8_bit(image)
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers of unknown range; save it with 8 or 16 bits")
+    if kind == "grey":
+        values = grey_values(image, path)
+        if pixel_range is None:
+            _check_16_bit(values, path)
+            _warn_of_few_levels(values, path, warn)
+        else:
+            _warn_of_clipping(values, path, pixel_range, warn)
+        return Image.fromarray(to_8_bit(values, pixel_range or FULL))
+    if kind == "colour" and pixel_range is None and 0 < np.asarray(image.convert("RGB")).max() < FEW_LEVELS // 2:
+        warn(_few_levels(path, "its values are below 4,096"))
+    # a portable pixmap, which Pillow has scaled to 16 bits
+    return Image.fromarray(to_8_bit(np.asarray(image), FULL)) if image.mode.startswith("I") else image
+
+
+def _colour_of_16_bits(
+    image: Image.Image, path: str | os.PathLike[str], pixel_range: Range, warn: Callable[[str], None]
+) -> Image.Image:
+    values = colour_values(path)
+    channels = values.shape[2]
+    colours, alpha = values[..., : 1 if channels == 2 else 3], values[..., channels - 1 :]
+    _warn_of_clipping(colours, path, pixel_range, warn)
+    pixels = to_8_bit(colours, pixel_range).repeat(3 // colours.shape[2], axis=2)
+    if channels != 3:
+        pixels = np.concatenate([pixels, to_8_bit(alpha, FULL)], axis=2)
+    reduced = Image.fromarray(pixels)
+    reduced.getexif().update(image.getexif())
+    return reduced
+
+
+def _check_16_bit(values: Values, path: str | os.PathLike[str]) -> None:
+    remedy = "give pixel_range=(low, high), or save it with 8 or 16 bits"
+    if values.dtype.kind == "f":
+        raise DataError(f"{os.fspath(path)} has floating-point pixels of unknown range; {remedy}.")
+    if values.min() < 0 or values.max() > FULL[1]:
+        raise DataError(f"{os.fspath(path)} has pixels outside the 16-bit range [0, 65535]; {remedy}.")
+
+
+def _warn_of_clipping(
+    values: Values, path: str | os.PathLike[str], pixel_range: Range, warn: Callable[[str], None]
+) -> None:
+    low, high = values.min().item(), values.max().item()
+    if low < pixel_range[0] or high > pixel_range[1]:
+        warn(clipped(path, low, high, pixel_range))
+
+
+def _warn_of_few_levels(values: Values, path: str | os.PathLike[str], warn: Callable[[str], None]) -> None:
+    kept = levels_kept(values, FULL)
+    if kept is not None:
+        low, high = values.min().item(), values.max().item()
+        likely = in_words(natural_range(low, high))
+        warn(f"{_few_levels(path, f'{kept} of 256')}; if its values are from {likely}, give pixel_range={likely}")
+
+
+def _few_levels(path: str | os.PathLike[str], what: str) -> str:
+    return f"{os.fspath(path)}: few grey levels remain where 16-bit pixels are scaled from (0, 65535) ({what})"
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         opaque = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), opaque)
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _as_8_bit(image: Image.Image) -> Image.Image:
-    pixels = np.asarray(image).astype(np.int64)
-    if pixels.min() < 0 or pixels.max() > 65535:
-        raise ValueError("its pixels are outside the 16-bit range [0, 65535]; save it with 8 or 16 bits")
-    return Image.fromarray(((pixels * 255 + 32767) // 65535).astype(np.uint8))
 
 
 def resize_whole(image: Image.Image, size: int) -> Image.Image:

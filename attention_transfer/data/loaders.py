@@ -14,7 +14,10 @@ from attention_transfer.config import IMAGENET_MEAN, IMAGENET_STD
 from attention_transfer.data.batches import Example, collate
 from attention_transfer.data.cores import available_cores
 from attention_transfer.data.dataset import ImageDataset
+from attention_transfer.data.depth import Range
 from attention_transfer.data.images import Triple
+from attention_transfer.data.once import warn_anew
+from attention_transfer.data.pixel_range import checked_range, choose_pixel_range
 from attention_transfer.data.reimport import end_if_imported_again
 from attention_transfer.data.sampler import EpochBatchSampler
 from attention_transfer.data.sources.folder import find_splits
@@ -44,6 +47,7 @@ def prepare_dataloaders(
     rank: int = 0,
     world_size: int = 1,
     pin_memory: bool | None = None,
+    pixel_range: Literal["auto"] | Range = "auto",
 ) -> tuple[DataLoader[Example], DataLoader[Example], DataLoader[Example]]:
     """The (train, val, test) loaders of an image folder.
 
@@ -72,6 +76,8 @@ def prepare_dataloaders(
         world_size: number of processes that share each batch of train and val. The test split is whole in each of
             them, for one process to evaluate.
         pin_memory: page-locked batches for a faster copy to a GPU; None: if there is a CUDA GPU.
+        pixel_range: the values from black to white of files of more than 8 bits; 'auto' finds one range for all splits
+            on a sample of the training files, see `choose_pixel_range`.
 
     Raises:
         DataError: a value is out of range, or the folder is not what `find_splits` expects. While iterating: a
@@ -100,7 +106,11 @@ def prepare_dataloaders(
     workers = min(num_workers, available_cores())
     if workers < num_workers:
         logger.info("num_workers is %d: cut to %d, the cores that this process may use", num_workers, workers)
+    chosen_range = checked_range(pixel_range)
+
     splits = find_splits(data_dir, split_seed)
+    warn_anew()
+    found_range = choose_pixel_range(splits.train, (splits.val, splits.test), chosen_range)
     views_of_train = (augmentation or Augmentation()) if augment else None
     views_of_each_image = augment_views if isinstance(augment_views, int) else None
     loaders = []
@@ -114,6 +124,7 @@ def prepare_dataloaders(
             augmentation=views_of_train if training else None,
             seed=augment_seed,
             tells_matrices=augment_views == "warp",
+            pixel_range=found_range,
         )
         batches = EpochBatchSampler(
             len(dataset),

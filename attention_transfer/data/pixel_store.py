@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 from attention_transfer.cache.folder import PIXELS
 from attention_transfer.cache.records import Bytes, Records
 from attention_transfer.data.cores import available_cores
+from attention_transfer.data.decoding import PIXELS as PIXEL_WARNINGS
 from attention_transfer.data.decoding import Decoder, Picture
+from attention_transfer.data.once import warn_once
 from attention_transfer.data.sources.folder import Sample
 from attention_transfer.data.workers import prepare_worker
 from attention_transfer.progress import progress_bar
@@ -26,6 +29,8 @@ logger = logging.getLogger(__name__)
 FORMAT = "pixels 2"
 _CHUNK = 32
 _SHAPE_BYTES = 8
+
+T = TypeVar("T")
 
 
 class PixelStore:
@@ -105,32 +110,40 @@ def fill_store(
     if not absent or not store.records.is_writable:
         return 0
     workers = min(num_workers, available_cores(), len(absent) // _CHUNK)
-    chunks: DataLoader[list[int]] = DataLoader(
+    chunks: DataLoader[tuple[int, list[str]]] = DataLoader(
         _Decoding(store, samples, decoder),
         batch_sampler=[absent[first : first + _CHUNK] for first in range(0, len(absent), _CHUNK)],
-        collate_fn=len,
+        collate_fn=_as_it_is,
         num_workers=workers,
         worker_init_fn=prepare_worker,
         # A DataLoader without a generator of its own draws its workers' seed from torch's global one.
         generator=torch.Generator(),
     )
     with progress_bar(total=len(absent), desc="decoding images", unit="image") as bar:
-        for count in chunks:
+        for count, warnings in chunks:
             bar.update(count)
+            for sentence in warnings:
+                warn_once(PIXEL_WARNINGS, sentence)
     return len(absent)
 
 
-class _Decoding(Dataset[list[int]]):
+def _as_it_is(result: T) -> T:
+    return result
+
+
+class _Decoding(Dataset[tuple[int, list[str]]]):
     """A data set of side effects: asking for some images puts them into the store."""
 
     def __init__(self, store: PixelStore, samples: Sequence[Sample], decoder: Decoder) -> None:
         self.store, self.samples, self.decoder = store, samples, decoder
 
-    def __getitems__(self, indices: list[int]) -> list[int]:
-        pictures = [self.decoder(self.samples[index].path) for index in indices]
+    def __getitems__(self, indices: list[int]) -> tuple[int, list[str]]:
+        """Decode some images; how many they are, and what there is to say of them."""
+        warnings: list[str] = []
+        pictures = [self.decoder(self.samples[index].path, warnings.append) for index in indices]
         kept = list(self._those_that_fit(indices, pictures))
         self.store.keep([index for index, _ in kept], [picture for _, picture in kept])
-        return indices
+        return len(indices), warnings
 
     def _those_that_fit(self, indices: list[int], pictures: list[Picture]) -> Iterator[tuple[int, Picture]]:
         for index, picture in zip(indices, pictures, strict=True):

@@ -12,10 +12,13 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset
 
 from attention_transfer.data.batches import Batch
+from attention_transfer.data.once import warn_once
 from attention_transfer.errors import DataError
 
 logger = logging.getLogger(__name__)
 
+_NAMED = 10
+_GREATEST_NORMALISED = 20
 _IMAGE_KEYS = ("images", "image", "pixel_values", "x", "input", "inputs")
 _LABEL_KEYS = ("labels", "label", "y", "target", "targets")
 
@@ -37,6 +40,11 @@ def unpack(batch: object) -> Batch:
         return Batch(batch.images, _whole_numbers(batch.labels), batch.indices, batch.view)
     images, labels = _find_pair(batch)
     images, labels = _as_tensor("images", images), _whole_numbers(_as_tensor("labels", labels))
+    if images.ndim == 3 and images.is_floating_point() and len(labels) == len(images):
+        raise DataError(
+            f"The images of a batch are {_describe(images)}; they must be of shape [B, C, H, W]. If they are grey, "
+            "give them their one channel: images.unsqueeze(1)."
+        )
     if images.ndim != 4 or not images.is_floating_point():
         raise DataError(
             f"The images of a batch are {_describe(images)}; they must be floating-point of shape [B, C, H, W]. "
@@ -135,17 +143,61 @@ def count_classes(loader: Iterable[Any]) -> int:
         DataError: there is no label, or one is negative or not whole.
     """
     logger.info("the loader does not name its classes; they are counted in one pass over its labels")
-    greatest = -1
+    seen: set[int] = set()
     for batch in loader:
         labels = unpack(batch).labels
         if not len(labels):
             continue
         if labels.min() < 0:
             raise DataError(f"A batch has the label {int(labels.min())}; labels must be 0 or greater.")
-        greatest = max(greatest, int(labels.max()))
-    if greatest < 0:
+        seen.update(labels.tolist())
+    if not seen:
         raise DataError("The loader gives no labels: give it at least one batch that is not empty.")
-    return greatest + 1
+    _warn_of_classes_without_images(seen)
+    return max(seen) + 1
+
+
+def _warn_of_classes_without_images(seen: set[int]) -> None:
+    lowest, highest = min(seen), max(seen)
+    missing = [label for label in range(highest) if label not in seen]
+    if not missing:
+        return
+    which = ", ".join(map(str, missing[:_NAMED])) + (f" and {len(missing) - _NAMED} more" if missing[_NAMED:] else "")
+    if lowest > 0:
+        one = lowest == 1 and highest == len(seen)
+        logger.warning(
+            "the labels go from %d to %d, so that there are %d classes, of which %s %s no image; %s",
+            lowest, highest, highest + 1, which, "have" if len(missing) > 1 else "has",
+            f"if the {len(seen)} classes are numbered from 1, give labels - 1" if one
+            else "labels are to be numbered from 0",
+        )  # fmt: skip
+    else:
+        logger.warning(
+            "the labels go from 0 to %d, so that there are %d classes, but none is %s; number the classes without "
+            "gaps, or set num_classes where this is meant",
+            highest, highest + 1, which,
+        )  # fmt: skip
+
+
+def warn_of_unusual_values(images: Tensor) -> None:
+    """Warn, once, of images that are neither in [0, 1] nor normalised: such as pixels from 0 to 255 as floats.
+
+    Args:
+        images: floating-point [B, C, H, W], some of those to come.
+    """
+    if not images.numel():
+        return
+    low, high = (float(value) for value in torch.aminmax(images))
+    is_whole = high > 1 and torch.equal(images, images.round())
+    if not (is_whole or low < -_GREATEST_NORMALISED or high > _GREATEST_NORMALISED):
+        return
+    greatest = next((most for most in (255, 65535) if low >= 0 and high <= most), None)
+    remedy = "bring them to [0, 1]" if greatest is None else f"divide them by {greatest}"
+    warn_once(
+        "image values",
+        f"the images have {'whole numbers' if is_whole else 'values'} from {low:.4g} to {high:.4g}, where networks "
+        f"expect [0, 1] or normalised values: {remedy} and normalise them in the data set's transform",
+    )
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:
@@ -158,7 +210,9 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
         return
     lowest, highest = (int(label) for label in torch.aminmax(labels))
     if lowest < 0 or highest >= num_classes:
+        from_1 = lowest > 0 and highest == num_classes
+        remedy = "if they are numbered from 1, give labels - 1" if from_1 else "mend the labels"
         raise DataError(
             f"a label is {lowest if lowest < 0 else highest}, but the network tells {num_classes} classes apart "
-            f"(labels 0 to {num_classes - 1}); mend the labels, or take a network with a logit for each class."
+            f"(labels 0 to {num_classes - 1}); {remedy}, or take a network with a logit for each class."
         )

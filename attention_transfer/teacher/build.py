@@ -19,6 +19,7 @@ from attention_transfer.features.signals import Needs
 from attention_transfer.features.stages import split_layers, stage_names
 from attention_transfer.logs import log_once
 from attention_transfer.modules import like_weights
+from attention_transfer.networks.input_shapes import TEACHER, refusing_misfits
 from attention_transfer.networks.registry import card_of
 from attention_transfer.teacher.base import NoTeacher, Teacher
 from attention_transfer.teacher.cache.open import open_cache, probed_images
@@ -187,7 +188,8 @@ def _maker(config: Config, teacher: nn.Module, runtime: Runtime, needs: Needs) -
     def make(images: Tensor) -> FrozenRunner:
         if not made:
             in_precision = partial(runtime.autocast, config.teacher_precision)
-            made.append(make_runner(config, teacher, images, runtime, in_precision, needs))
+            with refusing_misfits(teacher, images, TEACHER):
+                made.append(make_runner(config, teacher, images, runtime, in_precision, needs))
         return made[0]
 
     return make

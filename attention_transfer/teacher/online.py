@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from attention_transfer.data.batches import Batch
+from attention_transfer.networks.input_shapes import TEACHER, refusing_misfits
 from attention_transfer.teacher.base import TeacherOutput
 from attention_transfer.teacher.runner import FrozenRunner
 
@@ -26,4 +27,5 @@ class OnlineTeacher:
         """The teacher's signals for `batch`, which must be on its device."""
         if self._runner is None:
             self._runner = self._make_runner(batch.images)
-        return self._runner.run(batch.images, batch.labels, whole=True)
+        with refusing_misfits(self._runner.network, batch.images, TEACHER):
+            return self._runner.run(batch.images, batch.labels, whole=True)

@@ -26,6 +26,7 @@ from attention_transfer.losses.attention import AttentionTransfer
 from attention_transfer.losses.kd import KnowledgeDistillation
 from attention_transfer.losses.term import LossInputs, LossTerm
 from attention_transfer.modules import count_logits, like_weights
+from attention_transfer.networks.input_shapes import refusing_misfits
 from attention_transfer.teacher.base import Teacher, TeacherOutput
 
 
@@ -187,9 +188,10 @@ class Criterion:
         needs_gradient = self.needs.input_gradient and torch.is_grad_enabled()
         if needs_gradient:
             images = images.detach().requires_grad_()
-        names = self._stages(student, images) if self.needs.stages and is_compared else ()
-        with self.runtime.autocast(), self._listening(student, names) as taps:
-            logits = student(images)
+        with refusing_misfits(student, images, "student"):
+            names = self._stages(student, images) if self.needs.stages and is_compared else ()
+            with self.runtime.autocast(), self._listening(student, names) as taps:
+                logits = student(images)
         if self._num_classes is None:
             self._num_classes = count_logits(logits)
             check_labels(batch.labels.cpu(), self._num_classes)

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from attention_transfer.data.batches import Batch
 from attention_transfer.data.loaders import own_sampler
-from attention_transfer.data.user_loaders import check_labels, unpack
+from attention_transfer.data.user_loaders import check_labels, unpack, warn_of_unusual_values
 from attention_transfer.distributed import Runtime
 from attention_transfer.logs import log_once
 from attention_transfer.modules import undisturbed, unwrapped
@@ -59,8 +59,10 @@ def local_batches(loader: Iterable[Any], runtime: Runtime, criterion: Criterion)
         for batch, size in zip(loader, sizes, strict=True):
             yield LocalBatch(_arrived(batch, runtime, criterion), size)
         return
-    for raw in loader:
+    for number, raw in enumerate(loader):
         batch = unpack(raw)
+        if number == 0 and runtime.is_main and not isinstance(raw, Batch):
+            warn_of_unusual_values(batch.images)
         mine = slice(runtime.rank, None, runtime.world_size)
         part = Batch(batch.images[mine], batch.labels[mine])
         if len(batch.labels):

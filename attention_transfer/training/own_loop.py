@@ -18,6 +18,7 @@ from attention_transfer.modules import device_of
 from attention_transfer.networks.registry import card_of
 from attention_transfer.teacher.base import NoTeacher
 from attention_transfer.teacher.build import make_teacher
+from attention_transfer.training.checking import check_trainable
 from attention_transfer.training.criterion import Criterion, Losses, default_terms
 from attention_transfer.training.epoch import run_training_epoch, run_validation_epoch
 from attention_transfer.training.setup.terms import check_terms
@@ -89,8 +90,11 @@ def train_epoch(
 
     Raises:
         DivergenceError: a loss was not a finite number; names the batch and the component.
-        DataError: the loader was empty, or a label out of range.
+        DataError: the loader was empty, a label out of range, or the student cannot take the images.
+        TeacherError: the teacher cannot take the images.
+        ConfigError: the student has nothing to train.
     """
+    check_trainable(student_model)
     criterion, runtime = _set_up(student_model, teacher_model, device, config, terms)
     return run_training_epoch(criterion, student_model, train_loader, optimizer, runtime).figures
 
@@ -109,7 +113,8 @@ def validate(
         means over samples: loss, accuracy (fraction), classification, kd, attention, attention_stage_i.
 
     Raises:
-        DataError: the loader was empty, or a label out of range.
+        DataError: the loader was empty, a label out of range, or the student cannot take the images.
+        TeacherError: the teacher cannot take the images.
     """
     criterion, runtime = _set_up(student_model, teacher_model, device, config, terms)
     return run_validation_epoch(criterion, student_model, val_loader, runtime).figures

@@ -15,7 +15,7 @@ from attention_transfer.teacher.cache.teacher import CachedTeacher
 from attention_transfer.training.criterion import default_terms, needs_of_teacher
 from attention_transfer.training.precision.choose import batch_shape, with_teacher_precision
 from attention_transfer.training.setup.classes import with_classes
-from attention_transfer.training.setup.loaders import cache_pixels_of, open_loaders
+from attention_transfer.training.setup.loaders import cache_pixels_of, open_loaders, with_pixel_range
 from attention_transfer.training.setup.networks import open_teacher, prefer_channels_last
 
 
@@ -44,7 +44,7 @@ def prefill_caches(config: Mapping[str, Any] | Config | None = None) -> dict[str
     loaders = open_loaders(config, runtime, None, None, None)
     try:
         with log_to_stdout():
-            config = with_classes(config, loaders)
+            config = with_pixel_range(with_classes(config, loaders), loaders, runtime)
             teacher = open_teacher(config, None, runtime)
             assert teacher is not None
             prefer_channels_last(runtime, teacher)

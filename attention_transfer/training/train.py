@@ -15,6 +15,7 @@ from torch import nn
 from attention_transfer.checkpoint import load_weights
 from attention_transfer.config import Config, resolve_config
 from attention_transfer.data.loaders import own_sampler
+from attention_transfer.data.once import warn_anew
 from attention_transfer.data.reimport import end_if_imported_again
 from attention_transfer.data.workers import explain_lost_workers
 from attention_transfer.distributed import AcceleratedRuntime
@@ -90,6 +91,7 @@ def train_at(
         results = train_at(create_at_config(data_dir="photos", teacher_model="teacher.pth", epochs=30))
     """
     log_once.cache_clear()
+    warn_anew()
     config = resolve_config(config)
     end_if_imported_again(is_told_elsewhere=train_loader is None and config.num_workers > 0)
     parts = UserParts(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import namedtuple
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
 from attention_transfer.data import Batch, check_loader, classes_of, count_classes, prepare_dataloaders, unpack
+from attention_transfer.data.once import warn_anew
+from attention_transfer.data.user_loaders import check_labels, warn_of_unusual_values
 from attention_transfer.errors import DataError
 
 IMAGES, LABELS = torch.rand(4, 3, 8, 8), torch.tensor([0, 2, 1, 0])
@@ -66,6 +69,10 @@ def test_images_in_half_precision_and_with_one_channel_are_left_alone():
         (None, r"A batch is a NoneType"),
         ((LABELS, IMAGES), r"images of a batch are a torch\.int64 tensor of shape \[4\]|not whole"),
         (((IMAGES * 255).byte(), LABELS), r"images of a batch are a torch\.uint8 tensor.*normalise"),
+        (
+            (IMAGES[:, 0], LABELS),
+            r"shape \[4, 8, 8\]; they must be.*give them their one channel: .*unsqueeze\(1\)",
+        ),
         ((IMAGES[0], LABELS), r"images of a batch are a torch\.float32 tensor of shape \[3, 8, 8\]"),
         ((IMAGES, LABELS[:3]), r"labels of a batch are a torch\.int64 tensor of shape \[3\] for 4 images"),
         ((IMAGES, torch.eye(4)), r"shape \[4, 4\] for 4 images.*no one-hot"),
@@ -158,3 +165,67 @@ def test_classes_are_counted_in_one_pass_that_is_logged(caplog):
 def test_labels_that_are_no_class_numbers_are_refused(loader, message):
     with pytest.raises(DataError, match=message):
         count_classes(loader)
+
+
+def test_labels_that_are_numbered_from_1_are_said_with_the_remedy(caplog):
+    assert count_classes([(IMAGES, torch.tensor([1, 2, 3, 4])), (IMAGES, torch.tensor([4, 3, 2, 1]))]) == 5
+    [said] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert said == (
+        "the labels go from 1 to 4, so that there are 5 classes, of which 0 has no image; if the 4 classes are "
+        "numbered from 1, give labels - 1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ([0, 1, 3, 6], ["from 0 to 6", "7 classes", "none is 2, 4, 5", "without gaps"]),
+        ([2, 3, 2, 3], ["from 2 to 3", "4 classes", "0, 1 have no image", "numbered from 0"]),
+        ([0, 0, 0, 30], ["31 classes", "and 19 more"]),
+    ],
+)
+def test_classes_without_an_image_are_said(caplog, labels, words):
+    count_classes([(IMAGES, torch.tensor(labels))])
+    for word in words:
+        assert word in caplog.text
+
+
+def test_labels_without_gaps_are_nothing_to_speak_of(caplog):
+    count_classes([(IMAGES, LABELS)])
+    assert not [record for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def test_labels_that_are_numbered_from_1_and_reach_beyond_the_network_are_told_so():
+    with pytest.raises(
+        DataError, match=r"a label is 4, .*\(labels 0 to 3\); if they are numbered from 1, give labels - 1"
+    ):
+        check_labels(torch.tensor([1, 2, 4]), 4)
+    with pytest.raises(DataError, match=r"a label is 4, .*; mend the labels"):
+        check_labels(torch.tensor([0, 2, 4]), 4)
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        ((IMAGES * 255).round(), "whole numbers from 0 to 25"),
+        (IMAGES * 255, r"divide them by 255 and normalise them"),
+        (IMAGES * 60000, r"divide them by 65535"),
+        (IMAGES * 255 - 128, r"bring them to \[0, 1\]"),
+        ((IMAGES * 16).round(), r"whole numbers from 0 to 16"),
+        ((IMAGES * 255).half(), r"divide them by 255"),
+    ],
+)
+def test_images_that_are_not_normalised_are_said_once(caplog, images, words):
+    warn_anew()
+    for _ in range(2):
+        warn_of_unusual_values(images)
+    [record] = caplog.records
+    assert record.levelno == logging.WARNING
+    assert re.search(words, record.getMessage())
+
+
+@pytest.mark.parametrize("images", [IMAGES, IMAGES.round(), IMAGES * 5 - 2.5, IMAGES[:0], IMAGES * float("nan")])
+def test_images_as_networks_expect_them_are_nothing_to_speak_of(caplog, images):
+    warn_anew()
+    warn_of_unusual_values(images)
+    assert not caplog.records

@@ -17,6 +17,7 @@ from attention_transfer.data.pixel_cache import cache_pixels, make_stores, open_
 from attention_transfer.data.user_loaders import check_loader, unpack
 from attention_transfer.data.views import Augmentation
 from attention_transfer.distributed import Runtime, all_or_raise
+from attention_transfer.errors import DataError
 from attention_transfer.seeding import random_state, restore_random_state
 
 logger = logging.getLogger(__name__)
@@ -106,8 +107,27 @@ def open_folder(config: Config, rank: int = 0, world_size: int = 1) -> dict[str,
         augment_seed=config.augment_seed,
         rank=rank,
         world_size=world_size,
+        pixel_range=config.pixel_range,
     )
     return dict(zip(("train", "val", "test"), loaders, strict=True))
+
+
+def with_pixel_range(config: Config, loaders: Loaders, runtime: Runtime) -> Config:
+    """The configuration with the range that pixel_range='auto' has found; every process must call this together.
+
+    Where no image of data_dir has more than 8 bits, 'auto' stays.
+
+    Raises:
+        DataError: the processes have found different ranges.
+    """
+    datasets = [dataset for loader in loaders.own if (dataset := own_dataset(loader)) is not None]
+    ranges = runtime.all_gather_object(datasets[0].decoder.pixel_range if datasets else None)
+    if len(set(ranges)) > 1:
+        raise DataError(
+            f"pixel_range 'auto' comes to {' and '.join(map(str, sorted(set(ranges), key=str)))} in processes of one "
+            f"run, so that {config.data_dir!r} does not hold the same files for all; copy it anew, or set pixel_range."
+        )
+    return config if ranges[0] is None else config.model_copy(update={"pixel_range": ranges[0]})
 
 
 def cache_pixels_of(loaders: Loaders, config: Config, runtime: Runtime) -> None:

@@ -25,6 +25,7 @@ from attention_transfer.seeding import seed_everything
 from attention_transfer.teacher.build import Teachers, build_teachers
 from attention_transfer.training.callbacks import default_callbacks
 from attention_transfer.training.callbacks.base import Callback, by_name
+from attention_transfer.training.checking import check_first_images, check_trainable, first_images
 from attention_transfer.training.checkpointing.disk_space import (
     check_disk_space,
     checkpoint_bytes,
@@ -55,6 +56,7 @@ from attention_transfer.training.setup.loaders import (
     cache_pixels_of,
     images_to_draw,
     open_loaders,
+    with_pixel_range,
 )
 from attention_transfer.training.setup.networks import open_student, open_teacher, prefer_channels_last
 from attention_transfer.training.setup.terms import build_terms, check_terms
@@ -106,16 +108,18 @@ def prepare(
         seed_everything(config.seed)
         loaders = open_loaders(config, runtime, parts.train_loader, parts.val_loader, parts.test_loader)
         cleanup.callback(loaders.close)
-        config = with_classes(config, loaders)
+        config = with_pixel_range(with_classes(config, loaders), loaders, runtime)
         if runtime.is_main:
             _warn_early(config, loaders, has_own_schedule=parts.scheduler is not None, goes_on=bool(point.checkpoint))
         teacher = open_teacher(config, parts.teacher, runtime)
         seed_everything(config.seed)
         student = open_student(config, parts.student).to(runtime.device)
+        check_trainable(student)
         terms = [*default_terms(config, parts.map_function), *parts.terms]
         check_terms(terms, has_teacher=teacher is not None)
         callbacks = by_name([*default_callbacks(), *parts.callbacks])
         prefer_channels_last(runtime, student, teacher)
+        images = _check_images(loaders, student, teacher, runtime)
         config = _named(config, runtime, student, has_teacher=teacher is not None)
         paths = RunPaths(config)
         size = checkpoint_bytes(student)
@@ -138,7 +142,6 @@ def prepare(
         refuse_another_loss({term.name: term.weight for term in terms}, point, config)
 
         cache_pixels_of(loaders, config, runtime)
-        images = images_to_draw(loaders.val)
         config = _in_precision(config, runtime, student, teacher, loaders, images)
         teachers = build_teachers(config, teacher, loaders.train, loaders.val, runtime, needs_of_teacher(terms))
         build_terms(terms, config, student, teacher, images, runtime)
@@ -191,6 +194,18 @@ def _warn_early(config: Config, loaders: Loaders, *, has_own_schedule: bool, goe
     imbalanced = imbalance_warning(class_counts(loaders.train) or {}, config.class_names or ())
     for sentence in filter(None, (faded, imbalanced)):
         logger.warning("%s", sentence)
+
+
+def _check_images(
+    loaders: Loaders, student: nn.Module, teacher: nn.Module | None, runtime: AcceleratedRuntime
+) -> Tensor | None:
+    """Check some images of each loader that gives some without beginning a pass; those to draw are returned."""
+    own = [id(loader) for loader in loaders.own]
+    drawn = images_to_draw(loaders.val)
+    for loader, images in ((loaders.train, first_images(loaders.train)), (loaders.val, drawn)):
+        if images is not None and len(images):
+            check_first_images(student, teacher, images.to(runtime.device), ours=id(loader) in own)
+    return drawn
 
 
 def _take_name(config: Config, runtime: AcceleratedRuntime, cleanup: ExitStack) -> None:

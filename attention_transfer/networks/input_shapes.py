@@ -1,0 +1,158 @@
+"""Whether a network can take images of some shape; and if it cannot, at which layer, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
+
+from attention_transfer.errors import AttentionTransferError, DataError, TeacherError
+from attention_transfer.modules import like_weights, undisturbed, unwrapped
+
+TEACHER = "teacher"
+
+_COLOURS = (1, 3, 4)
+
+
+class _Entered(NamedTuple):
+    """A layer with weights, as a forward pass has come to it."""
+
+    name: str
+    layer: nn.Module
+    shape: tuple[int, ...]
+
+
+@contextmanager
+def refusing_misfits(network: nn.Module, images: Tensor, role: str) -> Iterator[None]:
+    """Turn what a network raises inside into a sentence, where images [B, C, H, W] do not fit its layers.
+
+    Errors of other origin go through as they are.
+
+    Args:
+        network: that runs inside.
+        images: that it is run on.
+        role: student, teacher or network, as the sentence begins.
+
+    Raises:
+        TeacherError: a teacher cannot take the images.
+        DataError: another network cannot.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        # where neither network fits, it is the images that are wrong, and not the teacher
+        is_told = isinstance(error, AttentionTransferError) and not isinstance(error, TeacherError)
+        misfit = None if is_told else find_misfit(network, images, role)
+        if misfit is None:
+            raise
+        raise misfit from error
+
+
+def find_misfit(network: nn.Module, images: Tensor, role: str) -> DataError | TeacherError | None:
+    """Run a network on one image; the error to raise if a layer cannot take what comes to it, with the remedy.
+
+    The network is run in eval mode and left as it was found. None is returned also where it fails for another reason,
+    which its own error tells best, and for one whose lazy layers have no weights yet.
+
+    Args:
+        network: wrappers are looked through.
+        images: [B, C, H, W].
+        role: student, teacher or network.
+    """
+    inner = unwrapped(network)
+    if any(map(is_lazy, inner.parameters())):
+        return None
+    entered = _run_until_it_fails(inner, images[:1])
+    found = None if not entered else _expected_and_found(entered[-1])
+    if found is None:
+        return None
+    sentence = (
+        f"the {role} {type(inner).__name__} cannot take images of shape {list(images.shape)}: "
+        f"{_where(entered, *found)}; {_remedy(entered, images, role, *found)}."
+    )
+    return TeacherError(sentence) if role == TEACHER else DataError(sentence)
+
+
+def _run_until_it_fails(network: nn.Module, image: Tensor) -> list[_Entered]:
+    """The layers with weights that a pass came to before it failed; none if it did not fail."""
+    entered: list[_Entered] = []
+
+    def listener(name: str) -> Any:
+        def listen(layer: nn.Module, args: tuple[Any, ...]) -> None:
+            if args and isinstance(args[0], Tensor):
+                entered.append(_Entered(name, layer, tuple(args[0].shape)))
+
+        return listen
+
+    layers = [pair for pair in network.named_modules() if isinstance(pair[1], _ConvNd | nn.Linear | _BatchNorm)]
+    hooks = [layer.register_forward_pre_hook(listener(name)) for name, layer in layers]
+    try:
+        with undisturbed(network):
+            network(like_weights(image, network))
+    except Exception:
+        return entered
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return []
+
+
+def _expected_and_found(entered: _Entered) -> tuple[int, int] | None:
+    """How many channels or values a layer takes and what came; None where that is not what is wrong."""
+    layer, shape = entered.layer, entered.shape
+    if isinstance(layer, nn.Linear):
+        pair = layer.in_features, shape[-1] if shape else 1
+    elif len(shape) < 2:
+        return None
+    elif isinstance(layer, _ConvNd):
+        pair = layer.in_channels, shape[1]
+    else:
+        assert isinstance(layer, _BatchNorm)
+        pair = layer.num_features, shape[1]
+    return None if pair[0] == pair[1] else pair
+
+
+def _where(entered: list[_Entered], expected: int, found: int) -> str:
+    last = entered[-1]
+    what = "values" if isinstance(last.layer, nn.Linear) else "channel" + ("s" if expected != 1 else "")
+    first = "first " if len(entered) == 1 else ""
+    name = f" {last.name!r}" if last.name else ""
+    return f"its {first}layer{name} ({type(last.layer).__name__}) takes {expected} {what}, and {found} came"
+
+
+def _remedy(entered: list[_Entered], images: Tensor, role: str, expected: int, found: int) -> str:
+    _, channels, height, width = images.shape
+    if width in _COLOURS and channels not in _COLOURS and height not in _COLOURS:
+        return "give images as [B, C, H, W]: images.permute(0, 3, 1, 2)"
+    if isinstance(entered[-1].layer, nn.Linear):
+        return (
+            "give images of the size and the number of channels that it was made for, or put nn.AdaptiveAvgPool2d "
+            "before this layer"
+        )
+    if len(entered) > 1 or found != channels:
+        return "its layers do not fit one another for such images; mend the network, or give it other images"
+    return _remedy_of_channels(role, expected, channels)
+
+
+def _remedy_of_channels(role: str, expected: int, channels: int) -> str:
+    if channels == 1:
+        return (
+            f"repeat the grey channel, as images.expand(-1, {expected}, -1, -1) or torchvision's Grayscale({expected}) "
+            f"do, or take a {role} whose first layer takes 1 channel"
+        )
+    if expected > 1:
+        return f"give images of {expected} channels, or take a {role} whose first layer takes {channels}"
+    if role == TEACHER:
+        return (
+            f"take a teacher for images of {channels} channels, or put a layer before it that averages them, as in "
+            "nn.Sequential(torchvision.transforms.Grayscale(), teacher)"
+        )
+    return f"make the images grey, as torchvision's Grayscale() does, or take a {role} for {channels} channels"

@@ -1,0 +1,72 @@
+"""Whether networks and images fit together, found out before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from attention_transfer.data.user_loaders import unpack, warn_of_unusual_values
+from attention_transfer.errors import ConfigError
+from attention_transfer.modules import unwrapped
+from attention_transfer.networks.input_shapes import TEACHER, find_misfit
+from attention_transfer.networks.registry import card_of
+from attention_transfer.seeding import random_state, restore_random_state
+
+
+def check_trainable(student: nn.Module) -> None:
+    """A student must have something to train.
+
+    Raises:
+        ConfigError: it has no parameters, or all of them are frozen.
+    """
+    parameters = list(student.parameters())
+    if any(parameter.requires_grad for parameter in parameters):
+        return
+    name = type(unwrapped(student)).__name__
+    if not parameters:
+        raise ConfigError(f"there is nothing to train: the student {name} has no parameters.")
+    raise ConfigError(
+        f"there is nothing to train: all {len(parameters)} parameters of the student {name} are frozen; set "
+        "requires_grad to True, as student.requires_grad_(True) does, for those that are to learn."
+    )
+
+
+def check_fit(student: nn.Module, teacher: nn.Module | None, images: Tensor, *, ours: bool = False) -> None:
+    """Student and teacher can take images [B, C, H, W], which are on the networks' device.
+
+    Each runs once on one image, in eval mode; networks and random generators are left as they were found.
+
+    Args:
+        student: the network being trained.
+        teacher: the one that it is compared with.
+        images: some of those to come.
+        ours: the images are of our own loaders, which networks of ours can take.
+
+    Raises:
+        DataError: the student cannot take them; names layer, shapes and the remedy.
+        TeacherError: the teacher cannot.
+    """
+    before = random_state()
+    try:
+        for role, network in (("student", student), (TEACHER, teacher)):
+            if network is None or (ours and card_of(network) is not None):
+                continue
+            misfit = find_misfit(network, images, role)
+            if misfit is not None:
+                raise misfit
+    finally:
+        restore_random_state(before)
+
+
+def check_first_images(student: nn.Module, teacher: nn.Module | None, images: Tensor, *, ours: bool) -> None:
+    """All that a first batch of images tells before training; see `check_fit` and `warn_of_unusual_values`."""
+    if not ours:
+        warn_of_unusual_values(images)
+    check_fit(student, teacher, images, ours=ours)
+
+
+def first_images(loader: Iterable[Any]) -> Tensor | None:
+    """The images of the first batch, where a loader gives it without beginning a pass: where it is a sequence."""
+    return unpack(loader[0]).images if isinstance(loader, Sequence) else None
