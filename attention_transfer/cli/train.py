@@ -79,6 +79,7 @@ def summarise(result: dict[str, Any], seconds: float) -> None:
             ),
             **({"test accuracy": f"{percent(test['accuracy'])} on {test['samples']} images"} if test else {}),
             **({"balanced test accuracy": percent(test["balanced_accuracy"])} if test else {}),
+            **({"test": f"not measured: {result['test_error']}"} if result["test_error"] else {}),
             "epochs": f"{len(history)} of {config.epochs}",
             "seconds": f"{seconds:.1f}",
             "checkpoints": ", ".join(str(path) for path in files.checkpoints()) or "none",

@@ -77,17 +77,18 @@ def find_images(paths: tuple[str, ...]) -> list[Path]:
 
 
 def _images_at(path: Path) -> list[Path]:
-    from attention_transfer.data.sources.folder import IMAGE_EXTENSIONS
+    from attention_transfer.data.image_files import image_suffixes, suffix_of
 
     if path.is_file():
         return [path]
     if not path.is_dir():
         raise DataError(f"{path} is neither an image file nor a folder.")
+    suffixes = image_suffixes()
     found = sorted(
         file
         for file in path.rglob("*")
-        if file.suffix.lower() in IMAGE_EXTENSIONS and file.is_file() and not file.name.startswith(".")
+        if suffix_of(file.name) in suffixes and file.is_file() and not file.name.startswith(".")
     )
     if not found:
-        raise DataError(f"{path} holds no image ({', '.join(IMAGE_EXTENSIONS)}).")
+        raise DataError(f"{path} holds no image ({', '.join(sorted(suffixes))}).")
     return found[:: max(1, len(found) // OF_A_FOLDER)][:OF_A_FOLDER]

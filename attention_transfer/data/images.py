@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -34,6 +36,10 @@ logger = logging.getLogger(__name__)
 
 Triple = tuple[float, float, float]
 
+# Pillow warns of an image of half the size that it refuses; what is not refused is read. This comes at the end of the
+# list, so that a filter of the user's own, such as one that makes it an error, comes first.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, append=True)
+
 
 def decode_image(
     path: str | os.PathLike[str],
@@ -55,8 +61,8 @@ def decode_image(
             log does.
 
     Raises:
-        DataError: the file is missing, truncated or no image, has NaN or infinite pixels, or pixels whose range is
-            unknown.
+        DataError: the file is missing, truncated or no image, is larger than Pillow takes (179 megapixels), has NaN or
+            infinite pixels, or pixels whose range is unknown.
     """
     try:
         with Image.open(path) as image:
@@ -69,10 +75,22 @@ def decode_image(
 
 
 def unreadable(path: str | os.PathLike[str], error: Exception) -> DataError:
-    """What to say of a file that cannot be read as an image."""
+    """What to say of a file that cannot be read as an image, or is too large to be."""
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return _too_large(path, error)
     return DataError(
         f"{os.fspath(path)} cannot be read as an image ({type(error).__name__}: {error}); "
         "replace it by a whole image file, or remove it."
+    )
+
+
+def _too_large(path: str | os.PathLike[str], error: Exception) -> DataError:
+    # Pillow tells the figures in its sentence alone
+    figures = [f"{int(number):,}" for number in re.findall(r"\d{4,}", str(error))]
+    pixels, limit = figures if len(figures) == 2 else ("too many", f"{2 * (Image.MAX_IMAGE_PIXELS or 0):,}")
+    return DataError(
+        f"{os.fspath(path)} has {pixels} pixels, and images of more than {limit} are not read, for one that is damaged "
+        "or hostile could fill the memory (twice Pillow's Image.MAX_IMAGE_PIXELS); save it smaller, or remove it."
     )
 
 

@@ -57,8 +57,8 @@ def prepare_dataloaders(
     never of the workers, the batch size or a global random generator, none of which is drawn from.
 
     Args:
-        data_dir: train/, val/ (or valid/, validation/) and test/ folders of class folders, or class folders; see
-            `find_splits` for what is cut where a split is missing.
+        data_dir: train/, val/ and test/ folders of class folders, or class folders; see `find_splits` for other names
+            of the folders, what is cut where a split is missing, and when test is empty.
         batch_size: images a step, over all processes.
         augment: give random views of the training images instead of the whole images.
         num_workers: processes that load images, for each loader; they stay alive between epochs. There are no more of

@@ -72,6 +72,28 @@ def _find_pair(batch: object) -> tuple[object, object]:
     )
 
 
+def lacks_labels(batch: object, names: Sequence[str] = ()) -> bool:
+    """Whether a batch holds images and no labels.
+
+    Args:
+        batch: as a loader gives it: images alone, a dict of them without one of the usual names of labels, or images
+            with None, with words (names of files) or with -1 for each of them, as torchvision marks what is unlabelled.
+        names: of the classes; a word that is one of them is a label, though one that `unpack` refuses.
+    """
+    if isinstance(batch, Mapping):
+        return any(key in batch for key in _IMAGE_KEYS) and not any(key in batch for key in _LABEL_KEYS)
+    if not isinstance(batch, Batch | list | tuple):
+        return getattr(batch, "ndim", None) == 4
+    if len(batch) < 2:
+        return len(batch) == 1 and lacks_labels(batch[0])
+    labels = batch[1]
+    if isinstance(labels, list | tuple):
+        return bool(labels) and all(each is None or (isinstance(each, str) and each not in names) for each in labels)
+    return labels is None or (
+        isinstance(labels, Tensor) and labels.ndim == 1 and len(labels) > 0 and bool((labels == -1).all())
+    )
+
+
 def _as_tensor(name: str, values: object) -> Tensor:
     try:
         return torch.as_tensor(values)

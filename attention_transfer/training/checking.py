@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
-
 from torch import Tensor, nn
 
-from attention_transfer.data.user_loaders import unpack, warn_of_unusual_values
+from attention_transfer.data.user_loaders import warn_of_unusual_values
 from attention_transfer.errors import ConfigError
 from attention_transfer.modules import unwrapped
 from attention_transfer.networks.input_shapes import TEACHER, find_misfit
@@ -65,8 +62,3 @@ def check_first_images(student: nn.Module, teacher: nn.Module | None, images: Te
     if not ours:
         warn_of_unusual_values(images)
     check_fit(student, teacher, images, ours=ours)
-
-
-def first_images(loader: Iterable[Any]) -> Tensor | None:
-    """The images of the first batch, where a loader gives it without beginning a pass: where it is a sequence."""
-    return unpack(loader[0]).images if isinstance(loader, Sequence) else None

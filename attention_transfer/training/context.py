@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from attention_transfer.config import Config
+from attention_transfer.data.class_table import ClassCounts
 from attention_transfer.distributed import Runtime
 from attention_transfer.training.checkpointing.paths import RunPaths
 from attention_transfer.training.checkpointing.state import RunState
@@ -28,9 +29,10 @@ class RunContext:
         splits: number of images of each split, None where a loader does not tell.
         batches: batches an epoch, None before the first epoch of a loader that does not tell.
         validates: whether there is a validation loader.
+        images_per_class: by class and split, see `data.class_table`; None where no loader tells.
         images: a fixed handful of validation (or training) images [B, 3, H, W], to draw attention on.
         captured_logs: what the library said before the run's log was open.
-        outcome: filled at the end: test results, wall time, error.
+        outcome: filled at the end: test results, or why there are none, and error.
         stop_reason: why a callback has ended the run; None: none has.
     """
 
@@ -42,6 +44,7 @@ class RunContext:
     splits: dict[str, int | None]
     batches: int | None
     validates: bool
+    images_per_class: ClassCounts | None = None
     images: Tensor | None = None
     captured_logs: Iterable[logging.LogRecord] = ()
     outcome: dict[str, Any] = field(default_factory=dict)

@@ -63,9 +63,10 @@ def train_at(
 
     Args:
         config: settings, see `create_at_config`; None is `DEFAULT_CONFIG`, a partial dict is completed.
-        train_loader: any iterable of (images, labels), instead of data_dir. With it data_dir is not read.
+        train_loader: any iterable of (images, labels), instead of data_dir. With it data_dir is not read. One batch of
+            each loader of yours is fetched before training, to see that it is fit; the pass is given up then.
         val_loader: likewise; without one the last epoch counts as the best.
-        test_loader: likewise; without one there are no test_results.
+        test_loader: likewise; without one, or if its batches have no labels, there are no test_results.
         student: a module of your own, instead of the setting `model`.
         teacher: a module of your own, instead of the setting `teacher_model`.
         terms: loss terms of your own, beside alpha KD and beta AT (whose weights may be 0); see `LossTerm`.
@@ -80,8 +81,9 @@ def train_at(
         validation in that epoch; None where nothing validates), training_history (a dict an epoch: epoch, lr, seconds,
         images_per_second, train_ and val_ of loss, accuracy, classification, kd, attention, attention_stage_i and what
         terms of your own report, and val_balanced_accuracy), test_results (see `evaluate_model`; None without a test
-        split), config (resolved, a dict), experiment_name, status (finished or stopped), stopped_by (SIGINT, SIGTERM or
-        the reason that a callback gave, else None).
+        split, or where it could not be measured), test_error (then: why not; else None), config (resolved, a dict),
+        experiment_name, status (finished or stopped), stopped_by (SIGINT, SIGTERM or the reason that a callback gave,
+        else None).
 
     Raises:
         ConfigError, DataError, TeacherError, CheckpointError: before training, with the value at fault.
@@ -141,7 +143,7 @@ def _train(prepared: PreparedRun, request: SignalHandler) -> dict[str, Any]:
                 autosave.after_epoch()
             request.promise = TESTED
             _load_best(run)
-            run.outcome["test_results"] = _test(run, loaders.test)
+            run.outcome.update(_test(run, loaders.test))
             status = FINISHED
     except (KeyboardInterrupt, Stopped) as stopped:
         status = STOPPED
@@ -243,22 +245,25 @@ def _load_best(run: RunContext) -> None:
     run.state.student.eval()
 
 
-def _test(run: RunContext, loader: Loader | None) -> dict[str, Any] | None:
-    """The main process tests alone; what came out, an error too, is every process's."""
-    results: dict[str, Any] | None = None
-    error: AttentionTransferError | None = None
+def _test(run: RunContext, loader: Loader | None) -> dict[str, Any]:
+    """The main process tests alone, and tells the others what came out; a test that fails costs no trained network."""
+    tested: dict[str, Any] = {"test_results": None, "test_error": None}
     if loader is not None and run.runtime.is_main:
         try:
             with explain_lost_workers():
-                results = evaluate_model(run.state.student, loader, run.config)
+                results = tested["test_results"] = evaluate_model(run.state.student, loader, run.config)
             accuracies = 100 * results["accuracy"], 100 * results["balanced_accuracy"]
             logger.info("test accuracy %.2f%%, balanced %.2f%% on %d images", *accuracies, results["samples"])
-        except AttentionTransferError as raised:
-            error = raised
-    shared: tuple[dict[str, Any] | None, AttentionTransferError | None] = run.runtime.broadcast_object((results, error))
-    if shared[1] is not None:
-        raise shared[1]
-    return shared[0]
+        except Exception as error:
+            tested["test_error"] = f"{type(error).__name__}: {error}"
+            logger.error(
+                "the network is trained, but there are no test results: %s",
+                tested["test_error"],
+                # of what a sentence of ours says, nobody needs the lines of code
+                exc_info=None if isinstance(error, AttentionTransferError) else error,
+            )
+    shared: dict[str, Any] = run.runtime.broadcast_object(tested)
+    return shared
 
 
 def _results(run: RunContext, status: str) -> dict[str, Any]:
@@ -269,6 +274,7 @@ def _results(run: RunContext, status: str) -> dict[str, Any]:
         "best_balanced_accuracy": run.state.best_balanced_accuracy,
         "training_history": run.state.history,
         "test_results": run.outcome.get("test_results"),
+        "test_error": run.outcome.get("test_error"),
         "config": run.config.model_dump(),
         "experiment_name": run.paths.name,
         "status": status,

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from attention_transfer.data.decoding import Decoder
 from attention_transfer.data.images import decode_image, resize_whole, to_tensor
+from attention_transfer.data.views import Augmentation
 from attention_transfer.errors import DataError
 
 ORIENTATION = 0x0112
@@ -198,3 +204,40 @@ def test_a_tensor_is_normalised_channel_by_channel():
     assert tensor.shape == (3, 5, 7)
     assert tensor.is_contiguous()
     torch.testing.assert_close(tensor.double(), expected.permute(2, 0, 1), rtol=0, atol=1e-5)
+
+
+def read_header(path):
+    return Decoder(32, Augmentation()).shape_of(path)
+
+
+@pytest.mark.parametrize("read", [decode_image, read_header])
+def test_an_image_of_200_megapixels_is_refused_with_both_figures_and_the_remedy(tmp_path, read):
+    (tmp_path / "slide.ppm").write_bytes(b"P6 20000 10000 255\n")
+    with pytest.raises(DataError) as refused:
+        read(tmp_path / "slide.ppm")
+    message = str(refused.value)
+    assert "slide.ppm has 200,000,000 pixels, and images of more than 178,956,970 are not read" in message
+    assert "save it smaller" in message
+    assert "whole image file" not in message
+
+
+@pytest.mark.parametrize("read", [decode_image, read_header])
+def test_a_warning_that_the_user_made_an_error_is_told_with_its_own_limit(tmp_path, read):
+    (tmp_path / "slide.ppm").write_bytes(b"P6 10000 10000 255\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with pytest.raises(DataError, match="100,000,000 pixels, and images of more than 89,478,485 are not read"):
+            read(tmp_path / "slide.ppm")
+
+
+def test_an_image_that_is_large_but_not_refused_is_read_without_a_word(tmp_path):
+    Image.new("RGB", (40, 40), RED).save(tmp_path / "large.png")
+    program = f"""
+from PIL import Image
+from attention_transfer.data import decode_image
+Image.MAX_IMAGE_PIXELS = 1000
+print(decode_image({str(tmp_path / "large.png")!r}).size)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["(40,", "40)"]
+    assert done.stderr == ""

@@ -129,16 +129,17 @@ def test_a_run_on_the_command_line_that_is_told_twice_by_its_launcher_ends_as_to
 
 
 class Telling:
-    """A loader that sends a signal before the batch `at` of its pass `turn`, or behind its last one."""
+    """A loader that sends a signal before the batch `at` of its epoch `turn`, or behind its last one."""
 
-    def __init__(self, turn, at):
+    def __init__(self, turn=None, at=None):
         self.images, self.labels = tensors(12)
         self.turn, self.at = turn, at
+        self.epoch = -1  # the first pass is the look at one batch before training
 
     def __iter__(self):
-        self.turn -= 1
+        self.epoch += 1
         for batch in range(4):
-            if (self.turn, self.at) == (0, batch):
+            if (self.epoch, batch) == (self.turn, self.at):
                 os.kill(os.getpid(), signal.SIGTERM)
             if batch < 3:
                 yield self.images[4 * batch : 4 * batch + 4], self.labels[4 * batch : 4 * batch + 4]
@@ -152,27 +153,26 @@ def test_with_a_loader_without_position_a_stop_says_what_is_lost(settings, tmp_p
     assert "SIGTERM: the batch is finished; what is trained since the last completed epoch is lost" in said
     assert "saved" not in said
     assert read_checkpoint(tmp_path / "checkpoints" / "run_last.pth")["training"]["step"] == 3
-    assert train_at({**config, "resume": "auto"}, Telling(0, 0))["status"] == "finished"
+    assert train_at({**config, "resume": "auto"}, Telling())["status"] == "finished"
 
 
 def test_a_signal_between_two_epochs_stops_there_and_costs_nothing(settings, tmp_path):
     config = {**bring(settings), "num_classes": 4, "epochs": 2}
-    # the first pass of a loader that validates is the look at a few images to draw; behind the last batch of the
-    # second one, the first epoch is all but saved
-    stopped = train_at(config, Telling(0, 0), Telling(2, 3))
+    # behind the last batch of validation, the first epoch is all but saved
+    stopped = train_at(config, Telling(), Telling(1, 3))
     assert (stopped["status"], len(stopped["training_history"])) == ("stopped", 1)
     last = read_checkpoint(tmp_path / "checkpoints" / "run_last.pth")
     assert (last["epoch"], last["training"]["step"], last["training"]["unfinished"]) == (1, 3, None)
     # after the last epoch too: the test is left to the run that goes on
     resumed = {**config, "resume": "auto"}
-    stopped = train_at(resumed, Telling(0, 0), Telling(2, 3), Telling(0, 0))
+    stopped = train_at(resumed, Telling(), Telling(1, 3), Telling())
     assert (stopped["status"], len(stopped["training_history"]), stopped["test_results"]) == ("stopped", 2, None)
-    finished = train_at(resumed, Telling(0, 0), Telling(0, 0), Telling(0, 0))
+    finished = train_at(resumed, Telling(), Telling(), Telling())
     assert (finished["status"], finished["test_results"]["samples"]) == ("finished", 12)
 
 
 def test_a_signal_during_the_test_says_that_the_test_goes_on(settings, capfd):
-    results = train_at({**bring(settings), "num_classes": 4}, Telling(0, 0), test_loader=Telling(1, 1))
+    results = train_at({**bring(settings), "num_classes": 4}, Telling(), test_loader=Telling(1, 1))
     assert (results["status"], results["test_results"]["samples"]) == ("finished", 12)
     assert "SIGTERM: training is over, and the test goes on to its end; once more" in capfd.readouterr().err
 

@@ -17,7 +17,10 @@ def bring(settings):
 
 
 class InterruptedOnce:
-    """A loader that raises KeyboardInterrupt in its second epoch, as Ctrl-C would."""
+    """A loader that raises KeyboardInterrupt in its second epoch, as Ctrl-C would.
+
+    Its first pass is the look at one batch before training.
+    """
 
     def __init__(self, batches):
         self.batches = batches
@@ -26,7 +29,7 @@ class InterruptedOnce:
     def __iter__(self):
         self.passes += 1
         for i, batch in enumerate(self.batches):
-            if self.passes == 2 and i == 1:
+            if self.passes == 3 and i == 1:
                 raise KeyboardInterrupt
             yield batch
 

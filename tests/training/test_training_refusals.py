@@ -83,7 +83,7 @@ def test_a_bad_number_in_validation_stops_the_run_before_it_is_saved(settings, t
     class BadLater(InterruptedOnce):
         def __iter__(self):
             self.passes += 1
-            # the first pass is the look at a few images to draw
+            # the first pass is the look at one batch before training
             return iter([(bad, y)] if self.passes == 3 else self.batches)
 
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Which image belongs to which class and to which split: what a data folder holds, without opening an image."""
+"""Which image belongs to which class and to which split: what a data folder holds, without decoding an image."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import hashlib
 import itertools
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from attention_transfer.data.image_files import begins_like_an_image, image_suffixes, in_words, suffix_of
+from attention_transfer.data.listing import files_below, visible_entries, visible_folders
+from attention_transfer.data.sources.split_names import means_unlabelled
+from attention_transfer.data.split_folders import EXPECTED, SplitFolders, find_split_folders
 from attention_transfer.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
-"""Files that count as images: what torchvision's ImageFolder takes, and .gif; in either case."""
-
-_ROLES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-_SYSTEM_FILES = {"thumbs.db", "desktop.ini", "__macosx"}
 _CUT_PERCENT = 15
 _FEWEST_TO_CUT = 3
-_EXPECTED = "Expected are train/, val/ and test/ with a folder for each class, or one folder for each class."
+_LISTED = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Splits:
-    """The images of a data folder, each split in the order of classes and then of relative paths."""
+    """The images of a data folder, each split in the order of classes and then of relative paths.
+
+    Attributes:
+        classes: the names of the folders in train, sorted.
+        train: of every class at least one.
+        val: of some of the classes.
+        test: likewise; empty where the folder has a test split without labels.
+    """
 
     classes: tuple[str, ...]
     train: tuple[Sample, ...]
@@ -56,99 +63,136 @@ class Splits:
 def find_splits(data_dir: str | os.PathLike[str], split_seed: int = 0) -> Splits:
     """The train, val and test images of a folder.
 
-    `data_dir` holds train/, and perhaps val/ (or valid/, validation/) and test/, each with the same class
-    folders; or it holds class folders itself. A missing val or test is cut from train alone: 15 % of each
-    class, at least one image. Which images are cut depends on their relative paths and on `split_seed` alone,
-    so it is the same on every machine and in every run, and an added image leaves the others where they are.
+    `data_dir` holds train/, and perhaps val/ and test/, with class folders of the same names; or it holds class folders
+    itself. Other usual names are known too (Training/, valid/, test_set/, seg_train/seg_train/; see
+    `find_split_folders`). A missing val or test is cut from train alone: 15 % of each class, at least one image. Which
+    images are cut depends on their relative paths and on `split_seed` alone, so it is the same on every machine and in
+    every run, and an added image leaves the others where they are.
 
-    Hidden and system files (.DS_Store, ._x, Thumbs.db, .ipynb_checkpoints) are passed over; so are other files
-    that are no images, which is logged.
+    Classes are the folders in train. Some of them may be missing or empty in val or test, which is logged. A test
+    split without class folders has no labels: it is logged, and its place stays empty.
+
+    An image is any file whose suffix is that of a format that Pillow can open here, or that has no suffix and begins
+    like an image. Hidden and system files (.DS_Store, ._x, Thumbs.db, .ipynb_checkpoints) are passed over; so are other
+    files, which is logged with their suffixes.
+
+    Args:
+        data_dir: the folder.
+        split_seed: seed of the cut of a missing val or test.
 
     Raises:
-        DataError: the folder does not exist or cannot be read, has no class folders, its splits differ in
-            their classes, a class is empty, or a class that is to be cut has fewer than three images.
+        DataError: the folder does not exist or cannot be read, has no class folders, or it is not clear which of its
+            folders are splits; val or test has a class that train has not, or val has no image; a class of train is
+            empty, or one that is to be cut has fewer than three images.
     """
     root = Path(data_dir).expanduser().resolve()
     if not root.is_dir():
         problem = "is a file" if root.exists() else "does not exist"
-        raise DataError(f"The data folder {root} {problem}; data_dir must name a folder. {_EXPECTED}")
+        raise DataError(f"The data folder {root} {problem}; data_dir must name a folder. {EXPECTED}")
     try:
-        folders = _split_folders(root)
-        classes = _common_classes(folders)
-        found = {role: _find_samples(root, folder, classes) for role, folder in folders.items()}
+        folders = find_split_folders(root)
+        classes = _classes_of(root, folders.train)
+        found = {role: _find_split(root, role, folders, classes) for role in folders.given()}
     except OSError as error:
         raise DataError(f"{error.filename} cannot be read ({error.strerror}); repair or remove it.") from error
     missing = [role for role in ("val", "test") if role not in found]
     if missing:
-        found |= _cut(found["train"], missing, split_seed, folders["train"], classes)
-        logger.info("%s cut from %s with split_seed %d", " and ".join(missing), folders["train"], split_seed)
+        found |= _cut(found["train"], missing, split_seed, folders.train, classes)
+        logger.info("%s cut from %s with split_seed %d", " and ".join(missing), folders.train, split_seed)
     return Splits(classes, **{role: tuple(samples) for role, samples in found.items()})
 
 
-def _split_folders(root: Path) -> dict[str, Path]:
-    """The folder of each split; a folder of class folders is a train folder and nothing else."""
-    folders = _visible_folders(root)
-    named = [folder for folder in folders if folder.name.lower() in _ROLES]
-    # A class may be called "train" or "test" (CIFAR-100 has trains): a split is told by the folders in it.
-    if not any(_visible_folders(folder) for folder in named):
-        if len(folders) > len(named):
-            return {"train": root}
-        where = named[0] if named else root
-        raise DataError(f"{where} holds no class folders. {_EXPECTED}")
-    splits: dict[str, Path] = {}
-    for folder in named:
-        role = _ROLES[folder.name.lower()]
-        if role in splits:
-            raise DataError(f"{root} holds both {splits[role].name}/ and {folder.name}/; keep one as {role}/.")
-        splits[role] = folder
-    if "train" not in splits:
-        raise DataError(f"{root} holds {named[0].name}/ but no train/; add it. {_EXPECTED}")
-    if len(folders) > len(named):
-        others = ", ".join(folder.name for folder in folders if folder not in named)
-        logger.warning("folders beside train/ in %s were passed over: %s", root, others)
-    return splits
-
-
-def _common_classes(folders: Mapping[str, Path]) -> tuple[str, ...]:
-    classes_of = {role: [folder.name for folder in _visible_folders(path)] for role, path in folders.items()}
-    classes = classes_of["train"]
-    for role, names in classes_of.items():
-        alone = [f"{name}/ is only in {folders['train']}" for name in classes if name not in names]
-        alone += [f"{name}/ is only in {folders[role]}" for name in names if name not in classes]
-        if alone:
-            raise DataError(
-                f"train and {role} must have the same class folders, but {'; '.join(alone[:5])}"
-                f"{f'; and {len(alone) - 5} more' if len(alone) > 5 else ''}. Add or remove these folders."
-            )
-    if len(classes) < 2:
+def _classes_of(root: Path, train: Path) -> tuple[str, ...]:
+    folders = visible_folders(train)
+    if len(folders) < 2:
+        inside = visible_folders(folders[0])
+        remedy = ""
+        if train == root and inside:
+            remedy = f" It holds {_listed([folder.name for folder in inside])}: perhaps data_dir is to be {folders[0]}."
         raise DataError(
-            f"{folders['train']} holds a single class folder, {classes[0]}/, but a classifier needs two. "
-            f"Is data_dir one folder too high or too low? {_EXPECTED}"
+            f"{train} holds a single class folder, {folders[0].name}/, but a classifier needs two. "
+            f"Is data_dir one folder too high or too low?{remedy} {EXPECTED}"
         )
-    return tuple(classes)
+    return tuple(folder.name for folder in folders)
 
 
-def _find_samples(root: Path, folder: Path, classes: Sequence[str]) -> list[Sample]:
-    prefix = len(os.path.join(root, ""))
+def _find_split(root: Path, role: str, folders: SplitFolders, classes: Sequence[str]) -> list[Sample]:
+    """The samples of a split; none of a test split that has no labels."""
+    folder = folders.given()[role]
+    names = [each.name for each in visible_folders(folder)]
+    if role == "test" and _has_no_labels(names, classes):
+        but = f" but {names[0]}/" if names else ""
+        logger.warning("%s has no class folders%s: there are no labels, and will be no test results", folder, but)
+        return []
+    _refuse_unknown_classes(role, folders, names, classes)
+    samples = _find_samples(root, folder, [name if name in names else None for name in classes])
+    present = {sample.label for sample in samples}
+    absent = [name for label, name in enumerate(classes) if label not in present]
+    if absent and role == "train":
+        others = in_words(Counter(suffix_of(entry.name) for entry in files_below(folder / absent[0])))
+        but = f" (but {others}, which cannot be read here)" if others else ""
+        raise DataError(f"The class folder {folder / absent[0]} holds no image{but}; add images or remove the folder.")
+    if not samples and role == "val":
+        raise DataError(
+            f"{folder} holds no image in a class folder, so that nothing can be validated on it; sort its images into "
+            f"class folders ({_listed(classes)}), or remove it, and val is cut from {folders.train}."
+        )
+    if absent:
+        logger.warning(
+            "%s has no image of %d of %d classes, of which nothing is measured there: %s",
+            folder, len(absent), len(classes), _listed(absent),
+        )  # fmt: skip
+    return samples
+
+
+def _has_no_labels(names: Sequence[str], classes: Sequence[str]) -> bool:
+    if len(names) == 1:
+        return names[0] not in classes and means_unlabelled(names[0])
+    return not names
+
+
+def _refuse_unknown_classes(role: str, folders: SplitFolders, names: Sequence[str], classes: Sequence[str]) -> None:
+    unknown = [name for name in names if name not in classes]
+    if not unknown:
+        return
+    unlabelled = "; images without labels lie in it directly" if role == "test" else ""
+    raise DataError(
+        f"{folders.given()[role]} has class folders that {folders.train} has not: {_listed(unknown)}. Classes are "
+        f"{_listed(classes)} in train, and {_listed(names)} in {role}. Give each folder of {role} the name of a class "
+        f"of train, or remove it{unlabelled}."
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _find_samples(root: Path, folder: Path, names: Sequence[str | None]) -> list[Sample]:
+    """The samples of a split, class by class; of a class without a name there, none."""
+    prefix, suffixes = len(os.path.join(root, "")), image_suffixes()
     samples: list[Sample] = []
-    passed_over = sum(1 for entry in _visible_entries(folder) if not entry.is_dir())
-    for label, name in enumerate(classes):
+    passed_over = Counter(suffix_of(entry.name) for entry in visible_entries(folder) if not entry.is_dir())
+    loose = sum(passed_over.pop(suffix, 0) for suffix in suffixes)
+    for label, name in enumerate(names):
         of_class: list[Sample] = []
-        for entry in _files_below(os.path.join(folder, name), set()):
-            if not entry.name.lower().endswith(IMAGE_EXTENSIONS):
-                passed_over += 1
+        for entry in files_below(folder / name) if name is not None else ():
+            suffix = suffix_of(entry.name)
+            # Only a file without a suffix is opened: a million of them would take minutes.
+            if suffix not in suffixes and (suffix or not begins_like_an_image(entry.path)):
+                passed_over[suffix] += 1
                 continue
             status = entry.stat()
             relative = entry.path[prefix:].replace(os.sep, "/")
             of_class.append(Sample(entry.path, relative, label, status.st_size, status.st_mtime_ns))
-        if not of_class:
-            raise DataError(f"The class folder {folder / name} holds no image; add images or remove the folder.")
         samples += sorted(of_class, key=lambda sample: sample.relative)
-    if passed_over:
+    if passed_over or loose:
+        in_no_class = f"{loose:,} image{'s' if loose > 1 else ''} in no class folder" if loose else ""
         logger.warning(
-            "%d files in %s were passed over: they are no images or lie in no class folder",
-            passed_over,
+            "%d files in %s were passed over: %s",
+            passed_over.total() + loose,
             folder,
+            ", ".join(filter(None, (in_words(passed_over), in_no_class))),
         )
     return samples
 
@@ -176,26 +220,3 @@ def _cut(
 def _lot(sample: Sample, split_seed: int) -> bytes:
     # A digest, because a library's random generator may give other numbers in its next release.
     return hashlib.sha256(f"{split_seed}:{sample.relative}".encode("utf-8", "surrogateescape")).digest()
-
-
-def _files_below(folder: str, seen: set[str]) -> Iterator[os.DirEntry[str]]:
-    seen.add(os.path.realpath(folder))
-    for entry in _visible_entries(folder):
-        if not entry.is_dir():
-            yield entry
-        # A link may point to a folder above itself, and a walk without memory would never end.
-        elif os.path.realpath(entry.path) not in seen:
-            yield from _files_below(entry.path, seen)
-
-
-def _visible_folders(folder: Path) -> list[Path]:
-    return sorted(Path(entry.path) for entry in _visible_entries(folder) if entry.is_dir())
-
-
-def _visible_entries(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
-    with os.scandir(os.fspath(folder)) as entries:
-        return [entry for entry in entries if not _is_hidden(entry.name)]
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _SYSTEM_FILES

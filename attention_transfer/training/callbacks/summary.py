@@ -17,7 +17,7 @@ LIBRARIES = ("torch", "torchvision", "accelerate", "timm", "numpy", "pillow")
 
 
 class Summary(Callback):
-    """Resolved config, versions, class names, split sizes, history, results, paths, wall time and status."""
+    """Resolved config, versions, classes, images a class and split, history, results, paths, wall time and status."""
 
     def __init__(self) -> None:
         self._began = 0.0
@@ -47,11 +47,13 @@ class Summary(Callback):
             "config": run.config.model_dump(),
             "class_names": list(run.config.class_names or []),
             "splits": run.splits,
+            "images_per_class": run.images_per_class,
             "epochs_completed": run.state.epoch,
             "best_epoch": run.state.best_epoch,
             "best_accuracy": run.state.best_accuracy,
             "best_balanced_accuracy": run.state.best_balanced_accuracy,
             "test_results": run.outcome.get("test_results"),
+            "test_error": run.outcome.get("test_error"),
             "history": run.state.history,
             "wall_time_seconds": time.time() - self._began,
             "precision": run.runtime.precision,

@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from attention_transfer.config import Config
+from attention_transfer.data.batches import Batch
 from attention_transfer.data.loaders import close_loader, own_dataset, prepare_dataloaders
 from attention_transfer.data.pixel_cache import cache_pixels, make_stores, open_stores
-from attention_transfer.data.user_loaders import check_loader, unpack
+from attention_transfer.data.user_loaders import check_loader
 from attention_transfer.data.views import Augmentation
 from attention_transfer.distributed import Runtime, all_or_raise
 from attention_transfer.errors import DataError
-from attention_transfer.seeding import random_state, restore_random_state
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +86,16 @@ def open_loaders(
             logger.info("there is no val_loader: the last epoch counts as the best")
         return Loaders(train, val, test, own=[])
     own = open_folder(config, runtime.rank, runtime.world_size)
-    chosen = {**own, **{role: loader for role, loader in (("val", val), ("test", test)) if loader is not None}}
-    return Loaders(**chosen, own=[loader for role, loader in own.items() if user_loaders[f"{role}_loader"] is None])
+    if not len(own["test"]):
+        # the folder has no test labels, which has been said
+        del own["test"]
+    given = {role: loader for role, loader in (("val", val), ("test", test)) if loader is not None}
+    return Loaders(
+        own["train"],
+        given.get("val", own["val"]),
+        given.get("test", own.get("test")),
+        own=[loader for role, loader in own.items() if role not in given],
+    )
 
 
 def open_folder(config: Config, rank: int = 0, world_size: int = 1) -> dict[str, DataLoader[Any]]:
@@ -150,18 +158,15 @@ def cache_pixels_of(loaders: Loaders, config: Config, runtime: Runtime) -> None:
     all_or_raise(runtime, keep)
 
 
-def images_to_draw(loader: Loader | None) -> Tensor | None:
+def images_to_draw(loader: Loader | None, first: Batch | None) -> Tensor | None:
     """A fixed handful of validation images [B, 3, H, W]; None where nothing validates.
 
-    The position and the random state of the loader stay as they are.
+    Args:
+        loader: of the validation images.
+        first: its first batch, for a loader that is not ours.
     """
-    if loader is None:
-        return None
     dataset = own_dataset(loader)
     if dataset is not None:
         step = max(1, len(dataset) // DRAWN_IMAGES)
         return torch.stack([dataset[i][0] for i in range(0, len(dataset), step)][:DRAWN_IMAGES])
-    before = random_state()
-    raw = next(iter(loader), None)
-    restore_random_state(before)
-    return None if raw is None else unpack(raw).images[:DRAWN_IMAGES]
+    return None if first is None else first.images[:DRAWN_IMAGES]

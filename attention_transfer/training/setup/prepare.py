@@ -15,6 +15,8 @@ from attention_transfer.cache.folder import cache_folder
 from attention_transfer.checkpoint import weights_digest
 from attention_transfer.config import Config
 from attention_transfer.data.balance import class_counts, imbalance_warning
+from attention_transfer.data.batches import Batch
+from attention_transfer.data.class_table import ClassCounts, class_table, images_per_class
 from attention_transfer.data.loaders import own_dataset, own_sampler
 from attention_transfer.data.sources.digest import samples_digest
 from attention_transfer.distributed import AcceleratedRuntime, all_or_raise
@@ -25,7 +27,7 @@ from attention_transfer.seeding import seed_everything
 from attention_transfer.teacher.build import Teachers, build_teachers
 from attention_transfer.training.callbacks import default_callbacks
 from attention_transfer.training.callbacks.base import Callback, by_name
-from attention_transfer.training.checking import check_first_images, check_trainable, first_images
+from attention_transfer.training.checking import check_first_images, check_trainable
 from attention_transfer.training.checkpointing.disk_space import (
     check_disk_space,
     checkpoint_bytes,
@@ -46,6 +48,7 @@ from attention_transfer.training.checkpointing.resume import (
 from attention_transfer.training.checkpointing.state import RunState, Stateful, check_states
 from attention_transfer.training.context import RunContext
 from attention_transfer.training.criterion import default_terms, needs_of_teacher
+from attention_transfer.training.first_batches import check_first_labels, look_at_first_batches
 from attention_transfer.training.optim import make_optimizer, make_scheduler, parameter_groups
 from attention_transfer.training.precision.choose import batch_shape, choose_precision, with_teacher_precision
 from attention_transfer.training.schedule import schedule_warning
@@ -106,11 +109,10 @@ def prepare(
         point = find_resume_point(config, runtime)
         config = point.config
         seed_everything(config.seed)
-        loaders = open_loaders(config, runtime, parts.train_loader, parts.val_loader, parts.test_loader)
-        cleanup.callback(loaders.close)
-        config = with_pixel_range(with_classes(config, loaders), loaders, runtime)
+        config, loaders, first, counts = _open_data(config, runtime, parts, cleanup)
         if runtime.is_main:
-            _warn_early(config, loaders, has_own_schedule=parts.scheduler is not None, goes_on=bool(point.checkpoint))
+            is_own = parts.scheduler is not None
+            _describe(config, loaders, counts, has_own_schedule=is_own, goes_on=point.checkpoint is not None)
         teacher = open_teacher(config, parts.teacher, runtime)
         seed_everything(config.seed)
         student = open_student(config, parts.student).to(runtime.device)
@@ -119,7 +121,7 @@ def prepare(
         check_terms(terms, has_teacher=teacher is not None)
         callbacks = by_name([*default_callbacks(), *parts.callbacks])
         prefer_channels_last(runtime, student, teacher)
-        images = _check_images(loaders, student, teacher, runtime)
+        images = _check_images(loaders, first, student, teacher, runtime)
         config = _named(config, runtime, student, has_teacher=teacher is not None)
         paths = RunPaths(config)
         size = checkpoint_bytes(student)
@@ -157,10 +159,35 @@ def prepare(
             splits=loaders.splits(),
             batches=batches_of(loaders.train),
             validates=loaders.val is not None,
+            images_per_class=counts,
             images=images,
             captured_logs=captured_logs,
         )
         return PreparedRun(run, loaders, teachers, terms, list(callbacks.values()), cleanup.pop_all())
+
+
+def _open_data(
+    config: Config, runtime: AcceleratedRuntime, parts: UserParts, cleanup: ExitStack
+) -> tuple[Config, Loaders, dict[str, Batch], ClassCounts | None]:
+    """The loaders of a run, checked, and what they tell.
+
+    Args:
+        config: as resumed.
+        runtime: device and processes.
+        parts: of the user's own.
+        cleanup: closes our own loaders.
+
+    Returns:
+        the configuration with classes and pixel range, the loaders, the first batch of each loader of the user's by
+        split, and the images per class where that is known.
+    """
+    loaders = open_loaders(config, runtime, parts.train_loader, parts.val_loader, parts.test_loader)
+    cleanup.callback(loaders.close)
+    first = all_or_raise(runtime, partial(look_at_first_batches, loaders, config.class_names or ()))
+    config = with_pixel_range(with_classes(config, loaders), loaders, runtime)
+    assert config.num_classes is not None
+    check_first_labels(first, loaders, config.num_classes)
+    return config, loaders, first, images_per_class(loaders.by_role(), config.class_names or ())
 
 
 def _first_state(
@@ -186,8 +213,25 @@ def _first_state(
     )
 
 
-def _warn_early(config: Config, loaders: Loaders, *, has_own_schedule: bool, goes_on: bool) -> None:
-    """Log what is known to disappoint: a learning rate that fades early, classes of very different sizes."""
+def _describe(
+    config: Config,
+    loaders: Loaders,
+    counts: ClassCounts | None,
+    *,
+    has_own_schedule: bool,
+    goes_on: bool,
+) -> None:
+    """Log the classes in a table, and what is known to disappoint: a rate that fades early, unequal classes.
+
+    Args:
+        config: lr, epochs, step_size, gamma and class_names are used.
+        loaders: of the run.
+        counts: images per class of each split, where that is known.
+        has_own_schedule: the learning rate is scheduled by the user's own function.
+        goes_on: the run is resumed.
+    """
+    for line in class_table(counts) if counts else ():
+        logger.info("%s", line)
     faded = None
     if not has_own_schedule:
         faded = schedule_warning(config.lr, config.epochs, config.step_size, config.gamma, goes_on=goes_on)
@@ -197,14 +241,26 @@ def _warn_early(config: Config, loaders: Loaders, *, has_own_schedule: bool, goe
 
 
 def _check_images(
-    loaders: Loaders, student: nn.Module, teacher: nn.Module | None, runtime: AcceleratedRuntime
+    loaders: Loaders,
+    first: Mapping[str, Batch],
+    student: nn.Module,
+    teacher: nn.Module | None,
+    runtime: AcceleratedRuntime,
 ) -> Tensor | None:
-    """Check some images of each loader that gives some without beginning a pass; those to draw are returned."""
-    own = [id(loader) for loader in loaders.own]
-    drawn = images_to_draw(loaders.val)
-    for loader, images in ((loaders.train, first_images(loaders.train)), (loaders.val, drawn)):
+    """Check that the networks can take the first images of each loader; those to draw are returned.
+
+    Args:
+        loaders: of the run.
+        first: the first batch of each loader of the user's, by split.
+        student: on the device.
+        teacher: likewise, or None.
+        runtime: gives the device.
+    """
+    drawn = images_to_draw(loaders.val, first.get("val"))
+    of_train = first["train"].images if "train" in first else None
+    for split, images in (("train", of_train), ("val", drawn)):
         if images is not None and len(images):
-            check_first_images(student, teacher, images.to(runtime.device), ours=id(loader) in own)
+            check_first_images(student, teacher, images.to(runtime.device), ours=split not in first)
     return drawn
 
 

@@ -1,0 +1,109 @@
+"""What the name of a folder tells: train, val or test, in the spellings of public data sets."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+Role = Literal["train", "val", "test", "held out", "unlabelled"]
+"""What a split is for. 'held out' is for measuring, as val or as test; 'unlabelled' is for nothing that we do."""
+
+_WORDS: dict[Role, str] = {
+    "train": "train training trn trainval",
+    "val": "val valid validate validation validating dev devel development",
+    "test": "test tests testing tst",
+    "held out": "eval evaluation holdout heldout",
+    "unlabelled": "pred preds predict prediction predictions unlabelled unlabeled",
+}
+_ROLES = {word: role for role, words in _WORDS.items() for word in words.split()}
+_OF_TWO: dict[frozenset[Role], Role] = {
+    frozenset({"train", "val"}): "train",
+    frozenset({"test", "held out"}): "test",
+    frozenset({"val", "held out"}): "val",
+    frozenset({"test", "unlabelled"}): "unlabelled",
+    frozenset({"train", "unlabelled"}): "unlabelled",
+}
+_FILLING = (
+    "set sets data dataset datasets split splits subset image images img imgs pic pics picture pictures photo photos "
+    "sample samples file files folder folders dir jpg jpeg png labelled labeled"
+)
+_FILLERS = frozenset(_FILLING.split())
+_NO_CLASS = frozenset(("unknown", "unclassified", "unsorted", "none", "all", "dummy"))
+# Longest first: "trainval" is no "train" that "val" follows.
+_FUSED = re.compile(
+    f"({'|'.join(sorted(_ROLES, key=len, reverse=True))})({'|'.join(sorted(_FILLERS, key=len, reverse=True))})"
+)
+_WORD = re.compile(r"[^\W\d_]+")
+_CAPITAL_INSIDE = re.compile(r"(?<=[a-z])(?=[A-Z])")
+
+
+@dataclass(frozen=True, slots=True)
+class SplitName:
+    """A folder's name as that of a split.
+
+    Attributes:
+        role: what the split is for.
+        of: the other words in the name, such as the data set's: 'seg' in seg_train; '' in Training and train_set_2.
+    """
+
+    role: Role
+    of: str
+
+
+def read_split_name(name: str) -> SplitName | None:
+    """The split that a folder is called after, or None.
+
+    Letters may be of either case, and words parted by any separator, by a digit or by a capital: train, Training,
+    TRAIN1, train_set, trainset, TrainingSet, test-images, valid, dev, holdout, seg_train, cats-train, dataset.test.
+    A name of several roles (train_test_split) is none of them, except train together with val, which is train.
+    Shorter words, such as tr and ts, mean other things as often.
+
+    Example:
+        >>> read_split_name("TestSet_2")
+        SplitName(role='test', of='')
+        >>> read_split_name("seg_train")
+        SplitName(role='train', of='seg')
+    """
+    roles: set[Role] = set()
+    others: list[str] = []
+    for word in _words(name):
+        if word in _ROLES:
+            roles.add(_ROLES[word])
+        elif fused := _FUSED.fullmatch(word):
+            roles.add(_ROLES[fused[1]])
+        elif word not in _FILLERS:
+            others.append(word)
+    role = _joined(roles)
+    return None if role is None else SplitName(role, " ".join(others))
+
+
+def _words(name: str) -> list[str]:
+    words = " ".join(_WORD.findall(_CAPITAL_INSIDE.sub(" ", name))).lower()
+    return words.replace("hold out", "holdout").replace("held out", "heldout").split()
+
+
+def _joined(roles: set[Role]) -> Role | None:
+    if len(roles) == 1:
+        return next(iter(roles))
+    return _OF_TWO.get(frozenset(roles))
+
+
+def is_container_name(name: str) -> bool:
+    """Whether a name says no more than that there are images: images, data, jpg, img_files."""
+    words = _words(name)
+    return bool(words) and all(word in _FILLERS for word in words)
+
+
+def means_unlabelled(name: str) -> bool:
+    """Whether the only folder of a test split can be no class: test/unknown, test/images, test/test.
+
+    Example:
+        >>> means_unlabelled("unknown"), means_unlabelled("test_images"), means_unlabelled("ants")
+        (True, True, False)
+    """
+    split = read_split_name(name)
+    if split is not None:
+        return split.of == "" or split.role == "unlabelled"
+    words = _words(name)
+    return bool(words) and all(word in _FILLERS | _NO_CLASS for word in words)

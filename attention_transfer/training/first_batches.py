@@ -1,0 +1,136 @@
+"""One batch of every loader that a user brings, looked at before training, so that no epoch is lost to a bad one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from attention_transfer.data.batches import Batch
+from attention_transfer.data.dataset import ImageDataset
+from attention_transfer.data.sampler import EpochBatchSampler
+from attention_transfer.data.user_loaders import check_labels, classes_of, lacks_labels, unpack
+from attention_transfer.errors import DataError
+from attention_transfer.seeding import random_state, restore_random_state
+from attention_transfer.training.setup.loaders import Loaders
+
+logger = logging.getLogger(__name__)
+
+
+def look_at_first_batches(loaders: Loaders, names: Sequence[str] = ()) -> dict[str, Batch]:
+    """The first batch of each loader that is not ours; a test loader without labels is told, and left out of `loaders`.
+
+    Args:
+        loaders: of the run. The random states of this process and of the loaders stay as they are.
+        names: of the classes, as far as they are known; words that are none of them are no labels.
+
+    Returns:
+        the batches by split.
+
+    Raises:
+        DataError: a loader gives no batch, or one that is not as `unpack` takes it; names the loader.
+    """
+    batches: dict[str, Batch] = {}
+    for split, loader in loaders.by_role().items():
+        if _is_of_our_kind(loader):
+            continue
+        role = f"{split}_loader"
+        raw = fetch_first(loader, role)
+        if split == "test" and lacks_labels(raw, names):
+            logger.warning("the batches of test_loader have no labels: there will be no test results")
+            loaders.test = None
+            continue
+        with _naming(role):
+            batches[split] = unpack(raw)
+    return batches
+
+
+def check_first_labels(batches: Mapping[str, Batch], loaders: Loaders, num_classes: int) -> None:
+    """Labels that go by numbers alone must be below the number of classes.
+
+    Args:
+        batches: the first ones, by split.
+        loaders: that they are of; the labels of one that names its classes are known by name, and pass.
+        num_classes: K.
+
+    Raises:
+        DataError: names the loader and the label.
+    """
+    for split, loader in loaders.by_role().items():
+        if split in batches and classes_of(loader) is None:
+            with _naming(f"{split}_loader"):
+                check_labels(batches[split].labels, num_classes)
+
+
+def fetch_first(loader: Iterable[Any], role: str) -> object:
+    """The first batch as the loader gives it; the pass is given up, and leaves random states and workers as they were.
+
+    Args:
+        loader: can be iterated anew.
+        role: its name in messages.
+
+    Raises:
+        DataError: it gives no batch.
+    """
+    with _undisturbed(loader), _noting(role), ExitStack() as cleanup:
+        iterator = iter(loader)
+        cleanup.callback(_end, iterator, loader)
+        for batch in iterator:
+            return batch
+    raise DataError(f"{role} gives no batch; give it at least one.")
+
+
+def _is_of_our_kind(loader: object) -> bool:
+    """Our loaders have labels, and their sampler counts epochs."""
+    dataset, sampler = getattr(loader, "dataset", None), getattr(loader, "batch_sampler", None)
+    return isinstance(dataset, ImageDataset) and isinstance(sampler, EpochBatchSampler)
+
+
+@contextmanager
+def _undisturbed(loader: Iterable[Any]) -> Iterator[None]:
+    """What is drawn meanwhile, from global generators or from the loader's own, is drawn again later."""
+    before, own = random_state(), [(generator, generator.get_state()) for generator in _generators_of(loader)]
+    try:
+        yield
+    finally:
+        restore_random_state(before)
+        for generator, state in own:
+            generator.set_state(state)
+
+
+def _generators_of(loader: Iterable[Any]) -> list[torch.Generator]:
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    owners = (loader, batch_sampler, getattr(loader, "sampler", None), getattr(batch_sampler, "sampler", None))
+    found = [getattr(owner, "generator", None) for owner in owners]
+    return [each for each in found if isinstance(each, torch.Generator)]
+
+
+def _end(iterator: Iterator[Any], loader: Iterable[Any]) -> None:
+    """End the pass now, rather than when the last reference to it is gone."""
+    if isinstance(loader, DataLoader):
+        # persistent workers go too: new ones draw what they would have drawn without this pass
+        loader._iterator = None
+    for end in ("_shutdown_workers", "close"):
+        getattr(iterator, end, lambda: None)()
+
+
+@contextmanager
+def _noting(role: str) -> Iterator[None]:
+    """An error of the user's own code goes through as it is, with a note of when it was."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"This was the first batch of {role}, which is looked at before training.")
+        raise
+
+
+@contextmanager
+def _naming(role: str) -> Iterator[None]:
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{role}: {error}") from error
