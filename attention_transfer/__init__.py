@@ -30,7 +30,7 @@ if "IPython" in sys.modules:
 
 if TYPE_CHECKING:
     from attention_transfer.checkpoint import load_model
-    from attention_transfer.data.loaders import prepare_dataloaders
+    from attention_transfer.data.loading.loaders import prepare_dataloaders
     from attention_transfer.evaluation import evaluate_model
     from attention_transfer.features.maps import MapFunction, attention_map
     from attention_transfer.features.signals import Needs
@@ -66,7 +66,7 @@ _HOMES = {
     "extract_attention_maps": "visualization",
     "load_model": "checkpoint",
     "load_teacher_model": "teacher.loading",
-    "prepare_dataloaders": "data.loaders",
+    "prepare_dataloaders": "data.loading.loaders",
     "register_network": "networks.registry",
     "train_at": "training.train",
     "train_epoch": "training.own_loop",

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_transfer.config import resolve_config
-from attention_transfer.data.depth import FULL
+from attention_transfer.data.decoding.depth import FULL
 from attention_transfer.devices import resolve_device
 from attention_transfer.errors import CheckpointError, ConfigError, VersionError
 from attention_transfer.files import write_atomically

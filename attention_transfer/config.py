@@ -6,12 +6,11 @@ the command line and the README's table are made from it. This module imports no
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Mapping
 from functools import cache
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -25,76 +24,11 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
+from attention_transfer.catalogue import canonical_network_name, nearest
 from attention_transfer.errors import ConfigError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-class NetworkFamily(NamedTuple):
-    """A family of networks that can be built by name; the registry holds the code that builds it.
-
-    Attributes:
-        pattern: regular expression of the whole name.
-        example: a name in the family.
-        summary: the family in half a sentence.
-        depth_rest: where the first number of a name is a depth of 6n + depth_rest, n at least 1.
-    """
-
-    pattern: str
-    example: str
-    summary: str
-    depth_rest: int | None = None
-
-
-NETWORKS: list[NetworkFamily] = [
-    NetworkFamily(
-        "MultiBranchNet", "MultiBranchNet", "four stages of parallel branches with ECA, under 3 M parameters"
-    ),
-    NetworkFamily("ResNet18", "ResNet18", "torchvision's ResNet-18"),
-    NetworkFamily("ResNet50", "ResNet50", "torchvision's ResNet-50"),
-    NetworkFamily(r"CifarResNet-(\d+)", "CifarResNet-20", "ResNet for 32x32 images, depth 6n+2 (He et al. 2015)", 2),
-    NetworkFamily(
-        r"CifarResNetB-(\d+)(?:x([24]))?",
-        "CifarResNetB-8x4",
-        "the same with projection shortcuts, as RepDistiller and mdistiller have it (resnet8x4, resnet56)",
-        2,
-    ),
-    NetworkFamily(r"WideResNet-(\d+)-([1-9]\d*)", "WideResNet-16-2", "Wide ResNet, depth 6n+4 and width", 4),
-]
-
-
-def canonical_network_name(name: str) -> str:
-    """The registered spelling of `name`, whatever its case.
-
-    Raises:
-        ConfigError: no family has such a name; the message gives the nearest one. Or the family has no network of
-            this depth.
-    """
-    for family in NETWORKS:
-        if re.fullmatch(family.pattern, name, flags=re.IGNORECASE):
-            numbers = [int(number) for number in re.findall(r"\d+", name.partition("-")[2])]
-            canonical = _spelled_as(family, name)
-            if family.depth_rest is not None and (numbers[0] < 6 or numbers[0] % 6 != family.depth_rest):
-                raise ConfigError(f"{canonical}: the depth must be 6n + {family.depth_rest}, as in {family.example}.")
-            return canonical
-    examples = [family.example for family in NETWORKS]
-    raise ConfigError(f"no network is called {name!r}; known are {', '.join(examples)}.{_nearest(name, examples)}")
-
-
-def _spelled_as(family: NetworkFamily, name: str) -> str:
-    """`name` with the family's own upper and lower case, its numbers without leading zeros."""
-    prefix, dash, rest = name.partition("-")
-    rest = re.sub(r"\d+", lambda number: str(int(number[0])), rest)
-    own = family.example.partition("-")[0]
-    spellings = (f"{prefix}{dash}{rest}", f"{own}{dash}{rest}", f"{own}{dash}{rest.lower()}")
-    return next((spelling for spelling in spellings if re.fullmatch(family.pattern, spelling)), name)
-
-
-def _nearest(word: str, known: list[str]) -> str:
-    by_lower_case = {candidate.lower(): candidate for candidate in known}
-    close = difflib.get_close_matches(word.lower(), by_lower_case, n=1, cutoff=0.5)
-    return f" Did you mean {by_lower_case[close[0]]!r}?" if close else ""
 
 
 def _as_tuple(value: object) -> object:
@@ -304,7 +238,7 @@ def _sentence(details: ErrorDetails) -> str:
         return details["msg"].removeprefix("Value error, ") + "."
     key = str(details["loc"][0])
     if details["type"] == "extra_forbidden":
-        return f"{key!r} is not a setting.{_nearest(key, list(Config.model_fields))}"
+        return f"{key!r} is not a setting.{nearest(key, list(Config.model_fields))}"
     reason = details["msg"].removeprefix("Value error, ").replace("Input should be", "it should be")
     reason = f": {reason.rstrip('.')}" if len(details["loc"]) == 1 else ""
     return f"{key} is {details['input']!r}{reason} (allowed: {allowed_values(key)})."

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attention_transfer.config import Config, resolve_config
 from attention_transfer.data.batches import Batch
-from attention_transfer.data.user_loaders import check_labels, classes_of, unpack, warn_of_unusual_values
+from attention_transfer.data.loading.user_loaders import check_labels, classes_of, unpack, warn_of_unusual_values
 from attention_transfer.errors import DataError, DivergenceError
 from attention_transfer.modules import count_logits, device_of, like_weights, undisturbed, unwrapped
 from attention_transfer.networks.input_shapes import refusing_misfits

@@ -16,7 +16,7 @@ from attention_transfer import create_model, load_teacher_model
 from attention_transfer.cache.folder import PRECISION_FILE, cache_folder
 from attention_transfer.config import Config
 from attention_transfer.data.batches import Batch
-from attention_transfer.data.sampler import EpochBatchSampler
+from attention_transfer.data.loading.sampler import EpochBatchSampler
 from attention_transfer.distributed import AcceleratedRuntime
 from attention_transfer.features.maps import SUM_OF_SQUARES, energy
 from attention_transfer.features.stages import stage_names

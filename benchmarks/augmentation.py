@@ -23,8 +23,8 @@ from torchvision.transforms.v2 import functional as transforms
 
 from attention_transfer.config import IMAGENET_MEAN, IMAGENET_STD
 from attention_transfer.data import rendering
-from attention_transfer.data.decoding import Decoder, Picture
-from attention_transfer.data.images import to_tensor
+from attention_transfer.data.decoding.decoder import Decoder, Picture
+from attention_transfer.data.decoding.images import to_tensor
 from attention_transfer.data.views import LUMA, Augmentation, ViewParameters, colour_matrices, draw_views, grey_shares
 from benchmarks.timing import processor, table, take_turns
 

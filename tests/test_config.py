@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from attention_transfer import DEFAULT_CONFIG, Config, ConfigError, create_at_config
-from attention_transfer.config import allowed_values, canonical_network_name, resolve_config
+from attention_transfer.catalogue import canonical_network_name
+from attention_transfer.config import allowed_values, resolve_config
 
 PROMISED = {
     "model": "MultiBranchNet",

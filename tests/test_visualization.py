@@ -21,7 +21,7 @@ from attention_transfer import (
     visualize_attention_maps,
 )
 from attention_transfer.config import resolve_config
-from attention_transfer.data.images import decode_image, resize_whole, to_tensor
+from attention_transfer.data.decoding.images import decode_image, resize_whole, to_tensor
 from attention_transfer.overlays import COLOURS, denormalise, enlarge, overlay
 from attention_transfer.visualization import figure_to_tensor, save_figure
 

@@ -46,8 +46,8 @@ def evaluate(
     """
     network, config = open_network(checkpoint, settings)
 
-    from attention_transfer.data.loaders import close_loader
-    from attention_transfer.data.workers import explain_lost_workers
+    from attention_transfer.data.loading.loaders import close_loader
+    from attention_transfer.data.loading.workers import explain_lost_workers
     from attention_transfer.evaluation import evaluate_model
 
     loader = open_split(config, split)
@@ -78,7 +78,7 @@ def check_same_classes(network: nn.Module, loader: DataLoader[Any], source: str)
     Raises:
         DataError: the numbers differ, or the weights came without a head.
     """
-    from attention_transfer.data.user_loaders import classes_of
+    from attention_transfer.data.loading.user_loaders import classes_of
     from attention_transfer.networks.registry import HeadlessCard, card_of
 
     if isinstance(card_of(network), HeadlessCard):
@@ -93,7 +93,7 @@ def check_same_classes(network: nn.Module, loader: DataLoader[Any], source: str)
 
 def say_found_range(config: Config, loader: DataLoader[Any]) -> None:
     """Print the range that 'auto' has found for a network that was trained without one."""
-    from attention_transfer.data.depth import in_words
+    from attention_transfer.data.decoding.depth import in_words
 
     found = loader.dataset.decoder.pixel_range  # type: ignore[attr-defined]
     if config.pixel_range == "auto" and found is not None:

@@ -10,9 +10,10 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from attention_transfer import __version__
+from attention_transfer.catalogue import NETWORKS
 from attention_transfer.cli.flags import in_words
 from attention_transfer.cli.tables import facts, heading, millions, percent, table
-from attention_transfer.config import NETWORKS, Config, resolve_config
+from attention_transfer.config import Config, resolve_config
 
 LIBRARIES = ("torch", "torchvision", "timm", "accelerate", "torchmetrics", "tensorboard", "pydantic", "cyclopts")
 IMAGE_SIZE = 128

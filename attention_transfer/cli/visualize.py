@@ -40,7 +40,7 @@ def visualize(
 
     import torch
 
-    from attention_transfer.data.images import decode_image, resize_whole, to_tensor
+    from attention_transfer.data.decoding.images import decode_image, resize_whole, to_tensor
     from attention_transfer.teacher.loading import load_teacher_model
     from attention_transfer.visualization import attention_figure, save_figure
 
@@ -77,7 +77,7 @@ def find_images(paths: tuple[str, ...]) -> list[Path]:
 
 
 def _images_at(path: Path) -> list[Path]:
-    from attention_transfer.data.image_files import image_suffixes, suffix_of
+    from attention_transfer.data.sources.image_files import image_suffixes, suffix_of
 
     if path.is_file():
         return [path]

@@ -2,12 +2,12 @@
 
 from attention_transfer.data.batches import Batch, Example
 from attention_transfer.data.dataset import ImageDataset
-from attention_transfer.data.images import decode_image, resize_whole, to_tensor
-from attention_transfer.data.loaders import prepare_dataloaders
+from attention_transfer.data.decoding.images import decode_image, resize_whole, to_tensor
+from attention_transfer.data.loading.loaders import prepare_dataloaders
+from attention_transfer.data.loading.sampler import EpochBatchSampler
+from attention_transfer.data.loading.user_loaders import check_loader, classes_of, count_classes, unpack
 from attention_transfer.data.rendering import render_views, render_whole, view_matrices
-from attention_transfer.data.sampler import EpochBatchSampler
 from attention_transfer.data.sources.folder import Sample, Splits, find_splits
-from attention_transfer.data.user_loaders import check_loader, classes_of, count_classes, unpack
 from attention_transfer.data.views import Augmentation, ViewParameters, draw_view, draw_views
 
 __all__ = [

@@ -8,7 +8,7 @@ from statistics import median
 from torch.utils.data import BatchSampler, DistributedSampler, RandomSampler, SequentialSampler, WeightedRandomSampler
 
 from attention_transfer.data.balance import IMBALANCED, class_counts
-from attention_transfer.data.sampler import EpochBatchSampler
+from attention_transfer.data.loading.sampler import EpochBatchSampler
 
 ClassCounts = dict[str, dict[str, int]]
 """Images by class and split: {"ant": {"train": 87, "val": 18}, ...}; every class has the same splits."""

@@ -10,12 +10,12 @@ from torch.utils.data import Dataset
 
 from attention_transfer.config import IMAGENET_MEAN, IMAGENET_STD
 from attention_transfer.data.batches import Example, Examples
-from attention_transfer.data.decoding import Decoder, Picture
-from attention_transfer.data.depth import Range
-from attention_transfer.data.images import Triple
+from attention_transfer.data.decoding.decoder import Decoder, Picture
+from attention_transfer.data.decoding.depth import Range
+from attention_transfer.data.decoding.images import Triple
+from attention_transfer.data.loading.sampler import Key
 from attention_transfer.data.pixel_store import PixelStore
 from attention_transfer.data.rendering import render_views, render_whole, view_matrices
-from attention_transfer.data.sampler import Key
 from attention_transfer.data.sources.digest import samples_digest
 from attention_transfer.data.sources.folder import Sample
 from attention_transfer.data.views import Augmentation, ViewParameters, draw_view, draw_views

@@ -13,8 +13,8 @@ from attention_transfer.cache.folder import cache_folder
 from attention_transfer.cache.records import Records, file_size
 from attention_transfer.config import Config
 from attention_transfer.data.dataset import ImageDataset
+from attention_transfer.data.loading.workers import explain_lost_workers
 from attention_transfer.data.pixel_store import PixelStore, fill_store, picture_sizes, pixels_identity, store_path
-from attention_transfer.data.workers import explain_lost_workers
 from attention_transfer.errors import CacheError
 
 logger = logging.getLogger(__name__)

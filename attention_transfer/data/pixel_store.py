@@ -16,12 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from attention_transfer.cache.folder import PIXELS
 from attention_transfer.cache.records import Bytes, Records
-from attention_transfer.data.cores import available_cores
-from attention_transfer.data.decoding import PIXELS as PIXEL_WARNINGS
-from attention_transfer.data.decoding import Decoder, Picture
-from attention_transfer.data.once import warn_once
+from attention_transfer.data.decoding.decoder import PIXELS as PIXEL_WARNINGS
+from attention_transfer.data.decoding.decoder import Decoder, Picture
+from attention_transfer.data.decoding.once import warn_once
+from attention_transfer.data.loading.cores import available_cores
+from attention_transfer.data.loading.workers import prepare_worker
 from attention_transfer.data.sources.folder import Sample
-from attention_transfer.data.workers import prepare_worker
 from attention_transfer.progress import progress_bar
 
 logger = logging.getLogger(__name__)

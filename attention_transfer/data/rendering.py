@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attention_transfer.config import IMAGENET_MEAN, IMAGENET_STD
-from attention_transfer.data.images import Triple, resize_whole
+from attention_transfer.data.decoding.images import Triple, resize_whole
 from attention_transfer.data.views import LUMA, ViewParameters, colour_matrices, grey_shares
 from attention_transfer.errors import DataError
 

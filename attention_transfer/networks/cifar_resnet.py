@@ -8,7 +8,7 @@ import re
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention_transfer.config import canonical_network_name
+from attention_transfer.catalogue import canonical_network_name
 from attention_transfer.networks.architecture import Architecture, Shapes
 from attention_transfer.networks.initialisation import he_initialise
 
@@ -80,12 +80,10 @@ def _candidates(shapes: Shapes) -> list[str]:
     return [f"CifarResNet-{6 * blocks + 2}"] if blocks else []
 
 
-ARCHITECTURES = (
-    Architecture(
-        name_pattern=r"CifarResNet-(\d+)",
-        build=CifarResNet,
-        taps=("layer1", "layer2", "layer3"),
-        head="linear",
-        candidates=_candidates,
-    ),
+CIFAR_RESNET = Architecture(
+    name_pattern=r"CifarResNet-(\d+)",
+    build=CifarResNet,
+    taps=("layer1", "layer2", "layer3"),
+    head="linear",
+    candidates=_candidates,
 )

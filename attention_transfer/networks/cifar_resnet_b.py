@@ -13,7 +13,7 @@ import re
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention_transfer.config import canonical_network_name
+from attention_transfer.catalogue import canonical_network_name
 from attention_transfer.networks.architecture import Architecture, Shapes
 from attention_transfer.networks.initialisation import he_initialise
 
@@ -92,12 +92,10 @@ def _candidates(shapes: Shapes) -> list[str]:
     return [_name(6 * blocks + 2, width)] if blocks and width in STEM_WIDTHS else []
 
 
-ARCHITECTURES = (
-    Architecture(
-        name_pattern=r"CifarResNetB-(\d+)(?:x([24]))?",
-        build=CifarResNetB,
-        taps=("layer1", "layer2", "layer3"),
-        head="fc",
-        candidates=_candidates,
-    ),
+CIFAR_RESNET_B = Architecture(
+    name_pattern=r"CifarResNetB-(\d+)(?:x([24]))?",
+    build=CifarResNetB,
+    taps=("layer1", "layer2", "layer3"),
+    head="fc",
+    candidates=_candidates,
 )

@@ -107,12 +107,10 @@ def _stage(width_in: int, width: int, blocks: int) -> nn.Sequential:
     return nn.Sequential(down, *(MultiBranchBlock(width) for _ in range(blocks)))
 
 
-ARCHITECTURES = (
-    Architecture(
-        name_pattern="MultiBranchNet",
-        build=MultiBranchNet,
-        taps=("stage1", "stage2", "stage3", "stage4"),
-        head="head",
-        candidates=lambda shapes: ["MultiBranchNet"],
-    ),
+MULTI_BRANCH_NET = Architecture(
+    name_pattern="MultiBranchNet",
+    build=MultiBranchNet,
+    taps=("stage1", "stage2", "stage3", "stage4"),
+    head="head",
+    candidates=lambda shapes: ["MultiBranchNet"],
 )

@@ -1,7 +1,7 @@
 """Networks by name: building them, knowing them again, adding a family.
 
-A family lives in one file, which describes it as an `Architecture`; this module only looks it up. Its name,
-an example and a summary stand in `config.NETWORKS`, which needs no torch.
+A family lives in one file, which describes it as an `Architecture`; where it is, its
+name, example and summary stand in the catalogue, which needs no torch.
 """
 
 from __future__ import annotations
@@ -9,26 +9,21 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import dataclass
+from importlib import import_module
 
 import torch
 from torch import nn
 
-from attention_transfer.config import NETWORKS, NetworkFamily, canonical_network_name
+from attention_transfer.catalogue import NETWORKS, NetworkFamily, canonical_network_name
 from attention_transfer.errors import ConfigError
 from attention_transfer.modules import unwrapped
-from attention_transfer.networks import cifar_resnet, cifar_resnet_b, multibranch, resnet, wide_resnet
 from attention_transfer.networks.architecture import Architecture, Shapes
 from attention_transfer.networks.readout import NCHW, Readout
 
 logger = logging.getLogger(__name__)
 
-_architectures: list[Architecture] = [
-    *multibranch.ARCHITECTURES,
-    *resnet.ARCHITECTURES,
-    *cifar_resnet.ARCHITECTURES,
-    *cifar_resnet_b.ARCHITECTURES,
-    *wide_resnet.ARCHITECTURES,
-]
+_registered: dict[str, Architecture] = {}
+"""Families that were added while the program runs, by the pattern of their names."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +44,7 @@ def create_model(name: str, num_classes: int = 10, weights: str | None = None) -
     """A new network by its name: float images [B, 3, H, W] to logits [B, num_classes].
 
     Args:
-        name: as in `config.NETWORKS`, in any case: 'MultiBranchNet', 'ResNet18', 'CifarResNet-20', ...
+        name: as in the catalogue, in any case: 'MultiBranchNet', 'ResNet18', 'CifarResNet-20', ...
         num_classes: number of logits, at least 1.
         weights: torchvision's pretrained weights for ResNet18 or ResNet50, such as 'IMAGENET1K_V1' or
             'DEFAULT'. Where they tell another number of classes apart, the head alone starts afresh.
@@ -116,7 +111,7 @@ def recognise(shapes: Shapes) -> list[tuple[str, int]]:
         [('CifarResNet-20', 4)]
     """
     found = []
-    for architecture in _architectures:
+    for architecture in architectures():
         head = shapes.get(f"{architecture.head}.weight", ())
         if len(head) == 2:
             names = architecture.candidates(shapes)
@@ -145,13 +140,14 @@ def register_network(architecture: Architecture, *, example: str, summary: str) 
     for module in (*architecture.taps, architecture.head):
         if module not in modules:
             raise ConfigError(f"{example} has no module {module!r}; name modules of its named_modules().")
-    _architectures.append(architecture)
-    NETWORKS.append(NetworkFamily(architecture.name_pattern, example, summary))
+    _registered[architecture.name_pattern] = architecture
+    home = f"{architecture.build.__module__}:{architecture.build.__qualname__}"
+    NETWORKS.append(NetworkFamily(home, architecture.name_pattern, example, summary))
 
 
-def architectures() -> tuple[Architecture, ...]:
-    """Every registered family, the library's own first."""
-    return tuple(_architectures)
+def architectures() -> list[Architecture]:
+    """Every registered family."""
+    return [_architecture(family) for family in NETWORKS]
 
 
 def expected_shapes(architecture: Architecture, name: str, num_classes: int) -> Shapes:
@@ -161,10 +157,18 @@ def expected_shapes(architecture: Architecture, name: str, num_classes: int) -> 
 
 
 def _architecture_of(name: str) -> Architecture:
-    for architecture in _architectures:
-        if re.fullmatch(architecture.name_pattern, name):
-            return architecture
+    for family in NETWORKS:
+        if re.fullmatch(family.pattern, name):
+            return _architecture(family)
     raise ConfigError(f"the network {name!r} is not registered here; call register_network first.")
+
+
+def _architecture(family: NetworkFamily) -> Architecture:
+    if family.pattern in _registered:
+        return _registered[family.pattern]
+    module, _, name = family.home.partition(":")
+    architecture: Architecture = getattr(import_module(module), name)
+    return architecture
 
 
 def _build(architecture: Architecture, name: str, num_classes: int) -> nn.Module:
@@ -184,7 +188,7 @@ def _fits(architecture: Architecture, name: str, num_classes: int, shapes: Shape
 
 def _load_pretrained(model: nn.Module, architecture: Architecture, name: str, weights: str) -> None:
     if architecture.pretrained is None:
-        have = ", ".join(known.name_pattern for known in _architectures if known.pretrained is not None)
+        have = ", ".join(known.name_pattern for known in architectures() if known.pretrained is not None)
         raise ConfigError(f"weights is {weights!r}, but {name} has no pretrained weights; {have} have.")
     state = architecture.pretrained(weights)
     head = f"{architecture.head}."

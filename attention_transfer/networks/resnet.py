@@ -55,7 +55,5 @@ def _family(name: str, build: Callable[..., nn.Module], published: type[WeightsE
     )
 
 
-ARCHITECTURES = (
-    _family("ResNet18", resnet18, ResNet18_Weights),
-    _family("ResNet50", resnet50, ResNet50_Weights),
-)
+RESNET18 = _family("ResNet18", resnet18, ResNet18_Weights)
+RESNET50 = _family("ResNet50", resnet50, ResNet50_Weights)

@@ -7,7 +7,7 @@ import re
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention_transfer.config import canonical_network_name
+from attention_transfer.catalogue import canonical_network_name
 from attention_transfer.networks.architecture import Architecture, Shapes
 from attention_transfer.networks.initialisation import he_initialise
 
@@ -84,13 +84,11 @@ def _from_block_names(key: str) -> str:
     return re.sub(r"^bn1\.", "bn.", key)
 
 
-ARCHITECTURES = (
-    Architecture(
-        name_pattern=r"WideResNet-(\d+)-([1-9]\d*)",
-        build=WideResNet,
-        taps=("group1", "group2", "group3"),
-        head="fc",
-        candidates=_candidates,
-        spellings=(_from_block_names,),
-    ),
+WIDE_RESNET = Architecture(
+    name_pattern=r"WideResNet-(\d+)-([1-9]\d*)",
+    build=WideResNet,
+    taps=("group1", "group2", "group3"),
+    head="fc",
+    candidates=_candidates,
+    spellings=(_from_block_names,),
 )

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attention_transfer.catalogue import canonical_network_name
 from attention_transfer.checkpoint import card_from, is_checkpoint, load_weights, read_plain
-from attention_transfer.config import canonical_network_name
 from attention_transfer.devices import resolve_device
 from attention_transfer.errors import CheckpointError, ConfigError, TeacherError
 from attention_transfer.networks.fitting import Fit, Misfit, nearest_network

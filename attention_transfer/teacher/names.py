@@ -6,7 +6,7 @@ import difflib
 import re
 from pathlib import Path
 
-from attention_transfer.config import NETWORKS, canonical_network_name
+from attention_transfer.catalogue import NETWORKS, canonical_network_name
 from attention_transfer.errors import ConfigError
 from attention_transfer.networks.registry import architectures
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from attention_transfer.config import Config
 from attention_transfer.data.batches import Batch
-from attention_transfer.data.user_loaders import check_labels
+from attention_transfer.data.loading.user_loaders import check_labels
 from attention_transfer.distributed import Runtime
 from attention_transfer.errors import ConfigError
 from attention_transfer.features.gradients import gradient_by

@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from attention_transfer.data.batches import Batch
-from attention_transfer.data.loaders import own_sampler
-from attention_transfer.data.user_loaders import check_labels, unpack, warn_of_unusual_values
+from attention_transfer.data.loading.loaders import own_sampler
+from attention_transfer.data.loading.user_loaders import check_labels, unpack, warn_of_unusual_values
 from attention_transfer.distributed import Runtime
 from attention_transfer.logs import log_once
 from attention_transfer.modules import undisturbed, unwrapped

@@ -18,9 +18,9 @@ from attention_transfer.modules import device_of
 from attention_transfer.networks.registry import card_of
 from attention_transfer.teacher.base import NoTeacher
 from attention_transfer.teacher.build import make_teacher
-from attention_transfer.training.checking import check_trainable
 from attention_transfer.training.criterion import Criterion, Losses, default_terms
 from attention_transfer.training.epoch import run_training_epoch, run_validation_epoch
+from attention_transfer.training.setup.checking import check_trainable
 from attention_transfer.training.setup.terms import check_terms
 
 

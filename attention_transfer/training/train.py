@@ -14,10 +14,10 @@ from torch import nn
 
 from attention_transfer.checkpoint import load_weights
 from attention_transfer.config import Config, resolve_config
-from attention_transfer.data.loaders import own_sampler
-from attention_transfer.data.once import warn_anew
-from attention_transfer.data.reimport import end_if_imported_again
-from attention_transfer.data.workers import explain_lost_workers
+from attention_transfer.data.decoding.once import warn_anew
+from attention_transfer.data.loading.loaders import own_sampler
+from attention_transfer.data.loading.reimport import end_if_imported_again
+from attention_transfer.data.loading.workers import explain_lost_workers
 from attention_transfer.distributed import AcceleratedRuntime
 from attention_transfer.errors import AttentionTransferError, UnguardedScriptError
 from attention_transfer.evaluation import evaluate_model

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from attention_transfer.data.cores import available_cores, cgroup_quota
+from attention_transfer.data.loading.cores import available_cores, cgroup_quota
 
 PROGRAM = """
 import json, logging, os, sys, warnings

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image, features
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from attention_transfer.data.image_files import image_suffixes
-from attention_transfer.data.images import decode_image
+from attention_transfer.data.decoding.images import decode_image
 from attention_transfer.data.sources.folder import find_splits
+from attention_transfer.data.sources.image_files import image_suffixes
 from attention_transfer.errors import DataError
 
 

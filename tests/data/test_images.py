@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from attention_transfer.data.decoding import Decoder
-from attention_transfer.data.images import decode_image, resize_whole, to_tensor
+from attention_transfer.data.decoding.decoder import Decoder
+from attention_transfer.data.decoding.images import decode_image, resize_whole, to_tensor
 from attention_transfer.data.views import Augmentation
 from attention_transfer.errors import DataError
 

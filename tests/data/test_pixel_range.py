@@ -20,10 +20,10 @@ from attention_transfer.cli.evaluate import open_split
 from attention_transfer.cli.networks import open_network
 from attention_transfer.cli.settings_file import read_settings
 from attention_transfer.config import Config
-from attention_transfer.data.decoding import Decoder
-from attention_transfer.data.depth import FULL, natural_range, to_8_bit
-from attention_transfer.data.images import decode_image
-from attention_transfer.data.loaders import prepare_dataloaders
+from attention_transfer.data.decoding.decoder import Decoder
+from attention_transfer.data.decoding.depth import FULL, natural_range, to_8_bit
+from attention_transfer.data.decoding.images import decode_image
+from attention_transfer.data.loading.loaders import prepare_dataloaders
 from attention_transfer.distributed import Runtime
 from attention_transfer.training.setup.loaders import Loaders, with_pixel_range
 

@@ -22,7 +22,7 @@ from attention_transfer.cache.folder import entries
 from attention_transfer.cache.records import Records
 from attention_transfer.config import Config
 from attention_transfer.data import Augmentation
-from attention_transfer.data.decoding import Decoder
+from attention_transfer.data.decoding.decoder import Decoder
 from attention_transfer.data.pixel_cache import cache_pixels, make_stores
 from attention_transfer.errors import CacheError
 

@@ -13,7 +13,7 @@ from sklearn.datasets import load_sample_image
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as transforms
 
-from attention_transfer.data.images import resize_whole, to_tensor
+from attention_transfer.data.decoding.images import resize_whole, to_tensor
 from attention_transfer.data.rendering import render_views, render_whole, view_matrices
 from attention_transfer.data.views import Augmentation, ViewParameters, draw_views
 from attention_transfer.errors import DataError

@@ -11,8 +11,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
 from attention_transfer.data import Batch, check_loader, classes_of, count_classes, prepare_dataloaders, unpack
-from attention_transfer.data.once import warn_anew
-from attention_transfer.data.user_loaders import check_labels, warn_of_unusual_values
+from attention_transfer.data.decoding.once import warn_anew
+from attention_transfer.data.loading.user_loaders import check_labels, warn_of_unusual_values
 from attention_transfer.errors import DataError
 
 IMAGES, LABELS = torch.rand(4, 3, 8, 8), torch.tensor([0, 2, 1, 0])

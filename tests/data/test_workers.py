@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from attention_transfer import DataError, create_model, train_at
 from attention_transfer.checkpoint import read_checkpoint
-from attention_transfer.data.workers import explain_lost_workers, prepare_worker
+from attention_transfer.data.loading.workers import explain_lost_workers, prepare_worker
 
 from support.programs import all_end, end
 from support.runs import bring, tensors
@@ -24,8 +24,8 @@ LOADER = """
 import os, signal, sys, time
 import torch
 from torch.utils.data import DataLoader
-from attention_transfer.data.loaders import close_loader
-from attention_transfer.data.workers import prepare_worker, explain_lost_workers
+from attention_transfer.data.loading.loaders import close_loader
+from attention_transfer.data.loading.workers import prepare_worker, explain_lost_workers
 from attention_transfer.training.signals import SignalHandler
 
 class Slow(torch.utils.data.Dataset):

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from attention_transfer.config import NETWORKS
+from attention_transfer.catalogue import NETWORKS
 from attention_transfer.features.taps import Taps
-from attention_transfer.networks import create_model, multibranch, registry, taps_of
+from attention_transfer.networks import multibranch, registry
 from attention_transfer.networks.cifar_resnet import BasicBlock
 from attention_transfer.networks.multibranch import MultiBranchBlock
+from attention_transfer.networks.registry import create_model, taps_of
 from attention_transfer.networks.wide_resnet import PreActivationBlock
 
 NAMES = ["MultiBranchNet", "ResNet18", "ResNet50", "CifarResNet-20", "WideResNet-16-2"]
@@ -31,7 +32,7 @@ def multiply_adds(model, side):
 
 
 def test_the_registry_holds_the_very_families_that_config_names():
-    assert [family.pattern for family in NETWORKS] == [known.name_pattern for known in registry._architectures]
+    assert [family.pattern for family in NETWORKS] == [known.name_pattern for known in registry.architectures()]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -9,16 +9,16 @@ import torch
 from torch import nn
 from torchvision.models import ResNet18_Weights, resnet18, resnet50
 
-from attention_transfer.config import NETWORKS
+from attention_transfer.catalogue import NETWORKS
 from attention_transfer.errors import ConfigError
-from attention_transfer.networks import (
-    Architecture,
+from attention_transfer.networks import registry
+from attention_transfer.networks.architecture import Architecture
+from attention_transfer.networks.registry import (
     ModelCard,
     card_of,
     create_model,
     recognise,
     register_network,
-    registry,
     taps_of,
 )
 
@@ -40,10 +40,11 @@ def tiny_family(name, taps=("1",)):
 
 @pytest.fixture
 def registry_put_back():
-    networks, architectures = list(NETWORKS), list(registry._architectures)
+    networks, registered = list(NETWORKS), dict(registry._registered)
     yield
     NETWORKS[:] = networks
-    registry._architectures[:] = architectures
+    registry._registered.clear()
+    registry._registered.update(registered)
 
 
 def test_a_name_is_found_in_any_case():
@@ -195,6 +196,6 @@ def test_a_family_that_cannot_be_registered_is_refused(registry_put_back, family
 def test_a_card_of_a_family_that_is_no_longer_registered_is_an_error(registry_put_back):
     register_network(tiny_family("Tiny"), example="Tiny", summary="one convolution")
     model = create_model("Tiny")
-    registry._architectures.pop()
+    NETWORKS.pop()
     with pytest.raises(ConfigError, match="'Tiny' is not registered here; call register_network"):
         taps_of(model)

@@ -12,7 +12,7 @@ from torch import nn
 
 from attention_transfer import create_model
 from attention_transfer.config import resolve_config
-from attention_transfer.data.loaders import prepare_dataloaders
+from attention_transfer.data.loading.loaders import prepare_dataloaders
 from attention_transfer.distributed import AcceleratedRuntime
 from attention_transfer.errors import DivergenceError
 from attention_transfer.teacher.build import make_teacher

@@ -114,8 +114,7 @@ def small(num_classes: int) -> nn.Module:
 
 @pytest.fixture
 def two_alike(monkeypatch):
-    monkeypatch.setattr(registry, "_architectures", list(registry._architectures))
-    monkeypatch.setattr(registry, "NETWORKS", registry.NETWORKS)
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
     before = len(registry.NETWORKS)
     for name in ("SmallRelu", "SmallToo"):
         family = Architecture(name, small, taps=("1",), head="3", candidates=lambda shapes, name=name: [name])

@@ -22,7 +22,7 @@ from attention_transfer import (
     validate,
 )
 from attention_transfer.networks.input_shapes import find_misfit
-from attention_transfer.training.checking import check_fit, check_trainable
+from attention_transfer.training.setup.checking import check_fit, check_trainable
 
 from support.runs import Unsized, bring, tensors
 

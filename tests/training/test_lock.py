@@ -25,7 +25,7 @@ print("held", flush=True)
 WITH_WORKERS = """
 import torch
 from torch.utils.data import DataLoader
-from attention_transfer.data.workers import prepare_worker
+from attention_transfer.data.loading.workers import prepare_worker
 
 class Asleep(torch.utils.data.Dataset):
     def __len__(self):

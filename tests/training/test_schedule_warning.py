@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import StepLR
 
 from attention_transfer import train_at
 from attention_transfer.config import Config
-from attention_transfer.training.schedule import faded_from, schedule_warning
+from attention_transfer.training.setup.schedule import faded_from, schedule_warning
 
 SCHEDULES = [(120, 10, 0.1), (50, 10, 0.1), (31, 10, 0.1), (41, 10, 0.1), (30, 3, 0.5), (90, 1, 0.9), (9, 3, 1.0),
              (5, 2, 1e-3), (5, 2, 1e-4), (400, 40, 0.01)]  # fmt: skip

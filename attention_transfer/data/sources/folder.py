@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from attention_transfer.data.image_files import begins_like_an_image, image_suffixes, in_words, suffix_of
-from attention_transfer.data.listing import files_below, visible_entries, visible_folders
+from attention_transfer.data.sources.image_files import begins_like_an_image, image_suffixes, in_words, suffix_of
+from attention_transfer.data.sources.listing import files_below, visible_entries, visible_folders
+from attention_transfer.data.sources.split_folders import EXPECTED, SplitFolders, find_split_folders
 from attention_transfer.data.sources.split_names import means_unlabelled
-from attention_transfer.data.split_folders import EXPECTED, SplitFolders, find_split_folders
 from attention_transfer.errors import DataError
 
 logger = logging.getLogger(__name__)

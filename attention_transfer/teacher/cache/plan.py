@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from attention_transfer.data.dataset import ImageDataset
-from attention_transfer.data.loaders import own_dataset, own_sampler
+from attention_transfer.data.loading.loaders import own_dataset, own_sampler
 
 
 @dataclass(frozen=True)

@@ -112,5 +112,11 @@ def _figures(means: dict[str, float]) -> str:
     words = [f"loss {means['loss']:.4f}", f"accuracy {means['accuracy']:.2%}"]
     if "balanced_accuracy" in means:
         words.append(f"balanced {means['balanced_accuracy']:.2%}")
-    words += [f"{key} {means[key]:.4g}" for key in ("kd", "attention") if means.get(key)]
+    words += [f"{key} {means[key]:.4g}" for key in _terms(means) if means[key]]
     return ", ".join(words)
+
+
+def _terms(means: dict[str, float]) -> list[str]:
+    """The terms of the loss among an epoch's figures, without the parts that a term reports beside its sum."""
+    others = [key for key in means if key not in ("loss", "accuracy", "balanced_accuracy", "classification")]
+    return [key for key in others if not any(key.startswith(f"{whole}_") for whole in others)]

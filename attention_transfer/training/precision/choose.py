@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from attention_transfer.cache.folder import PRECISION_FILE, cache_folder
 from attention_transfer.config import Config
-from attention_transfer.data.user_loaders import unpack
+from attention_transfer.data.loading.user_loaders import unpack
 from attention_transfer.distributed import Runtime, resolve_precision
 from attention_transfer.errors import WriteError
 from attention_transfer.files import write_atomically

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from attention_transfer.config import Config
-from attention_transfer.data.user_loaders import classes_of, count_classes
+from attention_transfer.data.loading.user_loaders import classes_of, count_classes
 from attention_transfer.errors import ConfigError, DataError
 from attention_transfer.evaluation import check_class_order
 from attention_transfer.training.setup.loaders import Loaders

@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 
 from attention_transfer.config import Config
 from attention_transfer.data.batches import Batch
-from attention_transfer.data.loaders import close_loader, own_dataset, prepare_dataloaders
+from attention_transfer.data.loading.loaders import close_loader, own_dataset, prepare_dataloaders
+from attention_transfer.data.loading.user_loaders import check_loader
 from attention_transfer.data.pixel_cache import cache_pixels, make_stores, open_stores
-from attention_transfer.data.user_loaders import check_loader
 from attention_transfer.data.views import Augmentation
 from attention_transfer.distributed import Runtime, all_or_raise
 from attention_transfer.errors import DataError

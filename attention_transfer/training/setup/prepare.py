@@ -17,7 +17,7 @@ from attention_transfer.config import Config
 from attention_transfer.data.balance import class_counts, imbalance_warning
 from attention_transfer.data.batches import Batch
 from attention_transfer.data.class_table import ClassCounts, class_table, images_per_class
-from attention_transfer.data.loaders import own_dataset, own_sampler
+from attention_transfer.data.loading.loaders import own_dataset, own_sampler
 from attention_transfer.data.sources.digest import samples_digest
 from attention_transfer.distributed import AcceleratedRuntime, all_or_raise
 from attention_transfer.errors import ConfigError
@@ -27,7 +27,6 @@ from attention_transfer.seeding import seed_everything
 from attention_transfer.teacher.build import Teachers, build_teachers
 from attention_transfer.training.callbacks import default_callbacks
 from attention_transfer.training.callbacks.base import Callback, by_name
-from attention_transfer.training.checking import check_first_images, check_trainable
 from attention_transfer.training.checkpointing.disk_space import (
     check_disk_space,
     checkpoint_bytes,
@@ -48,11 +47,11 @@ from attention_transfer.training.checkpointing.resume import (
 from attention_transfer.training.checkpointing.state import RunState, Stateful, check_states
 from attention_transfer.training.context import RunContext
 from attention_transfer.training.criterion import default_terms, needs_of_teacher
-from attention_transfer.training.first_batches import check_first_labels, look_at_first_batches
 from attention_transfer.training.optim import make_optimizer, make_scheduler, parameter_groups
 from attention_transfer.training.precision.choose import batch_shape, choose_precision, with_teacher_precision
-from attention_transfer.training.schedule import schedule_warning
+from attention_transfer.training.setup.checking import check_first_images, check_trainable
 from attention_transfer.training.setup.classes import with_classes
+from attention_transfer.training.setup.first_batches import check_first_labels, look_at_first_batches
 from attention_transfer.training.setup.loaders import (
     Loaders,
     batches_of,
@@ -62,6 +61,7 @@ from attention_transfer.training.setup.loaders import (
     with_pixel_range,
 )
 from attention_transfer.training.setup.networks import open_student, open_teacher, prefer_channels_last
+from attention_transfer.training.setup.schedule import schedule_warning
 from attention_transfer.training.setup.terms import build_terms, check_terms
 from attention_transfer.training.setup.user_parts import UserParts
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from attention_transfer.data.image_files import image_suffixes, suffix_of
-from attention_transfer.data.listing import visible_entries, visible_folders
+from attention_transfer.data.sources.image_files import image_suffixes, suffix_of
+from attention_transfer.data.sources.listing import visible_entries, visible_folders
 from attention_transfer.data.sources.split_names import SplitName, is_container_name, read_split_name
 from attention_transfer.errors import DataError
 

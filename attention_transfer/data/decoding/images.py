@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from attention_transfer.config import IMAGENET_MEAN, IMAGENET_STD
-from attention_transfer.data.depth import (
+from attention_transfer.data.decoding.depth import (
     FEW_LEVELS,
     FULL,
     Range,

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from attention_transfer.data.depth import FULL, Range
-from attention_transfer.data.images import decode_image, resize_whole, unreadable
-from attention_transfer.data.once import warn_once
+from attention_transfer.data.decoding.depth import FULL, Range
+from attention_transfer.data.decoding.images import decode_image, resize_whole, unreadable
+from attention_transfer.data.decoding.once import warn_once
 from attention_transfer.data.views import NARROWEST, Augmentation
 
 Picture = npt.NDArray[np.uint8]

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from PIL import Image
 
-from attention_transfer.data.depth import (
+from attention_transfer.data.decoding.depth import (
     Range,
     Values,
     clipped,
@@ -22,7 +22,7 @@ from attention_transfer.data.depth import (
     levels_kept,
     natural_range,
 )
-from attention_transfer.data.images import unreadable
+from attention_transfer.data.decoding.images import unreadable
 from attention_transfer.data.sources.folder import Sample
 from attention_transfer.errors import DataError
 

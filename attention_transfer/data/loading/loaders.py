@@ -12,17 +12,17 @@ from torch.utils.data import DataLoader
 
 from attention_transfer.config import IMAGENET_MEAN, IMAGENET_STD
 from attention_transfer.data.batches import Example, collate
-from attention_transfer.data.cores import available_cores
 from attention_transfer.data.dataset import ImageDataset
-from attention_transfer.data.depth import Range
-from attention_transfer.data.images import Triple
-from attention_transfer.data.once import warn_anew
-from attention_transfer.data.pixel_range import checked_range, choose_pixel_range
-from attention_transfer.data.reimport import end_if_imported_again
-from attention_transfer.data.sampler import EpochBatchSampler
+from attention_transfer.data.decoding.depth import Range
+from attention_transfer.data.decoding.images import Triple
+from attention_transfer.data.decoding.once import warn_anew
+from attention_transfer.data.decoding.pixel_range import checked_range, choose_pixel_range
+from attention_transfer.data.loading.cores import available_cores
+from attention_transfer.data.loading.reimport import end_if_imported_again
+from attention_transfer.data.loading.sampler import EpochBatchSampler
+from attention_transfer.data.loading.workers import prepare_worker
 from attention_transfer.data.sources.folder import find_splits
 from attention_transfer.data.views import Augmentation
-from attention_transfer.data.workers import prepare_worker
 from attention_transfer.errors import DataError
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from multiprocessing.process import BaseProcess
 import torch
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from attention_transfer.data.reimport import REMEDY, was_imported_again
+from attention_transfer.data.loading.reimport import REMEDY, was_imported_again
 from attention_transfer.errors import DataError, UnguardedScriptError
 
 _UNTIL_TOLD = 1.0

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset
 
 from attention_transfer.data.batches import Batch
-from attention_transfer.data.once import warn_once
+from attention_transfer.data.decoding.once import warn_once
 from attention_transfer.errors import DataError
 
 logger = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 
 from attention_transfer.data.batches import Batch
 from attention_transfer.data.dataset import ImageDataset
-from attention_transfer.data.sampler import EpochBatchSampler
-from attention_transfer.data.user_loaders import check_labels, classes_of, lacks_labels, unpack
+from attention_transfer.data.loading.sampler import EpochBatchSampler
+from attention_transfer.data.loading.user_loaders import check_labels, classes_of, lacks_labels, unpack
 from attention_transfer.errors import DataError
 from attention_transfer.seeding import random_state, restore_random_state
 from attention_transfer.training.setup.loaders import Loaders

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from attention_transfer.data.user_loaders import warn_of_unusual_values
+from attention_transfer.data.loading.user_loaders import warn_of_unusual_values
 from attention_transfer.errors import ConfigError
 from attention_transfer.modules import unwrapped
 from attention_transfer.networks.input_shapes import TEACHER, find_misfit

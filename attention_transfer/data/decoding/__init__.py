@@ -1,0 +1,1 @@
+"""From an image file to the picture that views are made of."""

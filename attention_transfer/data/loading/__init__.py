@@ -1,0 +1,1 @@
+"""Loaders: ours, the user's, and the processes that load."""
