@@ -132,8 +132,8 @@ class Config(BaseModel):
     device: str = Field("auto", description="auto (cuda, else mps, else cpu), cpu, mps, cuda or cuda:1")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
-        description="number format of the student; auto = bf16 on GPUs that have it, on a CPU what a trial "
-        "finds to be faster",
+        description="number format of the student; auto = bf16 on GPUs that have it, on a CPU that has "
+        "bf16 instructions what a trial finds to be faster",
     )
     teacher_precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="number format in which the teacher answers; auto as for precision"
@@ -161,7 +161,7 @@ class Config(BaseModel):
         10.0, gt=0, description="minutes between two saves of the last state, inside an epoch too"
     )
     save_freq: int = Field(10, ge=1, description="epochs between two numbered checkpoints")
-    figure_freq: int = Field(5, ge=1, description="epochs between two attention figures in TensorBoard")
+    figure_freq: int = Field(5, ge=0, description="epochs between two attention figures in TensorBoard; 0 draws none")
     save_dir: Path = Field("checkpoints", description="folder of the checkpoints")
     log_dir: Path = Field("logs", description="folder of the log, the summary and the TensorBoard run")
     experiment_name: str | None = Field(None, description="name of the run's files; None makes a unique one")

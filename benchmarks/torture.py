@@ -23,8 +23,9 @@ import sys
 import tarfile
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -45,6 +46,18 @@ LONGEST_DELAY = {Phase.PIXELS: 0.05, Phase.FILLING: 0.001, Phase.EPOCH: 0.02, Ph
 """Seconds within which the kill falls after its phase was seen."""
 STORES = {Phase.PIXELS: ("pixels", 3), Phase.FILLING: ("maps", 2)}
 """What is filled in a phase, and the number of its files: of train, val and test; test is not taught."""
+
+
+class Process(Protocol):
+    """What is asked of a process, as `subprocess.Popen` has it."""
+
+    pid: int
+
+    def poll(self) -> int | None:
+        """Its exit code; None while it runs."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end."""
 
 
 def settings_of(folder: Path, data: Path, **changes: Any) -> dict[str, Any]:
@@ -81,6 +94,18 @@ def settings_of(folder: Path, data: Path, **changes: Any) -> dict[str, Any]:
     }
 
 
+def fresh(words: Sequence[str], log: Path) -> Process:
+    """A program in a fresh interpreter and a group of its own, whose output goes to the end of a file."""
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            [sys.executable, *words],
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+
 class Child:
     """One start of the run, in a process group of its own.
 
@@ -88,23 +113,21 @@ class Child:
         folder: of all that the run writes.
         data: it is trained on.
         extra: words for the child; see benchmarks.torture_child.
+        start: starts a program, as `fresh` does.
         changes: settings that differ from those of `settings_of`.
     """
 
-    def __init__(self, folder: Path, data: Path, *extra: str, **changes: Any) -> None:
+    def __init__(
+        self, folder: Path, data: Path, *extra: str, start: Callable[[Sequence[str], Path], Process] = fresh,
+        **changes: Any,
+    ) -> None:  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
         settings = folder / "settings.json"
         settings.write_text(json.dumps(settings_of(folder, data, **changes)))
         self._phase = folder / "phase"
         self._phase.unlink(missing_ok=True)
-        self._log = (folder / "output.txt").open("ab")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.torture_child", str(settings), str(self._phase), *extra],
-            stdout=self._log,
-            stderr=self._log,
-            start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+        words = ["-m", "benchmarks.torture_child", str(settings), str(self._phase), *extra]
+        self.process = start(words, folder / "output.txt")
 
     def phase(self) -> Phase:
         """What it is doing now."""
@@ -127,13 +150,11 @@ class Child:
                 if now is not None and (is_late or now == phase):
                     os.killpg(self.process.pid, signal.SIGKILL)
                     self.process.wait()
-                    self._log.close()
                     return now
                 delay /= 2  # the phase was over by then
                 if now is not None:
                     os.killpg(self.process.pid, signal.SIGCONT)
             time.sleep(0.0002)
-        self._log.close()
         return None
 
     def _stopped(self) -> Phase | None:
@@ -144,9 +165,7 @@ class Child:
 
     def finish(self) -> int:
         """Let it run to its end; its exit code."""
-        code = self.process.wait(600)
-        self._log.close()
-        return code
+        return self.process.wait(600)
 
 
 def outcome(folder: Path) -> dict[str, Any]:

@@ -3,7 +3,8 @@
     python -m benchmarks.torture_child SETTINGS.json PHASE_FILE
 
 With a third argument, as in `before:fsync:3`, it kills itself right before (or after, or amid) the third call of that
-function while a checkpoint is written. Calls that write caches, logs or trial files do not count.
+function while a checkpoint is written; calls that write caches, logs or trial files do not count. As `within:filling:3`
+it kills its whole group in that phase, right behind the third piece of it: some decoded images, some answers, a step.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch.nn import functional
 
 from attention_transfer import create_model, train_at
 from attention_transfer.data import pixel_cache as keeping
+from attention_transfer.data.pixel_store import PixelStore
 from attention_transfer.teacher.cache.store import TeacherCache
 from attention_transfer.training import epoch
 from attention_transfer.training.callbacks import checkpoints
@@ -107,6 +109,33 @@ class Suicide:
         return result
 
 
+PIECES: dict[Phase, tuple[Any, str]] = {
+    Phase.PIXELS: (PixelStore, "keep"),
+    Phase.FILLING: (TeacherCache, "keep"),
+    Phase.EPOCH: (epoch, "_train_step"),
+}
+
+
+def die_within(phase: Phase, count: int) -> None:
+    """Kill the group behind a piece of a phase; where workers do the pieces, each of them counts its own.
+
+    Args:
+        phase: one of PIECES.
+        count: of pieces that are done by then.
+    """
+    owner, name = PIECES[phase]
+    function, left = getattr(owner, name), [count]
+
+    def counted(*arguments: Any, **keywords: Any) -> Any:
+        result = function(*arguments, **keywords)
+        left[0] -= 1
+        if left[0] == 0:
+            os.killpg(0, signal.SIGKILL)
+        return result
+
+    setattr(owner, name, counted)
+
+
 def drop_out(network: torch.nn.Module) -> None:
     """Dropout before the head, from torch's global generator."""
     head: Any = network.get_submodule("linear")
@@ -116,9 +145,11 @@ def drop_out(network: torch.nn.Module) -> None:
 def main() -> None:
     """Run it, with everything random drawn from seeds."""
     settings = json.loads(Path(sys.argv[1]).read_text())
+    when, name, count = sys.argv[3].split(":") if len(sys.argv) > 3 else ("", "", "0")
+    if when == "within":
+        die_within(Phase[name.upper()], int(count))
     take_notes(Notes(Path(sys.argv[2])))
-    if len(sys.argv) > 3:
-        when, name, count = sys.argv[3].split(":")
+    if when not in ("", "within"):
         Suicide(when, name, int(count))
     torch.set_num_threads(1)
     torch.manual_seed(1)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +14,8 @@ import torch
 from PIL import Image
 
 from attention_transfer import create_model
+
+from warm import Program
 
 ImageFolder = Callable[[Mapping[str, int]], Path]
 
@@ -92,12 +92,16 @@ def few_digits(digits_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture
 def settings(tmp_path, few_digits):
+    """Of a short run that takes no time for what most tests are not about: no trial of number formats, no figures."""
     return {
         "data_dir": str(few_digits),
         "image_size": 32,
         "num_workers": 0,
         "epochs": 1,
         "device": "cpu",
+        "precision": "fp32",
+        "teacher_precision": "fp32",
+        "figure_freq": 0,
         "save_dir": str(tmp_path / "checkpoints"),
         "log_dir": str(tmp_path / "logs"),
         "experiment_name": "run",
@@ -135,19 +139,12 @@ def start():
     started = []
 
     def begin(program):
-        process = subprocess.Popen(
-            [sys.executable, "-c", program],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+        process = Program("-c", program, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         started.append(process)
         return process, process.stdout.readline().split()
 
     yield begin
     for process in started:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
+        process.kill()
+        process.wait()
+        process.close()

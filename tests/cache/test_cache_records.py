@@ -6,8 +6,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -15,6 +13,8 @@ import pytest
 
 from attention_transfer.cache.records import HEADER, Records, file_size
 from attention_transfer.errors import AttentionTransferError, CacheError
+
+import warm
 
 
 def rows_of(sizes, seed=0):
@@ -135,12 +135,12 @@ def write_all(path, seed):
 
 def test_several_processes_fill_one_file_at_a_time(tmp_path):
     records = Records.create(tmp_path / "a.maps", "one", [512] * 400)
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
     processes = [context.Process(target=write_all, args=(records.path, seed)) for seed in range(3)]
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(300)
         assert process.exitcode == 0
     assert records.present().all()
     assert not records.damaged()
@@ -162,8 +162,8 @@ while True:
 @pytest.mark.parametrize("seconds", [0.0, 0.003, 0.01, 0.03])
 def test_after_a_kill_at_any_moment_each_row_is_whole_or_absent(tmp_path, seconds):
     records = Records.create(tmp_path / "a.maps", "one", [200_000] * 20)
-    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(records.path)], stdout=subprocess.PIPE)
-    assert writer.stdout.readline() == b"ready\n"
+    writer = warm.Program("-c", WRITER, records.path)
+    assert writer.stdout.readline() == "ready\n"
     time.sleep(seconds)
     os.kill(writer.pid, signal.SIGKILL)
     writer.wait()
@@ -188,8 +188,6 @@ except CacheError as error:
 
 
 def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(tmp_path / "a.maps")], capture_output=True, text=True, check=True
-    )
+    done = warm.run("-c", LIMITED, tmp_path / "a.maps")
     assert "needs 4 MB for 4 records" in done.stdout
     assert list(tmp_path.iterdir()) == []

@@ -13,6 +13,7 @@ import time
 import pytest
 import torch
 from PIL import Image
+from support.programs import BEFORE_IT_HANGS
 
 from attention_transfer import create_model
 from attention_transfer.cli.flags import HEADINGS, describe
@@ -22,21 +23,16 @@ from attention_transfer.cli.visualize import find_images
 from attention_transfer.config import Config, resolve_config
 from attention_transfer.errors import ConfigError, DataError
 
+import warm
+
 COMMAND = [sys.executable, "-m", "attention_transfer"]
 SMALL = ["--model", "CifarResNet-8", "--image-size", "32", "--num-workers", "0", "--device", "cpu", "--lr", "0.05"]
+SMALL += ["--precision", "fp32", "--figure-freq", "0"]
 
 
 def call(*words, folder=None, code=0):
     """The output of a command that must end with `code`, and what it wrote to standard error."""
-    done = subprocess.run(
-        [*COMMAND, *map(str, words)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-        env={**os.environ, "COLUMNS": "100"},
-    )
+    done = warm.run("-m", "attention_transfer", *words, cwd=folder, env={**os.environ, "COLUMNS": "100"})
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout, done.stderr
 
@@ -199,9 +195,10 @@ def test_an_empty_file_of_settings_changes_nothing(tmp_path):
 
 
 def test_an_error_is_a_sentence_and_ends_with_2(tmp_path, capsys):
-    printed, told = call("train", "--momentum", 1, folder=tmp_path, code=2)
-    assert not printed
-    assert told == "error: momentum is 1.0: it should be less than 1 (allowed: number, at least 0, below 1).\n"
+    words = ["train", "--momentum", "1"]
+    done = subprocess.run([*COMMAND, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: momentum is 1.0: it should be less than 1 (allowed: number, at least 0, below 1).\n"
 
     assert in_process("train", "--data-dir", tmp_path / "nowhere") == 2
     assert "nowhere does not exist" in capsys.readouterr().err
@@ -231,28 +228,16 @@ def test_a_wrong_flag_is_told_and_ends_with_2(words, told, capsys):
     assert not captured.out
 
 
-@pytest.fixture
-def ctrl_c_counts():
-    """A suite that runs in the background may ignore Ctrl-C, and the processes that it starts would with it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-def test_ctrl_c_tells_how_to_go_on_and_going_on_works(few_digits, tmp_path, ctrl_c_counts):
-    process = subprocess.Popen(
-        [*COMMAND, "train", "--data-dir", few_digits, *SMALL, "--epochs", "500", "--experiment-name", "long"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+@pytest.mark.speed
+def test_ctrl_c_tells_how_to_go_on_and_going_on_works(few_digits, tmp_path):
+    words = ["train", "--data-dir", few_digits, *SMALL, "--epochs", "5000", "--experiment-name", "long"]
+    process = warm.Program("-m", "attention_transfer", *words, cwd=tmp_path)
     last = tmp_path / "checkpoints" / "long_last.pth"
     while not last.exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    printed, told = process.communicate(timeout=60)
+    printed, told = process.communicate(timeout=BEFORE_IT_HANGS)
     assert process.returncode == 130, printed + told
     assert "long: stopped" in printed
     assert "attention-transfer train --resume checkpoints/long_last.pth" in printed

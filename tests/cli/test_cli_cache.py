@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,11 +11,11 @@ import torch
 from attention_transfer import create_model, train_at
 from attention_transfer.cache.folder import entries
 
-COMMAND = [sys.executable, "-m", "attention_transfer", "cache"]
+import warm
 
 
 def call(*words, code=0):
-    done = subprocess.run([*COMMAND, *map(str, words)], capture_output=True, text=True, timeout=200, check=False)
+    done = warm.run("-m", "attention_transfer", "cache", *words)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout, done.stderr
 
@@ -30,6 +28,7 @@ def filled(few_digits, tmp_path_factory):
     torch.save(create_model("CifarResNet-8", 10).state_dict(), folder / "teacher.pth")
     words = ["--data-dir", few_digits, "--teacher-model", folder / "teacher.pth", "--image-size", 32]
     words += ["--augment", "--num-workers", 1, "--device", "cpu", "--cache-dir", folder / "cache"]
+    words += ["--teacher-precision", "fp32"]
     told = [call("prefill", *words, "--augment-views", views)[0] for views in (2, "warp")]
     return folder, words, told
 
@@ -52,7 +51,7 @@ def test_a_run_after_prefill_never_runs_the_teacher(filled, few_digits, tmp_path
             "model": "CifarResNet-8", "data_dir": str(few_digits), "teacher_model": str(folder / "teacher.pth"),
             "image_size": 32, "augment": True, "augment_views": views, "epochs": 3, "num_workers": 0, "device": "cpu",
             "cache_dir": str(folder / "cache"), "save_dir": str(tmp_path), "log_dir": str(tmp_path),
-            "experiment_name": "run",
+            "experiment_name": "run", "precision": "fp32", "teacher_precision": "fp32", "figure_freq": 0,
         }
     )  # fmt: skip
     log = (tmp_path / "run.log").read_text()

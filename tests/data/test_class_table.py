@@ -7,14 +7,13 @@ import logging
 
 import pytest
 import torch
+from support.runs import bring, tensors
 from torch.utils.data import DataLoader, Dataset, Subset, SubsetRandomSampler
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from attention_transfer import prepare_dataloaders, train_at
 from attention_transfer.data.class_table import class_table, images_per_class
-
-from support.runs import bring, tensors
 
 
 def test_the_table_has_a_row_for_each_class_and_a_column_for_each_split():

@@ -7,10 +7,9 @@ from itertools import chain
 
 import pytest
 import torch
+from support.loading import epoch, global_states, load, same
 
 from attention_transfer.data import EpochBatchSampler
-
-from support.loading import epoch, global_states, load, same
 
 
 def test_workers_change_no_bit_of_any_epoch(eighty_digits):

@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.loading import epoch, load
 from torch.utils.data import DataLoader, Dataset, Subset
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from attention_transfer.data import Augmentation, Batch, prepare_dataloaders
 from attention_transfer.data.loading.loaders import close_loader, prepare_worker
 from attention_transfer.errors import DataError
-
-from support.loading import epoch, load
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

@@ -7,8 +7,6 @@ import pickle
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.loading import epoch, load
 
 from attention_transfer import DataError, train_at
 from attention_transfer.cache.folder import entries
@@ -26,7 +25,7 @@ from attention_transfer.data.decoding.decoder import Decoder
 from attention_transfer.data.pixel_cache import cache_pixels, make_stores
 from attention_transfer.errors import CacheError
 
-from support.loading import epoch, load
+import warm
 
 
 def kept(loader, folder, **settings):
@@ -166,29 +165,29 @@ def test_an_image_that_cannot_be_read_is_named_before_training(eighty_digits, tm
 
 
 FILL = """
-import sys
+import os, signal, sys
 from attention_transfer import prepare_dataloaders
 from attention_transfer.config import Config
 from attention_transfer.data.pixel_cache import cache_pixels, make_stores
+from attention_transfer.data.pixel_store import PixelStore
+keep = PixelStore.keep
+
+def keep_and_be_killed(store, indices, pictures):
+    keep(store, indices, pictures)
+    if store.records.present().sum() >= 32:
+        os.killpg(0, signal.SIGKILL)
+
+PixelStore.keep = keep_and_be_killed
 dataset = prepare_dataloaders(sys.argv[1], image_size=256)[0].dataset
 config = Config(cache_dir=sys.argv[2], num_workers=2)
 stores = make_stores([dataset], config)
-print("ready", flush=True)
 cache_pixels([dataset], stores, config)
 """
 
 
 def test_a_killed_build_goes_on_where_it_was(photos_folder, tmp_path):
-    builder = subprocess.Popen(
-        [sys.executable, "-c", FILL, str(photos_folder), str(tmp_path)],
-        stdout=subprocess.PIPE,
-        start_new_session=True,
-    )
-    assert builder.stdout.readline() == b"ready\n"
-    while not any(Records(entry.path, entry.identity).present().any() for entry in entries(tmp_path)):
-        time.sleep(0.005)
-    os.killpg(builder.pid, signal.SIGKILL)
-    builder.wait()
+    builder = warm.Program("-c", FILL, photos_folder, tmp_path, start_new_session=True, output=tmp_path / "output")
+    assert builder.wait() == -signal.SIGKILL
     (entry,) = entries(tmp_path)
     done = int(Records(entry.path, entry.identity).present().sum())
     loader = load(photos_folder, image_size=256)[0]

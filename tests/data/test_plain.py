@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.runs import assert_same_weights
 from torch import nn
 
 from attention_transfer import CheckpointError, DivergenceError, create_model, load_model, train_at
 from attention_transfer.checkpoint import read_checkpoint, read_plain, weights_digest
 from attention_transfer.cli.app import main
 from attention_transfer.plain import check_plain
-
-from support.runs import assert_same_weights
 
 BATCHES = 4
 """An epoch."""

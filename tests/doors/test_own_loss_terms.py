@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.runs import assert_same_weights, without_clock
 from torch import nn
 from torch.nn import functional as F
 
 from attention_transfer import ConfigError, LossTerm, Needs, create_model, train_at, validate
 from attention_transfer.checkpoint import read_checkpoint
-
-from support.runs import assert_same_weights, without_clock
 
 
 class LogitDistance(LossTerm):

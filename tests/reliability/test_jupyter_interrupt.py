@@ -9,20 +9,35 @@ from pathlib import Path
 from queue import Empty
 
 import pytest
+from support.programs import BEFORE_IT_HANGS
 
 from attention_transfer.checkpoint import read_checkpoint
 
 CELL = """
-import json
-from attention_transfer import train_at
-results = train_at(json.loads({settings!r}))
+import json, signal, time
+from pathlib import Path
+from attention_transfer import create_model, train_at
+
+class UntilItsStopButtonIsPressed:
+    batches = 0
+
+    def __call__(self, module, arguments, output):
+        self.batches += module.training
+        if self.batches == {batch} and module.training:
+            Path({sign!r}).touch()
+            while signal.getsignal(signal.SIGINT).__self__.signal is None:
+                time.sleep(0.01)
+
+student = create_model("CifarResNet-8", 10)
+student.register_forward_hook(UntilItsStopButtonIsPressed())
+results = train_at(json.loads({settings!r}), student=student)
 print("it ended as", results["status"], results["stopped_by"], len(results["training_history"]))
 """
 NEXT_CELL = """
 import signal
 print("the next cell", results["model"].training, signal.getsignal(signal.SIGINT) is signal.default_int_handler)
 """
-EPOCHS = 500
+EPOCHS, BATCHES = 3, 10
 
 
 @pytest.fixture
@@ -36,7 +51,7 @@ def kernel():
     manager.shutdown_kernel(now=True)
 
 
-def until_idle(client, message, seconds=60):
+def until_idle(client, message, seconds=BEFORE_IT_HANGS):
     """What a cell printed, errors too, once the kernel is done with it."""
     printed, deadline = "", time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -58,24 +73,24 @@ def test_the_stop_button_of_a_notebook_ends_the_cell_with_what_there_is_and_the_
     manager, client = kernel
     settings = {
         **settings,
-        "model": "CifarResNet-8",
         "epochs": EPOCHS,
-        "batch_size": 2,
+        "batch_size": 8,
         "cache_dir": str(tmp_path / "cache"),
     }
-    last, deadline = tmp_path / "checkpoints" / "run_last.pth", time.monotonic() + 120
-    message = client.execute(CELL.format(settings=json.dumps(settings)))
-    while not last.exists():
+    sign, deadline = tmp_path / "training", time.monotonic() + BEFORE_IT_HANGS
+    cell = CELL.format(settings=json.dumps(settings), sign=str(sign), batch=BATCHES + 4)
+    message = client.execute(cell)
+    while not sign.exists():
         assert time.monotonic() < deadline, until_idle(client, message, 1)
         time.sleep(0.05)
-    time.sleep(0.2)  # well inside the next epoch: a stop right behind a saved one saves nothing more
     manager.interrupt_kernel()
     printed = until_idle(client, message)
     told = re.search(r"it ended as (\w+) (\w+) (\d+)", printed)
     assert told is not None, printed
     assert told.groups()[:2] == ("stopped", "SIGINT")
-    assert 1 <= int(told[3]) < EPOCHS
+    assert int(told[3]) == 1
     assert "KeyboardInterrupt" not in printed
     # a KeyboardInterrupt in the middle of a batch would end the run as well, but not save it there
-    assert read_checkpoint(last)["training"]["unfinished"] is not None
+    saved = read_checkpoint(tmp_path / "checkpoints" / "run_last.pth")["training"]
+    assert saved["unfinished"]["batches"] == 4
     assert "the next cell False True" in until_idle(client, client.execute(NEXT_CELL))

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,47 +11,41 @@ import pytest
 from attention_transfer import train_at
 from attention_transfer.checkpoint import read_checkpoint
 
+import ranks
+
+pytestmark = pytest.mark.speed
+
 WORKER = Path(__file__).parents[1] / "support" / "process_worker.py"
 
 
 @pytest.fixture
-def config(tmp_path, digits_folder):
+def config(tmp_path, few_digits):
     return {
-        "model": "CifarResNet-8", "data_dir": str(digits_folder), "image_size": 32, "num_workers": 0, "epochs": 2,
-        "device": "cpu", "precision": "fp32", "experiment_name": "two", "batch_size": 32,
+        "model": "CifarResNet-8", "data_dir": str(few_digits), "image_size": 32, "num_workers": 0, "epochs": 2,
+        "device": "cpu", "precision": "fp32", "figure_freq": 0, "experiment_name": "two", "batch_size": 4,
         "cache_dir": str(tmp_path / "cache"), "save_dir": str(tmp_path / "checkpoints"),
         "log_dir": str(tmp_path / "logs"),
     }  # fmt: skip
 
 
 def start(tmp_path, **settings):
-    """Two processes of one run, without a launcher that would look after them."""
+    """Two processes of one run, without a launcher that would look after them; for a `with`."""
     options = tmp_path / "settings.json"
     options.write_text(json.dumps({**settings, "out": str(tmp_path / "out")}))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    return [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(options)],
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            cwd=WORKER.parent.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in (0, 1)
-    ]  # fmt: skip
+    return ranks.started(2, WORKER, options)
 
 
 def test_a_signal_to_one_stops_all_at_the_same_batch_and_one_process_can_go_on(tmp_path, config):
-    processes = start(tmp_path, do="signalled_run", config=config, rank=1, passes=5, signal=int(signal.SIGTERM))
-    for process in processes:
-        printed, _ = process.communicate(timeout=200)
-        assert process.returncode == 0, printed
+    request = {"rank": 1, "passes": 5, "signal": int(signal.SIGTERM)}
+    with start(tmp_path, do="signalled_run", config=config, **request) as processes:
+        for process in processes:
+            printed, said = process.communicate(timeout=300)
+            assert process.returncode == 0, printed + said
     told = [json.loads((tmp_path / f"out.{rank}.json").read_text()) for rank in (0, 1)]
     assert told[0] == told[1] == {"status": "stopped", "stopped_by": "SIGTERM"}
     saved = read_checkpoint(tmp_path / "checkpoints" / "two_last.pth")["training"]
     assert saved["step"] == saved["unfinished"]["batches"] == 20
-    assert saved["unfinished"]["images"] == 20 * 32 == int(saved["unfinished"]["sums"][0])
+    assert saved["unfinished"]["images"] == 20 * 4 == int(saved["unfinished"]["sums"][0])
     assert not (tmp_path / "checkpoints" / ".two.lock").exists()
 
     alone = train_at({**config, "resume": "auto"})
@@ -65,13 +54,8 @@ def test_a_signal_to_one_stops_all_at_the_same_batch_and_one_process_can_go_on(t
 
 
 def test_where_one_dies_the_other_ends_with_an_error_within_a_minute(tmp_path, config):
-    processes = start(tmp_path, do="signalled_run", config=config, rank=1, passes=5, signal=int(signal.SIGKILL))
-    try:
-        assert processes[1].wait(200) == -signal.SIGKILL
-        died = time.monotonic()
-        printed, _ = processes[0].communicate(timeout=60)
-        assert processes[0].returncode != 0, printed
-        assert time.monotonic() - died < 60
-    finally:
-        for process in processes:
-            process.kill()
+    request = {"rank": 1, "passes": 5, "signal": int(signal.SIGKILL)}
+    with start(tmp_path, do="signalled_run", config=config, **request) as processes:
+        assert processes[1].wait(300) == -signal.SIGKILL
+        printed, said = processes[0].communicate(timeout=60)
+        assert processes[0].returncode != 0, printed + said

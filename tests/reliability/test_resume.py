@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.runs import scalars, without_clock
 
 from attention_transfer import CheckpointError, ConfigError, TeacherError, create_model, train_at
 from attention_transfer.checkpoint import read_checkpoint
 
-from support.runs import scalars, without_clock
-
 
 @pytest.fixture
-def settings(tmp_path, few_digits):
+def settings(settings):
     return {
+        **{key: value for key, value in settings.items() if key != "experiment_name"},
         "model": "CifarResNet-8",
-        "data_dir": str(few_digits),
-        "image_size": 32,
         "num_workers": 1,
         "augment": True,
         "step_size": 2,
         "lr": 0.05,
-        "device": "cpu",
         "save_freq": 1,
         "print_freq": 2,
-        "save_dir": str(tmp_path / "checkpoints"),
-        "log_dir": str(tmp_path / "logs"),
     }
 
 

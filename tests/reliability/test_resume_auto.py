@@ -6,18 +6,17 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from support.runs import assert_same_weights, scalars
 
 from attention_transfer import CheckpointError, ConfigError, create_at_config, create_model, train_at
 from attention_transfer.checkpoint import read_checkpoint, write_checkpoint
 from attention_transfer.training.setup.loaders import prepare as preparing
 
-from support.runs import assert_same_weights, scalars
+import warm
 
 
 @pytest.fixture
@@ -80,7 +79,7 @@ train_at(json.loads(sys.argv[1]), student=network)
 
 
 def kill_in_the_first_batch(settings):
-    killed = subprocess.run([sys.executable, "-c", KILLED, json.dumps(settings)], check=False, capture_output=True)
+    killed = warm.run("-c", KILLED, json.dumps(settings))
     assert killed.returncode == -signal.SIGKILL, killed.stderr
 
 

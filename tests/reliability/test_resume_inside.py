@@ -6,19 +6,17 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from support.runs import assert_same_weights, scalars, without_clock
 
 from attention_transfer import ConfigError, create_model, train_at
 from attention_transfer.checkpoint import read_checkpoint
 
-from support.runs import assert_same_weights, scalars, without_clock
+import warm
 
 
 @pytest.fixture
@@ -169,13 +167,7 @@ train_at(json.loads(sys.argv[1]))
 
 def test_a_kill_right_behind_a_save_inside_an_epoch_finds_all_points_of_tensorboard_on_disk(settings, tmp_path):
     settings = {**settings, "num_workers": 0, "print_freq": 1, "save_minutes": 1e-9}
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED_BEHIND_A_SAVE, json.dumps(settings)],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = warm.run("-c", KILLED_BEHIND_A_SAVE, json.dumps(settings))
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert read_checkpoint(tmp_path / "checkpoints" / "run_last.pth")["training"]["step"] == 4
     points = scalars(tmp_path / "logs" / "run")

@@ -19,6 +19,8 @@ import pytest
 from benchmarks.memory_use import MB, Peak, Use, use_of
 from benchmarks.soak import judge, slope
 
+import warm
+
 WARM = 5
 MOST_MB = 0.25
 """An epoch, or a run, adds 0.05 at most here; now and then one adds 1.5, as garbage comes and goes."""
@@ -39,8 +41,7 @@ print(json.dumps([before, *uses]))
 
 def uses_of(call: str, folder: Path) -> list[Use]:
     """The use before and after each epoch (run), in a process that has not a whole suite's heap to fork and to fill."""
-    command = [sys.executable, "-c", IN_A_FRESH_PROCESS.format(call=call), str(folder)]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    done = warm.run("-c", IN_A_FRESH_PROCESS.format(call=call), folder)
     assert done.returncode == 0, done.stderr
     return [Use(*use) for use in json.loads(done.stdout.splitlines()[-1])]
 

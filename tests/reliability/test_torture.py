@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 from collections import Counter
@@ -12,13 +13,25 @@ from attention_transfer.checkpoint import read_checkpoint
 from benchmarks.torture import AIMED, FULL_SIZE, Child, chain, differences, outcome, shortfalls
 from benchmarks.torture_child import Phase
 
+from warm import Program
+
+pytestmark = pytest.mark.speed
+
 SHORT = {"epochs": 2}
 SAVES_EACH_BATCH = {**SHORT, "save_minutes": 1e-9}
 
 
+def warm_start(words, log):
+    return Program(*words, output=log, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def begin(folder, data, *extra, **changes):
+    return Child(folder, data, *extra, start=warm_start, **{**SHORT, **changes})
+
+
 def end_of(folder, data, **changes):
     """What a run comes to when it is left alone from here on."""
-    assert Child(folder, data, **SHORT, **changes).finish() == 0, (folder / "output.txt").read_text()
+    assert begin(folder, data, **changes).finish() == 0, (folder / "output.txt").read_text()
     return outcome(folder)
 
 
@@ -29,14 +42,22 @@ def alone(few_digits, tmp_path_factory):
 
 
 def test_after_a_kill_in_each_phase_weights_history_and_scalars_are_the_same_to_the_bit(tmp_path, few_digits, alone):
-    killed = Counter[Phase]()
-    for attempt in range(3):  # on a busy machine a phase of a millisecond may be over before it is seen
-        folder = tmp_path / f"chain-{attempt}"
-        killed = chain(folder, few_digits, len(AIMED), Counter(), random.Random(attempt), **SHORT)
-        assert differences(alone, end_of(folder, few_digits)) == []
-        if killed == Counter(AIMED):
-            break
-    assert killed == Counter(AIMED)
+    folder = tmp_path / "chain"
+    places = ("within:pixels:1", "within:filling:2", "within:epoch:2", "amid:write:1")
+    for where, phase in zip(places, AIMED, strict=True):
+        child = begin(folder, few_digits, where)
+        assert child.finish() == -signal.SIGKILL, (where, (folder / "output.txt").read_text())
+        assert child.phase() == phase
+    assert differences(alone, end_of(folder, few_digits)) == []
+
+
+@pytest.mark.slow
+def test_a_kill_from_outside_at_whatever_moment_leaves_a_run_that_ends_the_same(tmp_path, few_digits, alone):
+    """Which phase it hits depends on the machine; that `make torture` hits all of them is its own to count."""
+    folder = tmp_path / "chain"
+    killed = chain(folder, few_digits, 1, Counter(dict.fromkeys(AIMED[:2], 1)), random.Random(0), **SHORT)
+    assert killed.total() <= 1
+    assert differences(alone, end_of(folder, few_digits)) == []
 
 
 @pytest.mark.parametrize(
@@ -53,7 +74,7 @@ def test_after_a_kill_in_each_phase_weights_history_and_scalars_are_the_same_to_
 def test_after_kills_around_a_system_call_of_a_checkpoint_it_goes_on(tmp_path, few_digits, alone, function, kills):
     folder, step = tmp_path / "run", 0
     for when, count, left in kills:
-        child = Child(folder, few_digits, f"{when}:{function}:{count}", **SAVES_EACH_BATCH)
+        child = begin(folder, few_digits, f"{when}:{function}:{count}", **SAVES_EACH_BATCH)
         assert child.finish() == -signal.SIGKILL, (folder / "output.txt").read_text()
         # until its rename the one from before is there, whole, and a draft beside it; from then on the new one
         step += 2 if left == "new" else 1

@@ -10,13 +10,12 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
+from support.runs import assert_same_weights
 
 from attention_transfer import create_model, prepare_dataloaders, train_at
 from attention_transfer.cache.folder import entries
 from attention_transfer.cache.records import Records
 from attention_transfer.errors import CacheError
-
-from support.runs import assert_same_weights
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from sklearn.metrics import balanced_accuracy_score
+from support.runs import bring, scalars, without_clock
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
@@ -20,8 +21,6 @@ from attention_transfer.distributed import Runtime
 from attention_transfer.training.criterion import Losses
 from attention_transfer.training.epoch import train_epoch
 from attention_transfer.training.metrics import MeanMeter
-
-from support.runs import bring, scalars, without_clock
 
 SOUND, CRACKED = 180, 6
 

@@ -8,6 +8,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from support.runs import Unsized, bring, tensors
 from torch import nn
 
 from attention_transfer import (
@@ -23,8 +24,6 @@ from attention_transfer import (
 )
 from attention_transfer.networks.input_shapes import find_misfit
 from attention_transfer.training.setup.checking import check_fit, check_trainable
-
-from support.runs import Unsized, bring, tensors
 
 
 class Small(nn.Module):

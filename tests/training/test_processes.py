@@ -12,12 +12,21 @@ from pathlib import Path
 import pytest
 import torch
 
+import ranks
+
 WORKER = Path(__file__).parents[1] / "support" / "process_worker.py"
 
 
-def launch(tmp_path, processes, name, launcher="torchrun", **settings):
+pytestmark = pytest.mark.speed
+
+
+def launch(tmp_path, processes, name, launcher=None, **settings):
+    """Where the processes of a run left what they came to, and what their launcher printed; None starts them itself."""
     options = tmp_path / f"{name}.settings.json"
     options.write_text(json.dumps({**settings, "out": str(tmp_path / name)}))
+    if launcher is None:
+        ranks.run(processes, WORKER, options)
+        return tmp_path / name, ""
     module = {
         "torchrun": ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"],
         "accelerate": [
@@ -33,7 +42,17 @@ def launch(tmp_path, processes, name, launcher="torchrun", **settings):
         env=environment, cwd=WORKER.parent.parent, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    return tmp_path / name, done
+    return tmp_path / name, done.stdout
+
+
+def run_of(tmp_path, data):
+    """Settings of a run of two processes."""
+    return {
+        "model": "CifarResNet-8", "data_dir": str(data), "image_size": 32, "num_workers": 0, "epochs": 1,
+        "device": "cpu", "precision": "fp32", "teacher_precision": "fp32", "figure_freq": 0, "batch_size": 64,
+        "experiment_name": "two", "cache_dir": str(tmp_path / "cache"), "save_dir": str(tmp_path / "checkpoints"),
+        "log_dir": str(tmp_path / "logs"),
+    }  # fmt: skip
 
 
 def cut(digits, folder, train):
@@ -87,30 +106,31 @@ def test_a_loss_that_is_no_number_in_one_process_stops_all_with_the_same_sentenc
     assert "batch 1: classification" in first
 
 
+@pytest.mark.slow
+def test_two_processes_learn_the_digits(tmp_path, digits_folder):
+    config = {**run_of(tmp_path, digits_folder), "epochs": 5, "lr": 0.05, "step_size": 4}
+    out, _ = launch(tmp_path, 2, "out", do="whole_run", config=config)
+    assert json.loads(out.with_suffix(".0.json").read_text())["test_accuracy"] >= 0.9
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
-def test_a_real_run_in_two_processes_learns_the_digits_and_leaves_one_set_of_artefacts(
-    tmp_path, digits_folder, launcher
-):
-    config = {
-        "model": "CifarResNet-8", "data_dir": str(digits_folder), "image_size": 32, "num_workers": 0, "epochs": 6,
-        "lr": 0.05, "step_size": 4, "device": "cpu", "precision": "fp32", "experiment_name": "two",
-        "save_dir": str(tmp_path / "checkpoints"), "log_dir": str(tmp_path / "logs"), "batch_size": 64,
-    }  # fmt: skip
-    out, done = launch(tmp_path, 2, "out", launcher, do="whole_run", config=config)
+def test_a_real_run_in_two_processes_under_a_launcher_leaves_one_set_of_artefacts(tmp_path, few_digits, launcher):
+    config = run_of(tmp_path, few_digits)
+    out, printed = launch(tmp_path, 2, "out", launcher, do="whole_run", config=config)
     first, second = (json.loads(out.with_suffix(f".{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
-    assert first["test_accuracy"] >= 0.95
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["two_best.pth", "two_final.pth", "two_last.pth"]
     assert len(list((tmp_path / "logs" / "two").glob("events*"))) <= 2
-    assert (tmp_path / "logs" / "two.log").read_text().count("epoch 1/6") == 1
-    assert done.stdout.count("epoch 1/6") == 1
+    assert (tmp_path / "logs" / "two.log").read_text().count("epoch 1/1:") == 1
+    assert printed.count("epoch 1/1:") == 1
     summary = json.loads((tmp_path / "logs" / "two_summary.json").read_text())
     assert (summary["processes"], summary["status"]) == (2, "finished")
-    assert sum(summary["splits"].values()) == 1797
+    assert sum(summary["splits"].values()) == 120
 
 
-def test_two_processes_fill_one_memory_and_one_pixel_store_and_read_them(tmp_path, digits_folder):
+def test_two_processes_fill_one_memory_and_one_pixel_store_and_read_them(tmp_path, few_digits):
     from attention_transfer import create_model
     from attention_transfer.cache.folder import entries
     from attention_transfer.cache.records import Records
@@ -118,11 +138,8 @@ def test_two_processes_fill_one_memory_and_one_pixel_store_and_read_them(tmp_pat
     torch.manual_seed(0)
     torch.save(create_model("CifarResNet-8", 10).state_dict(), tmp_path / "teacher.pth")
     config = {
-        "model": "CifarResNet-8", "data_dir": str(digits_folder), "teacher_model": str(tmp_path / "teacher.pth"),
-        "image_size": 32, "num_workers": 0, "epochs": 3, "augment": True, "augment_views": 2, "device": "cpu",
-        "precision": "fp32", "teacher_precision": "fp32", "experiment_name": "two", "batch_size": 64,
-        "cache_dir": str(tmp_path / "cache"), "save_dir": str(tmp_path / "checkpoints"),
-        "log_dir": str(tmp_path / "logs"),
+        **run_of(tmp_path, few_digits), "teacher_model": str(tmp_path / "teacher.pth"), "epochs": 3,
+        "augment": True, "augment_views": 2,
     }  # fmt: skip
     out, _ = launch(tmp_path, 2, "out", do="whole_run", config=config)
     first, second = (json.loads(out.with_suffix(f".{rank}.json").read_text()) for rank in (0, 1))

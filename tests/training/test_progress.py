@@ -6,27 +6,29 @@ import fcntl
 import os
 import pty
 import struct
-import subprocess
-import sys
 import termios
+from pathlib import Path
 
 import pytest
 
+import warm
+
 ARGUMENTS = ["train", "--model", "CifarResNet-8", "--image-size", "32", "--epochs", "1", "--num-workers", "0"]
+ARGUMENTS += ["--precision", "fp32", "--figure-freq", "0"]
 
 
 @pytest.fixture
 def command(tmp_path, few_digits):
     folders = ["--data-dir", str(few_digits), "--save-dir", str(tmp_path / "c"), "--log-dir", str(tmp_path / "l")]
-    return [sys.executable, "-m", "attention_transfer", *ARGUMENTS, *folders, "--device", "cpu", "--print-freq", "1"]
+    return ["-m", "attention_transfer", *ARGUMENTS, *folders, "--device", "cpu", "--print-freq", "1"]
 
 
 def test_bars_are_drawn_on_a_terminal_and_lines_of_batches_are_not(command):
     terminal, end = pty.openpty()
     fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
-    process = subprocess.Popen(command, stdout=end, stderr=end, stdin=end, close_fds=True)
-    os.close(end)
-    written = b""
+    process = warm.Program(*command, output=Path(os.ttyname(end)))
+    written = os.read(terminal, 4096)
+    os.close(end)  # now that the program holds it
     while True:
         try:
             piece = os.read(terminal, 4096)
@@ -36,7 +38,7 @@ def test_bars_are_drawn_on_a_terminal_and_lines_of_batches_are_not(command):
             break
         written += piece
     os.close(terminal)
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=120) == 0
     text = written.decode()
     assert "epoch 1:" in text
     assert "accuracy" in text
@@ -44,7 +46,8 @@ def test_bars_are_drawn_on_a_terminal_and_lines_of_batches_are_not(command):
 
 
 def test_a_pipe_gets_lines_of_batches_and_no_bars(command):
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = warm.run(*command)
+    assert done.returncode == 0, done.stderr
     assert "epoch 1 batch 1/" in done.stdout
     assert "images/s" in done.stdout
     assert "\r" not in done.stdout + done.stderr

@@ -69,6 +69,7 @@ def test_a_student_comes_to_look_where_the_teacher_of_cifar_looks(cifar_folder, 
         {
             "model": "CifarResNet-8", "data_dir": str(cifar_folder), "image_size": 32, "num_workers": 0, "epochs": 4,
             "lr": 0.05, "alpha": 0.1, "augment": True, "rotation": 0.0, "color_jitter": 0.0, "device": "cpu",
+            "precision": "fp32", "teacher_precision": "fp32", "figure_freq": 0,
             "save_dir": str(tmp_path / "c"), "log_dir": str(tmp_path / "l"),
         },
         teacher=resnet56,
@@ -88,7 +89,7 @@ def test_what_a_student_hears_from_memory_is_what_the_users_teacher_says(cifar_f
     student = create_model("CifarResNet-8", 10)
     loader, *_ = prepare_dataloaders(cifar_folder, 32, image_size=32, num_workers=0, augment=True)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9)
-    for epochs in (0, 1, 4):
+    for epochs in (0, 1, 2):
         for _ in range(epochs):
             train_epoch(student, resnet56, loader, optimizer, "cpu", {"beta": 1000.0})
         found = fidelity.measure(student, heard, resnet56, batches)
@@ -99,8 +100,9 @@ def test_what_a_student_hears_from_memory_is_what_the_users_teacher_says(cifar_f
 def test_the_photos_are_learned_from_for_an_epoch(photos_folder, tmp_path):
     results = train_at(
         {
-            "model": "ResNet18", "data_dir": str(photos_folder), "image_size": 64, "num_workers": 2, "epochs": 1,
-            "augment": True, "device": "cpu", "save_dir": str(tmp_path / "c"), "log_dir": str(tmp_path / "l"),
+            "model": "CifarResNet-8", "data_dir": str(photos_folder), "image_size": 64, "num_workers": 2, "epochs": 1,
+            "augment": True, "precision": "fp32", "device": "cpu", "save_dir": str(tmp_path / "c"),
+            "log_dir": str(tmp_path / "l"),
         }
     )  # fmt: skip
     assert results["config"]["class_names"] == ("ants", "bees")

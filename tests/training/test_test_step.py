@@ -10,13 +10,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from support.runs import Unsized, assert_same_weights, bring, tensors
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from attention_transfer import DataError, load_model, prepare_dataloaders, train_at
 from attention_transfer.data.loading.user_loaders import lacks_labels
 from attention_transfer.training.setup.first_batches import fetch_first
-
-from support.runs import Unsized, assert_same_weights, bring, tensors
 
 
 def summary_of(tmp_path):

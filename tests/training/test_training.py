@@ -9,6 +9,7 @@ import multiprocessing
 
 import pytest
 import torch
+from support.runs import assert_same_weights, bring, tensors, without_clock
 
 from attention_transfer import (
     create_at_config,
@@ -19,8 +20,6 @@ from attention_transfer import (
     train_epoch,
     validate,
 )
-
-from support.runs import assert_same_weights, bring, tensors, without_clock
 
 FIGURES = {"loss", "accuracy", "classification", "kd", "attention"}
 

@@ -8,11 +8,10 @@ import logging
 
 import pytest
 import torch
+from support.runs import InterruptedOnce, bring, tensors
 
 from attention_transfer import ConfigError, DataError, DivergenceError, TeacherError, create_model, load_model, train_at
 from attention_transfer.networks.registry import ModelCard
-
-from support.runs import InterruptedOnce, bring, tensors
 
 
 def test_a_label_out_of_range_is_an_error_that_names_it(settings):

@@ -7,12 +7,11 @@ import logging
 
 import pytest
 import torch
+from support.runs import Unsized, assert_same_weights, bring, tensors
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from attention_transfer import ConfigError, DataError, create_model, load_model, train_at, validate
-
-from support.runs import Unsized, assert_same_weights, bring, tensors
 
 
 @pytest.mark.parametrize("kind", ["dataloader", "list", "unsized dicts", "one left over"])

@@ -115,7 +115,8 @@ class TensorBoard(Callback):
 
 
 def _is_due(run: RunContext) -> bool:
-    return run.state.epoch % run.config.figure_freq == 0 or run.state.epoch in (1, run.config.epochs)
+    epoch, every = run.state.epoch, run.config.figure_freq
+    return every > 0 and (epoch % every == 0 or epoch in (1, run.config.epochs))
 
 
 def _plain(value: Any) -> Any:

@@ -1,7 +1,7 @@
-"""Which number format 'auto' means on a CPU: what a processor says of itself is no guide, so it is timed, once.
+"""Which number format 'auto' means on a CPU: fp32 without instructions for bf16, else the faster one, timed once.
 
-Timing is bounded: it takes at most two seconds, or 1 % of the run that it is to shorten. Its answer is kept in a
-file for the next run of the same kind.
+That a processor has such instructions is no proof of speed, so both are timed. Timing is bounded: it takes at most two
+seconds, or 1 % of the run that it is to shorten. Its answer is kept in a file for the next run of the same kind.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,14 @@ from attention_transfer.data.loading.user_loaders import unpack
 from attention_transfer.distributed import Runtime, resolve_precision
 from attention_transfer.errors import WriteError
 from attention_transfer.files import write_atomically
+from attention_transfer.logs import log_once
 from attention_transfer.networks.registry import network_name
 from attention_transfer.seeding import random_state, restore_random_state
 from attention_transfer.teacher.build import memory_format_of
 from attention_transfer.teacher.runner import CHUNK
+from attention_transfer.training.precision.bf16 import cpu_capabilities, has_bf16
 from attention_transfer.training.precision.trial import (
+    Comparison,
     NotComparedError,
     Shape,
     Times,
@@ -48,11 +51,15 @@ def choose_precision(
     shape: Shape,
     steps: int | None,
     cache_dir: Path,
+    *,
+    capabilities: Mapping[str, object] | None = None,
+    comparison: Comparison = compare,
 ) -> str:
     """The number format to train in: the setting, or what 'auto' comes to. Every process must call this together.
 
-    On a CPU the main process times real training steps on a copy of the student, unless such a run was timed
-    before, and tells the others. Networks and random generators are left as they were found.
+    On a CPU the main process decides, and tells the others: fp32 where the processor has no instructions for bf16;
+    else it times real training steps on a copy of the student, unless such a run was timed before. Networks and
+    random generators are left as they were found.
 
     Args:
         config: precision, and what makes a step: alpha, beta, temperature, layers, momentum, weight_decay.
@@ -62,6 +69,8 @@ def choose_precision(
         shape: [B, C, H, W] of what one process trains on at a time, see `batch_shape`.
         steps: steps to come in the run; None where nobody knows.
         cache_dir: where answers are kept; made if need be.
+        capabilities: the processor's, see `has_bf16`; None asks torch.
+        comparison: how the two are timed.
 
     Returns:
         'fp32', 'bf16' or 'fp16'. fp32 where there was no time to compare, or a step failed.
@@ -74,14 +83,21 @@ def choose_precision(
         return resolve_precision(config.precision, runtime.device)
 
     def measure() -> Times:
-        return compare(training_step(config, runtime, student, teacher, shape), shape[0], steps)
+        return comparison(training_step(config, runtime, student, teacher, shape), shape[0], steps)
 
     kind = "training without a teacher" if teacher is None else "training with a teacher"
-    return _choose(runtime, kind, student, runtime.memory_format, shape, cache_dir, measure)
+    return _choose(runtime, kind, student, runtime.memory_format, shape, cache_dir, measure, capabilities)
 
 
 def choose_teacher_precision(
-    config: Config, runtime: Runtime, teacher: nn.Module, shape: Shape, cache_dir: Path
+    config: Config,
+    runtime: Runtime,
+    teacher: nn.Module,
+    shape: Shape,
+    cache_dir: Path,
+    *,
+    capabilities: Mapping[str, object] | None = None,
+    comparison: Comparison = compare,
 ) -> str:
     """The number format for a teacher's answers: as `choose_precision`, but for running a network alone.
 
@@ -94,6 +110,8 @@ def choose_teacher_precision(
         teacher: on the device, in the memory format of the run; it is run as it always is, so that no copy is needed.
         shape: [B, C, H, W] of what it answers at a time.
         cache_dir: where answers are kept; made if need be.
+        capabilities: the processor's, see `has_bf16`; None asks torch.
+        comparison: how the two are timed.
 
     Raises:
         ConfigError: fp16 elsewhere than on a CUDA device.
@@ -102,10 +120,11 @@ def choose_teacher_precision(
         return resolve_precision(config.teacher_precision, runtime.device, "teacher_precision")
 
     def measure() -> Times:
-        return compare(answering_step(config, runtime, teacher, shape), shape[0], None)
+        return comparison(answering_step(config, runtime, teacher, shape), shape[0], None)
 
     layout = memory_format_of(teacher, runtime)
-    return _choose(runtime, "a teacher's answers", teacher, layout, shape, cache_dir, measure, keeps_all=True)
+    kind = "a teacher's answers"
+    return _choose(runtime, kind, teacher, layout, shape, cache_dir, measure, capabilities, keeps_all=True)
 
 
 def batch_shape(config: Config, loader: Iterable[Any], images: Tensor | None, world_size: int) -> Shape:
@@ -134,12 +153,16 @@ def _choose(
     shape: Shape,
     cache_dir: Path,
     measure: Callable[[], Times],
+    capabilities: Mapping[str, object] | None,
     *,
     keeps_all: bool = False,
 ) -> str:
-    """Ask the file, else measure; `keeps_all` remembers also that there was no time to."""
+    """Ask the processor, then the file, else measure; `keeps_all` remembers also that there was no time to."""
     chosen = None
-    if runtime.is_main:
+    if runtime.is_main and has_bf16(cpu_capabilities() if capabilities is None else capabilities) is False:
+        log_once("precision: fp32, as this processor has no instructions for bf16")
+        chosen = "fp32"
+    elif runtime.is_main:
         key, before = _key(kind, network, layout, shape), random_state()
         try:
             chosen = _decide(kind, key, shape[0], cache_dir, measure)

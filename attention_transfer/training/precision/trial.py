@@ -35,6 +35,8 @@ HOPELESS = 4.0
 Shape = tuple[int, ...]
 Step = Callable[[str, int], object]
 """One step in a number format, on so many images."""
+Clock = Callable[[], float]
+"""Tells seconds, from anywhere."""
 
 
 class Times(NamedTuple):
@@ -53,7 +55,11 @@ class NotComparedError(Exception):
     """Why the two number formats were not compared; always caught here, its message ends a line of the log."""
 
 
-def compare(step: Step, size: int, steps: int | None) -> Times:
+Comparison = Callable[[Step, int, int | None], Times]
+"""Times a step, given the number of images and how many steps are to come; `compare` is one."""
+
+
+def compare(step: Step, size: int, steps: int | None, clock: Clock = time.perf_counter) -> Times:
     """Time a step in fp32 and in bf16, in turns.
 
     Rounds on a few images and on a quarter of them come first: they tell how long a whole step will take, and a
@@ -65,11 +71,12 @@ def compare(step: Step, size: int, steps: int | None) -> Times:
         step: does one step; waits for its end.
         size: the number of images of a step of the run.
         steps: how many such steps the run has; None where nobody knows.
+        clock: what the step is timed by.
 
     Raises:
         NotComparedError: two rounds do not fit into max(2 s, 1 % of the run); bf16 is hopeless; a step failed.
     """
-    began = time.perf_counter()
+    began = clock()
     few = min(FEW_IMAGES, size)
     attempts = [few, few, max(few, size // 4), size]
     latest, images = Times(0.0, 0.0), few
@@ -80,9 +87,9 @@ def compare(step: Step, size: int, steps: int | None) -> Times:
         if len(rounds) < LEAST_ROUNDS:
             budget = max(LEAST_BUDGET, SHARE_OF_RUN * (steps or 0) * latest.fp32 * size / count)
         needed = LEAST_ROUNDS if turn == len(attempts) else 1
-        if time.perf_counter() - began + needed * sum(latest) > budget:
+        if clock() - began + needed * sum(latest) > budget:
             break
-        latest = Times(_seconds(step, "fp32", count), _seconds(step, "bf16", count))
+        latest = Times(_seconds(step, "fp32", count, clock), _seconds(step, "bf16", count, clock))
         if turn in (1, 2) and latest.bf16 > HOPELESS * latest.fp32:
             ratio = latest.bf16 / latest.fp32
             raise NotComparedError(f"on {count} images a step takes {ratio:.0f} times as long in bf16")
@@ -96,14 +103,14 @@ def compare(step: Step, size: int, steps: int | None) -> Times:
     return Times(min(times.fp32 for times in rounds), min(times.bf16 for times in rounds))
 
 
-def _seconds(step: Step, precision: str, count: int) -> float:
-    began = time.perf_counter()
+def _seconds(step: Step, precision: str, count: int, clock: Clock) -> float:
+    began = clock()
     try:
         step(precision, count)
     except Exception as error:
         # a user's network may raise anything; if it raises in fp32 as well, training is about to say so
         raise NotComparedError(f"a step in {precision} fails ({in_a_line(error)})") from error
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def in_a_line(error: Exception) -> str:
