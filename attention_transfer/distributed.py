@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
@@ -95,7 +95,7 @@ class Runtime:
 
 
 class AcceleratedRuntime(Runtime):
-    """The runtime of a run: any device and precision, alone or under `accelerate launch` or torchrun.
+    """The runtime of a run: any device and precision, alone or under `accelerate launch` or torchrun; to be closed.
 
     Raises:
         ConfigError: the device is not there, or the precision does not exist on it.
@@ -106,11 +106,19 @@ class AcceleratedRuntime(Runtime):
         precision = resolve_precision(config.precision, device)
         # accelerate keeps its state for the life of the process and refuses another device;
         # a notebook calls train_at again and again with whatever it likes.
+        self._found = [(kind, dict(kind._shared_state)) for kind in (AcceleratorState, PartialState, GradientState)]
         AcceleratorState._reset_state(reset_partial_state=True)
-        # its number format is fixed from here on, and ours may be chosen when the networks are there: so it gets none
-        self._accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
+        try:
+            # its number format is fixed from here on, and ours may be chosen when the networks are there: so it gets
+            # none
+            self._accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
+        except BaseException:
+            self.close()
+            raise
         self.world_size = self._accelerator.num_processes
         if self.world_size > 1:
+            # the processes stay together until they end: their launcher's program may train again
+            atexit.unregister(leave_process_group)
             atexit.register(leave_process_group)
         self.rank = self._accelerator.process_index
         self.local_rank = self._accelerator.local_process_index
@@ -119,6 +127,12 @@ class AcceleratedRuntime(Runtime):
         super().__init__(self._accelerator.device if is_shared_gpu else device, precision)
         self._scaler: torch.amp.GradScaler | None = None
         self.use_precision(precision)
+
+    def close(self) -> None:
+        """Leave accelerate's state as it was found, which may be that of an Accelerator of the user's."""
+        for kind, state in self._found:
+            kind._shared_state.clear()
+            kind._shared_state.update(state)
 
     def use_precision(self, precision: str) -> None:
         """Compute in 'fp32', 'bf16' or 'fp16' from here on; fp16 scales its gradients, and starts scaling afresh."""

@@ -14,8 +14,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from attention_transfer.config import Config, resolve_config
-from attention_transfer.data.batches import Batch
-from attention_transfer.data.loading.user_loaders import check_labels, classes_of, unpack, warn_of_unusual_values
+from attention_transfer.data.loading.user_loaders import Received, check_labels, classes_of, warn_of_unusual_values
 from attention_transfer.errors import DataError, DivergenceError
 from attention_transfer.modules import count_logits, device_of, like_weights, undisturbed, unwrapped
 from attention_transfer.networks.input_shapes import refusing_misfits
@@ -65,12 +64,11 @@ def evaluate_model(
     names, clock = _name_classes(model, test_loader, config), Stopwatch(device_of(model))
     tally: Tally | None = None
     with undisturbed(model):
-        for raw in progress_bar(test_loader, desc="evaluating", unit="batch"):
-            batch = unpack(raw)
+        for batch in progress_bar(Received(test_loader), desc="evaluating", unit="batch"):
             if not len(batch.labels):
                 continue
             images = like_weights(batch.images.to(clock.device), model)
-            if tally is None and not isinstance(raw, Batch):
+            if tally is None and batch.indices is None:
                 warn_of_unusual_values(batch.images)
             with refusing_misfits(model, images, "network"), clock.timing(len(images)):
                 logits = model(images)

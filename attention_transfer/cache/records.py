@@ -15,30 +15,38 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
+import mmap
 import os
 import tempfile
 import time
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
-from attention_transfer.cache.in_use import mark_in_use
+from attention_transfer.cache.in_use import Mark, mark_in_use
 from attention_transfer.errors import CacheError
 
 Bytes = npt.NDArray[np.uint8]
 
+logger = logging.getLogger(__name__)
+
 MAGIC = b"attention-transfer records 1\n"
 HEADER = 4096
 _ABANDONED_SECONDS = 3600.0
+_NO_SUMS, _NO_STARTS, _NO_BYTES = np.empty(0, np.uint32), np.empty(0, np.int64), np.empty(0, np.uint8)
 
 
 class Records:
-    """An open file of records; sent to another process it is opened there again, by its path.
+    """An open file of records, to be closed; sent to another process it is opened there again, by its path.
+
+    What is read is a copy, so that nothing that lives longer, an error with its frames included, keeps the file open.
 
     Args:
         path: a file that `create` made.
@@ -47,15 +55,27 @@ class Records:
     Attributes:
         about: what `create` was told of the content.
         is_writable: False where the file or its folder forbids writing; rows can then be read only.
+        is_closed: whether `close` was called.
 
     Raises:
-        CacheError: the file is missing, damaged or of another identity.
+        CacheError: the file is missing, damaged or of another identity; later, it is closed.
+
+    Example:
+        with Records(path, identity) as records:
+            row = records.read(0)
     """
 
     def __init__(self, path: str | os.PathLike[str], identity: str) -> None:
         self.path = Path(path)
         self.identity = identity
-        self._open()
+        self.is_closed = False
+        self._mark: Mark | None = None
+        self._map: mmap.mmap | None = None
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
 
     def _open(self) -> None:
         header = read_header(self.path)
@@ -67,22 +87,51 @@ class Records:
         tables = HEADER + 4 * self._count + _padding(self._count) + 8 * (self._count + 1)
         if self.path.stat().st_size < tables:
             raise CacheError(f"{self.path} is cut short; remove it to have it made anew.")
-        self._in_use = mark_in_use(self.path)
-        # a plain array on the map: memmap pays for its name at each access
-        self._file: Bytes = np.asarray(np.memmap(self.path, np.uint8, mode="r+" if self.is_writable else "r"))
-        self._checksums = self._file[HEADER : HEADER + 4 * self._count].view(np.uint32)
+        self._mark = mark_in_use(self.path)
+        self._map = _map_file(self.path, is_writable=self.is_writable)
+        # No name but these attributes refers to the map: while an array on it is alive, it cannot be closed.
+        self._checksums = np.frombuffer(self._map, np.uint32, self._count, HEADER)
         first = HEADER + 4 * self._count + _padding(self._count)
-        self._starts = self._file[first : first + 8 * (self._count + 1)].view(np.int64)
-        self._rows = self._file[first + 8 * (self._count + 1) :]
+        self._starts = np.frombuffer(self._map, np.int64, self._count + 1, first)
+        self._rows = np.frombuffer(self._map, np.uint8, -1, first + 8 * (self._count + 1))
         if int(self._starts[-1]) != len(self._rows):
             raise CacheError(f"{self.path} is cut short; remove it to have it made anew.")
         self._seed = zlib.crc32(self.identity.encode())
 
+    def close(self) -> None:
+        """Let go of the file; a second time nothing happens."""
+        self.is_closed = True
+        self._checksums, self._starts, self._rows = _NO_SUMS, _NO_STARTS, _NO_BYTES
+        mark, self._mark = self._mark, None
+        if mark is not None:
+            mark.close()
+        mapped, self._map = self._map, None
+        if mapped is not None:
+            try:
+                mapped.close()
+            except BufferError:
+                logger.warning("%s is being read by another thread: it is closed when that is done", self.path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if self.is_closed:
+            raise CacheError(f"{self.path} is closed; open it anew.")
+
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "identity": self.identity}
+        return dict(vars(self)) if self.is_closed else {"path": self.path, "identity": self.identity}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"], state["identity"])  # type: ignore[misc]
+        if "is_closed" in state:
+            vars(self).update(state)
+        else:
+            self.__init__(state["path"], state["identity"])  # type: ignore[misc]
 
     def __len__(self) -> int:
         return self._count
@@ -115,19 +164,22 @@ class Records:
 
     def size_of(self, row: int) -> int:
         """Bytes of a row."""
+        self._check_open()
         return int(self._starts[row + 1] - self._starts[row])
 
     def present(self) -> npt.NDArray[np.bool_]:
         """Which rows have been written; whether they are whole shows when they are read."""
+        self._check_open()
         present: npt.NDArray[np.bool_] = np.asarray(self._checksums) != 0
         return present
 
     def read(self, row: int) -> Bytes | None:
-        """A view on the bytes of a row, verified; None where it is absent or damaged."""
+        """The bytes of a row, verified; None where it is absent or damaged."""
+        self._check_open()
         checksum = int(self._checksums[row])
         if checksum == 0:
             return None
-        content: Bytes = self._rows[self._starts[row] : self._starts[row + 1]]
+        content: Bytes = self._rows[self._starts[row] : self._starts[row + 1]].copy()
         return content if checksum == self._checksum(row, content) else None
 
     def write(self, rows: Iterable[int], contents: Iterable[Bytes]) -> int:
@@ -136,6 +188,7 @@ class Records:
         Returns:
             the number of rows that were written.
         """
+        self._check_open()
         written = 0
         with self._lock():
             for row, content in zip(rows, contents, strict=True):
@@ -153,6 +206,7 @@ class Records:
 
     def forget(self, rows: Iterable[int]) -> None:
         """Make some rows absent."""
+        self._check_open()
         with self._lock():
             self._checksums[list(rows)] = 0
 
@@ -198,6 +252,11 @@ def file_size(sizes: Sequence[int] | npt.NDArray[np.int64]) -> int:
     """Bytes of a file with rows of these sizes."""
     rows = len(sizes)
     return HEADER + 4 * rows + _padding(rows) + 8 * (rows + 1) + int(np.sum(sizes))
+
+
+def _map_file(path: Path, *, is_writable: bool) -> mmap.mmap:
+    with path.open("r+b" if is_writable else "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_WRITE if is_writable else mmap.ACCESS_READ)
 
 
 def _padding(rows: int) -> int:

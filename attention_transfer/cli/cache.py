@@ -36,7 +36,8 @@ def info(*, cache_dir: Folder = None) -> int:
     rows = []
     for entry in kept:
         try:
-            present = Records(entry.path, entry.identity).present()
+            with Records(entry.path, entry.identity) as records:
+                present = records.present()
         except CacheError as error:
             print(f"damaged: {error}")
             continue
@@ -96,12 +97,14 @@ def verify(*, cache_dir: Folder = None) -> int:
             print(f"damaged: {error}")
             damaged += 1
             continue
-        bad = records.damaged()
-        if bad and records.is_writable:
-            records.forget(bad)
+        with records:
+            bad = records.damaged()
+            if bad and records.is_writable:
+                records.forget(bad)
+            count = int(records.present().sum())
         damaged += len(bad)
         state = f"{len(bad)} damaged (the first is record {bad[0]})" if bad else "whole"
-        print(f"{entry.path.name}: {int(records.present().sum()):,} records, {state}")
+        print(f"{entry.path.name}: {count:,} records, {state}")
     if damaged:
         raise CacheError(f"{damaged} records in {folder} were damaged; the next run that needs them makes them anew.")
     return 0

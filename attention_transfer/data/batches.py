@@ -64,10 +64,23 @@ class Batch:
         moved = self._with_each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
         return replace(moved, indices=self.indices, matrices=self.matrices)
 
+    def own(self) -> Batch:
+        """The same batch in this process's own memory.
+
+        What a worker sends lies in memory that both share, each tensor behind an open file, as long as anything refers
+        to it: an error that is kept, for one.
+        """
+        return self._with_each(lambda tensor: tensor.clone() if _is_shared(tensor) else tensor)
+
     def _with_each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         indices = None if self.indices is None else change(self.indices)
         matrices = None if self.matrices is None else change(self.matrices)
         return Batch(change(self.images), change(self.labels), indices, self.view, matrices)
+
+
+def _is_shared(tensor: Tensor) -> bool:
+    # of those on a GPU torch says that they always are
+    return tensor.device.type == "cpu" and bool(tensor.is_shared())  # type: ignore[no-untyped-call]
 
 
 class Examples(list[Example]):

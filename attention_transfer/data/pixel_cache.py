@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ _COMPARED = 8
 
 
 def make_stores(datasets: Sequence[ImageDataset], config: Config) -> list[Records] | None:
-    """Open or make the files for the pictures of these data sets; None: they are decoded each time.
+    """Open or make the files for the pictures of these data sets, to be closed; None: they are decoded each time.
 
     One process of a machine does this, before the others open what it made.
 
@@ -44,36 +45,48 @@ def make_stores(datasets: Sequence[ImageDataset], config: Config) -> list[Record
 
 def _make_stores(datasets: Sequence[ImageDataset], config: Config) -> list[Records]:
     folder = cache_folder(config.cache_dir)
-    # What is open is not removed to make room: so what is there is opened first.
-    stores = {dataset: open_store(dataset, config) for dataset in datasets}
-    sizes = {
-        dataset: picture_sizes(dataset.samples, dataset.decoder) for dataset, store in stores.items() if store is None
-    }
-    needed = sum(file_size(of_each) for of_each in sizes.values())
-    check_disk_space(folder, needed, config.cache_limit, spares_disk=config.pixel_cache == "auto")
-    for dataset, of_each in sizes.items():
-        about = {"data": config.data_dir, "images": len(dataset), "image size": config.image_size}
-        path, identity = _place(dataset, config)
-        stores[dataset] = Records.create(path, identity, of_each, **about)
-    return [_without_stale(store, dataset) for dataset, store in stores.items() if store is not None]
+    with ExitStack() as opened:
+        # What is open is not removed to make room: so what is there is opened first.
+        stores = {dataset: _closed_by(opened, open_store(dataset, config)) for dataset in datasets}
+        missing = [dataset for dataset, store in stores.items() if store is None]
+        sizes = {dataset: picture_sizes(dataset.samples, dataset.decoder) for dataset in missing}
+        needed = sum(file_size(of_each) for of_each in sizes.values())
+        check_disk_space(folder, needed, config.cache_limit, spares_disk=config.pixel_cache == "auto")
+        for dataset, of_each in sizes.items():
+            about = {"data": config.data_dir, "images": len(dataset), "image size": config.image_size}
+            path, identity = _place(dataset, config)
+            stores[dataset] = opened.enter_context(Records.create(path, identity, of_each, **about))
+        made = [_without_stale(store, dataset) for dataset, store in stores.items() if store is not None]
+        opened.pop_all()
+    return made
+
+
+def _closed_by(opened: ExitStack, store: Records | None) -> Records | None:
+    return None if store is None else opened.enter_context(store)
 
 
 def open_stores(datasets: Sequence[ImageDataset], config: Config) -> list[Records] | None:
-    """Open what another process of this machine has made; None where that made nothing."""
+    """Open what another process of this machine has made, to be closed; None where that made nothing."""
     if config.pixel_cache == "off":
         return None
-    stores = [open_store(dataset, config) for dataset in datasets]
-    found = [records for records in stores if records is not None]
-    return found if len(found) == len(stores) else None
+    with ExitStack() as opened:
+        stores = [_closed_by(opened, open_store(dataset, config)) for dataset in datasets]
+        found = [records for records in stores if records is not None]
+        if len(found) < len(stores):
+            return None
+        opened.pop_all()
+    return found
 
 
 def open_store(dataset: ImageDataset, config: Config) -> Records | None:
-    """The file for the pictures of a data set, if it is there."""
+    """The file for the pictures of a data set, if it is there, to be closed."""
     path, identity = _place(dataset, config)
     if not path.exists():
         return None
-    records = Records(path, identity)
-    records.touch()
+    with ExitStack() as opened:
+        records = opened.enter_context(Records(path, identity))
+        records.touch()
+        opened.pop_all()
     return records
 
 
@@ -105,7 +118,7 @@ def cache_pixels(
 
     Args:
         datasets: of the run.
-        stores: a file for each.
+        stores: a file for each; whoever opened them closes them, and the images are decoded each time from then on.
         config: num_workers and cache_dir are used.
         rank: of this process among those of its machine, which share the work.
         world_size: how many they are.

@@ -20,7 +20,7 @@ from attention_transfer.data.decoding.decoder import PIXELS as PIXEL_WARNINGS
 from attention_transfer.data.decoding.decoder import Decoder, Picture
 from attention_transfer.data.decoding.once import warn_once
 from attention_transfer.data.loading.cores import available_cores
-from attention_transfer.data.loading.workers import prepare_worker
+from attention_transfer.data.loading.workers import one_pass, prepare_worker
 from attention_transfer.data.sources.folder import Sample
 from attention_transfer.progress import progress_bar
 
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class PixelStore:
-    """Pictures by position, as they were decoded once; a damaged one is absent, and so decoded anew.
+    """Pictures by position, as they were decoded once; a damaged one is absent, and all are when `records` is closed.
 
     Args:
         records: a row for each picture; sent to a worker, they are opened there by their path.
@@ -44,7 +44,9 @@ class PixelStore:
         self.records = records
 
     def picture(self, index: int) -> Picture | None:
-        """The picture, without a copy; None where it is absent or damaged."""
+        """The picture; None where it is absent or damaged."""
+        if self.records.is_closed:
+            return None
         content = self.records.read(index)
         if content is None:
             return None
@@ -53,7 +55,9 @@ class PixelStore:
 
     def repair(self, index: int, picture: Picture) -> None:
         """Put a picture back that was damaged, where that is possible."""
-        if self.records.is_writable and self.records.size_of(index) == _SHAPE_BYTES + picture.size:
+        if self.records.is_closed or not self.records.is_writable:
+            return
+        if self.records.size_of(index) == _SHAPE_BYTES + picture.size:
             self.keep([index], [picture])
 
     def keep(self, indices: Sequence[int], pictures: Sequence[Picture]) -> None:
@@ -120,7 +124,7 @@ def fill_store(
         generator=torch.Generator(),
     )
     with progress_bar(total=len(absent), desc="decoding images", unit="image") as bar:
-        for count, warnings in chunks:
+        for count, warnings in one_pass(chunks):
             bar.update(count)
             for sentence in warnings:
                 warn_once(PIXEL_WARNINGS, sentence)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
+from contextlib import ExitStack
 from typing import Any
 
 from torch import Tensor, nn
@@ -53,13 +54,11 @@ def _last_module_of_each_size(network: nn.Module, image: Tensor) -> tuple[str, .
 
         return listen
 
-    hooks = [module.register_forward_hook(listener(name)) for name, module in network.named_modules() if name]
-    try:
-        with undisturbed(network):
-            network(image)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, undisturbed(network):
+        for name, module in network.named_modules():
+            if name:
+                hooks.callback(module.register_forward_hook(listener(name)).remove)
+        network(image)
     sizes = [size for size in last if 1 < size[0] * size[1] < image.shape[2] * image.shape[3]]
     if not sizes:
         raise ConfigError(

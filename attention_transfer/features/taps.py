@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
@@ -58,11 +59,13 @@ class Taps:
         self._calls: Counter[str] = Counter()
         self._run_once: dict[torch.Size, bool] = {}
         self._stopping = False
-        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._hooks = ExitStack()
 
     def __enter__(self) -> Taps:
-        for name, module in self._modules.items():
-            self._hooks.append(module.register_forward_hook(self._listener(name)))
+        with ExitStack() as hooks:
+            for name, module in self._modules.items():
+                hooks.callback(module.register_forward_hook(self._listener(name)).remove)
+            self._hooks = hooks.pop_all()
         return self
 
     def run(self, images: Tensor) -> Tensor | None:
@@ -97,9 +100,7 @@ class Taps:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
+        self._hooks.close()
 
     def _listener(self, name: str) -> Any:
         def listen(module: nn.Module, args: Any, output: Any) -> None:

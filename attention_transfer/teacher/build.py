@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -105,10 +105,17 @@ Loader = Iterable[Any]
 
 @dataclass
 class Teachers:
-    """Who answers for the training images, and who for the validation images."""
+    """Who answers for the training images, and who for the validation images; to be closed."""
 
     train: Teacher
     val: Teacher
+
+    def close(self) -> None:
+        """Let go of the memories; from then on the network is run for everything."""
+        with ExitStack() as closing:
+            for teacher in (self.train, self.val):
+                if isinstance(teacher, CachedTeacher):
+                    closing.callback(teacher.close)
 
     def log_cache_hits(self, epoch: int, runtime: Runtime) -> None:
         """Log how many training images were answered from memory since the last time; all processes together."""
@@ -126,7 +133,7 @@ class Teachers:
 def build_teachers(
     config: Config, teacher: nn.Module | None, train: Loader, val: Loader | None, runtime: Runtime, needs: Needs
 ) -> Teachers:
-    """Decide who answers, and open the memories; every process must call this together.
+    """Decide who answers, and open the memories, to be closed; every process must call this together.
 
     Args:
         config: alpha, beta, layers, epochs, teacher_precision (no longer 'auto') and the cache's settings are used.
@@ -142,13 +149,16 @@ def build_teachers(
     if teacher is None:
         return Teachers(NoTeacher(), NoTeacher())
     make = _maker(config, teacher, runtime, needs)
-    opened: dict[str, Teacher] = {}
-    for role, loader in (("train", train), ("val", val)):
-        plan = None if loader is None else plan_for(role, loader, config.epochs, runtime.world_size)
-        if role == "train" and (plan is None or plan.views is None):
-            _say_that_it_runs(plan)
-        opened[role] = _cached(plan, config, teacher, make, runtime, needs) or OnlineTeacher(make)
-    return Teachers(**opened)
+    teachers = Teachers(NoTeacher(), NoTeacher())
+    with ExitStack() as opened:
+        opened.callback(teachers.close)
+        for role, loader in (("train", train), ("val", val)):
+            plan = None if loader is None else plan_for(role, loader, config.epochs, runtime.world_size)
+            if role == "train" and (plan is None or plan.views is None):
+                _say_that_it_runs(plan)
+            setattr(teachers, role, _cached(plan, config, teacher, make, runtime, needs) or OnlineTeacher(make))
+        opened.pop_all()
+    return teachers
 
 
 def _cached(

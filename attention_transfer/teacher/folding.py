@@ -11,7 +11,7 @@ import copy
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -145,15 +145,15 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, convs: dict[str, nn.Module], norms: dict[str, nn.Module], tapped: dict[str, nn.Module]
     ) -> Iterator[None]:
         """Hooks on the modules, gone after."""
-        hooks = [module.register_forward_hook(self._conv_ran(name)) for name, module in convs.items()]
-        hooks += [module.register_forward_pre_hook(self._norm_runs(name)) for name, module in norms.items()]
-        hooks += [module.register_forward_hook(self._norm_ran) for module in norms.values()]
-        hooks += [module.register_forward_hook(self._tap_heard) for module in tapped.values()]
-        try:
+        with ExitStack() as hooks:
+            for name, module in convs.items():
+                hooks.callback(module.register_forward_hook(self._conv_ran(name)).remove)
+            for name, module in norms.items():
+                hooks.callback(module.register_forward_pre_hook(self._norm_runs(name)).remove)
+                hooks.callback(module.register_forward_hook(self._norm_ran).remove)
+            for module in tapped.values():
+                hooks.callback(module.register_forward_hook(self._tap_heard).remove)
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     def _conv_ran(self, name: str) -> Any:
         def listen(module: nn.Module, args: Any, output: Tensor) -> None:

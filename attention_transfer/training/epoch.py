@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from attention_transfer.data.batches import Batch
 from attention_transfer.data.loading.loaders import own_sampler
-from attention_transfer.data.loading.user_loaders import check_labels, unpack, warn_of_unusual_values
+from attention_transfer.data.loading.user_loaders import Received, check_labels, warn_of_unusual_values
 from attention_transfer.distributed import Runtime
 from attention_transfer.logs import log_once
 from attention_transfer.modules import undisturbed, unwrapped
@@ -56,12 +56,11 @@ def local_batches(loader: Iterable[Any], runtime: Runtime, criterion: Criterion)
     sampler = own_sampler(loader, runtime.world_size)
     if sampler is not None:
         sizes = sampler.global_sizes()[sampler.start_batch :]
-        for batch, size in zip(loader, sizes, strict=True):
+        for batch, size in zip(Received(loader), sizes, strict=True):
             yield LocalBatch(_arrived(batch, runtime, criterion), size)
         return
-    for number, raw in enumerate(loader):
-        batch = unpack(raw)
-        if number == 0 and runtime.is_main and not isinstance(raw, Batch):
+    for number, batch in enumerate(Received(loader)):
+        if number == 0 and runtime.is_main and batch.indices is None:
             warn_of_unusual_values(batch.images)
         mine = slice(runtime.rank, None, runtime.world_size)
         part = Batch(batch.images[mine], batch.labels[mine])

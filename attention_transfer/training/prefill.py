@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack, closing
 from typing import Any
 
 from attention_transfer.config import Config, resolve_config
@@ -40,23 +41,22 @@ def prefill_caches(config: Mapping[str, Any] | Config | None = None) -> dict[str
             "augment_views is None: every epoch has new views, and no answer could be used twice; set augment_views "
             "to a number or to 'warp', or leave augment out."
         )
-    runtime = AcceleratedRuntime(config)
-    loaders = open_loaders(config, runtime, None, None, None)
-    try:
-        with log_to_stdout():
-            config = with_pixel_range(with_classes(config, loaders), loaders, runtime)
-            teacher = open_teacher(config, None, runtime)
-            assert teacher is not None
-            prefer_channels_last(runtime, teacher)
-            cache_pixels_of(loaders, config, runtime)
-            shape = batch_shape(config, loaders.train, None, runtime.world_size)
-            config = with_teacher_precision(config, runtime, teacher, shape)
-            needs = needs_of_teacher(default_terms(config))
-            teachers = build_teachers(config, teacher, loaders.train, loaders.val, runtime, needs)
-            return {
-                role: prefill(answers, runtime.device, f"asking the teacher for {role}")
-                for role, answers in (("train", teachers.train), ("val", teachers.val))
-                if isinstance(answers, CachedTeacher)
-            }
-    finally:
-        loaders.close()
+    with ExitStack() as cleanup:
+        runtime = cleanup.enter_context(closing(AcceleratedRuntime(config)))
+        loaders = cleanup.enter_context(closing(open_loaders(config, runtime, None, None, None)))
+        cleanup.enter_context(log_to_stdout())
+        config = with_pixel_range(with_classes(config, loaders), loaders, runtime)
+        teacher = open_teacher(config, None, runtime)
+        assert teacher is not None
+        prefer_channels_last(runtime, teacher)
+        cache_pixels_of(loaders, config, runtime)
+        shape = batch_shape(config, loaders.train, None, runtime.world_size)
+        config = with_teacher_precision(config, runtime, teacher, shape)
+        needs = needs_of_teacher(default_terms(config))
+        teachers = build_teachers(config, teacher, loaders.train, loaders.val, runtime, needs)
+        cleanup.callback(teachers.close)
+        return {
+            role: prefill(answers, runtime.device, f"asking the teacher for {role}")
+            for role, answers in (("train", teachers.train), ("val", teachers.val))
+            if isinstance(answers, CachedTeacher)
+        }

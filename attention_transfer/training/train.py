@@ -6,7 +6,7 @@ import logging
 import signal
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import Any, cast
 
 import torch
@@ -108,11 +108,13 @@ def train_at(
 
 
 def _run(config: Config, parts: UserParts, captured: Iterable[logging.LogRecord]) -> dict[str, Any]:
-    prepared = prepare(config, AcceleratedRuntime(config), parts, captured)
-    keeps_position = _keeps_position(prepared)
-    # closed inside: a launcher's second copy of a signal must not hit the end of the workers
-    with SignalHandler(SAVED if keeps_position else NOT_SAVED) as request, closing(prepared):
-        return _train(prepared, request)
+    with ExitStack() as cleanup:
+        runtime = cleanup.enter_context(closing(AcceleratedRuntime(config)))
+        prepared = prepare(config, runtime, parts, captured, cleanup)
+        promise = SAVED if _keeps_position(prepared) else NOT_SAVED
+        # closed inside: a launcher's second copy of a signal must not hit the end of the workers
+        with SignalHandler(promise) as request, closing(cleanup):
+            return _train(prepared, request)
 
 
 def _keeps_position(prepared: PreparedRun) -> bool:
@@ -154,12 +156,11 @@ def _train(prepared: PreparedRun, request: SignalHandler) -> dict[str, Any]:
         run.outcome["error"] = f"{type(error).__name__}: {error}"
         raise
     finally:
-        for criterion in criteria.values():
-            criterion.close()
-        try:
-            callbacks.run_ended(status)
-        finally:
-            callbacks.close()
+        with ExitStack() as ending:
+            ending.callback(callbacks.close)
+            ending.callback(callbacks.run_ended, status)
+            for criterion in criteria.values():
+                ending.callback(criterion.close)
     return _results(run, status)
 
 

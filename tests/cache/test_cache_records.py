@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 
+from attention_transfer.cache.in_use import is_in_use
 from attention_transfer.cache.records import HEADER, Records, file_size
 from attention_transfer.errors import AttentionTransferError, CacheError
 
@@ -191,3 +192,71 @@ def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path):
     done = warm.run("-c", LIMITED, tmp_path / "a.maps")
     assert "needs 4 MB for 4 records" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def full(tmp_path):
+    """An open file of two rows that are there."""
+    records = Records.create(tmp_path / "a.maps", "one", [32, 32])
+    records.write([0, 1], [np.full(32, row + 1, np.uint8) for row in range(2)])
+    return records
+
+
+def test_a_closed_file_is_not_in_use_and_nothing_can_be_read_from_it(full):
+    assert is_in_use(full.path)
+    full.close()
+    full.close()
+    assert not is_in_use(full.path)
+    for use in (lambda: full.read(0), full.present, full.clear, lambda: full.write([0], [np.zeros(32, np.uint8)])):
+        with pytest.raises(CacheError, match=r"a\.maps is closed; open it anew"):
+            use()
+    with Records(full.path, "one") as again:
+        assert (again.read(1) == 2).all()
+    assert again.is_closed
+
+
+def test_what_was_read_outlives_the_file(full):
+    content = full.read(1)
+    full.write([0], [np.zeros(32, np.uint8)])
+    full.clear()
+    full.close()
+    full.path.unlink()
+    assert (content == 2).all()
+    content[:] = 0
+
+
+def test_a_closed_file_is_not_opened_again_where_it_is_sent(full):
+    full.close()
+    assert pickle.loads(pickle.dumps(full)).is_closed
+
+
+def test_a_file_that_is_refused_is_not_in_use_while_the_error_is_kept(full):
+    full.close()
+    os.truncate(full.path, full.path.stat().st_size - 8)
+    with pytest.raises(CacheError, match="cut short") as kept:
+        Records(full.path, "one")
+    assert kept.value.__traceback__ is not None
+    assert not is_in_use(full.path)
+
+
+def test_a_process_that_was_forked_meanwhile_neither_keeps_the_mark_nor_takes_it_away(full):
+    fork = multiprocessing.get_context("fork")
+    closes, stays = fork.Process(target=full.close), fork.Process(target=time.sleep, args=(60,))
+    closes.start()
+    closes.join()
+    assert closes.exitcode == 0
+    assert is_in_use(full.path)
+    stays.start()
+    full.close()
+    assert not is_in_use(full.path)
+    stays.kill()
+    stays.join()
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_another_process_reads_and_fills_a_file_that_is_sent_to_it(full, method):
+    full.forget([0])
+    with multiprocessing.get_context(method).Pool(1) as pool:
+        assert (pool.apply(full.read, (1,)) == 2).all()
+        assert pool.apply(full.write, ([0], [np.full(32, 7, np.uint8)])) == 1
+    assert (full.read(0) == 7).all()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+import shutil
 
 import pytest
 import torch
@@ -92,9 +92,8 @@ def test_prefill_without_views_that_come_back_is_an_error_with_a_remedy(filled):
     assert "'warp'" in error
 
 
-def test_clear_removes_what_it_is_told_to(filled):
-    folder, _, _ = filled
-    cache: Path = folder / "cache"
+def test_clear_removes_what_it_is_told_to(filled, tmp_path):
+    cache = shutil.copytree(filled[0] / "cache", tmp_path / "cache")
     call("clear", "--cache-dir", cache, "--unused-days", 1)
     assert {entry.kind for entry in entries(cache)} == {"pixels", "maps"}
     told, _ = call("clear", "--cache-dir", cache, "--kind", "maps")

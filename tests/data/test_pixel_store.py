@@ -18,6 +18,7 @@ from support.loading import epoch, load
 
 from attention_transfer import DataError, train_at
 from attention_transfer.cache.folder import entries
+from attention_transfer.cache.in_use import is_in_use
 from attention_transfer.cache.records import Records
 from attention_transfer.config import Config
 from attention_transfer.data import Augmentation
@@ -93,6 +94,16 @@ def test_a_damaged_picture_is_decoded_again(eighty_digits, tmp_path):
     assert loader.dataset.store.picture(len(loader.dataset) - 1) is None
     loader.batch_sampler.set_epoch(0)
     assert all(map(torch.equal, epoch(loader)[1:], whole[1:]))
+
+
+def test_a_loader_whose_store_is_closed_decodes_anew(eighty_digits, tmp_path):
+    loader = kept(load(eighty_digits)[0], tmp_path)
+    whole = epoch(loader)
+    loader.dataset.store.records.close()
+    assert loader.dataset.store.picture(0) is None
+    loader.batch_sampler.set_epoch(0)
+    assert all(map(torch.equal, epoch(loader)[1:], whole[1:]))
+    assert not is_in_use(loader.dataset.store.records.path)
 
 
 def test_a_damaged_picture_is_put_back(eighty_digits, tmp_path):

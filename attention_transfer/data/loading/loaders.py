@@ -20,7 +20,7 @@ from attention_transfer.data.decoding.pixel_range import checked_range, choose_p
 from attention_transfer.data.loading.cores import available_cores
 from attention_transfer.data.loading.reimport import end_if_imported_again
 from attention_transfer.data.loading.sampler import EpochBatchSampler
-from attention_transfer.data.loading.workers import prepare_worker
+from attention_transfer.data.loading.workers import end_workers, prepare_worker
 from attention_transfer.data.sources.folder import find_splits
 from attention_transfer.data.views import Augmentation
 from attention_transfer.errors import DataError
@@ -172,7 +172,8 @@ def _three(name: str, values: Triple) -> Triple:
 def close_loader(loader: DataLoader[Example]) -> None:
     """End the workers of a loader now, rather than when Python gets to it; it can be iterated again."""
     # Persistent workers live as long as the iterator that the DataLoader keeps.
-    loader._iterator = None
+    batches, loader._iterator = loader._iterator, None
+    end_workers(batches)
 
 
 def own_sampler(loader: object, world_size: int | None = None) -> EpochBatchSampler | None:

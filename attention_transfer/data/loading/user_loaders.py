@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import operator
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torch.utils.data import Dataset, IterableDataset, Subset
 
 from attention_transfer.data.batches import Batch
 from attention_transfer.data.decoding.once import warn_once
+from attention_transfer.data.loading.workers import one_pass
 from attention_transfer.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -30,14 +33,14 @@ def unpack(batch: object) -> Batch:
     one of the usual names (images, image, pixel_values, x, input; labels, label, y, target).
 
     Returns:
-        images [B, C, H, W] floating-point, labels int64 [B]; indices and view only if `batch` is a `Batch`.
+        images [B, C, H, W] floating-point, labels int64 [B]; indices, view and matrices only if `batch` is a `Batch`.
 
     Raises:
         DataError: `batch` is something else, its images are no float images, or its labels are not one whole
             number an image.
     """
     if isinstance(batch, Batch):
-        return Batch(batch.images, _whole_numbers(batch.labels), batch.indices, batch.view)
+        return replace(batch, labels=_whole_numbers(batch.labels))
     images, labels = _find_pair(batch)
     images, labels = _as_tensor("images", images), _whole_numbers(_as_tensor("labels", labels))
     if images.ndim == 3 and images.is_floating_point() and len(labels) == len(images):
@@ -56,6 +59,38 @@ def unpack(batch: object) -> Batch:
             "they must be one class number an image, of shape [B] (no one-hot or mixed labels)."
         )
     return Batch(images, labels)
+
+
+class Received:
+    """The batches of a loader as `unpack` has them, in this process's own memory; an error keeps none of the loader's.
+
+    Args:
+        loader: any iterable of batches.
+
+    Raises:
+        DataError: while iterating, from `unpack`.
+    """
+
+    def __init__(self, loader: Iterable[Any]) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(_receive, one_pass(self._loader))
+
+    def __len__(self) -> int:
+        return len(self._loader)  # type: ignore[arg-type]  # a TypeError where it does not tell
+
+
+def _receive(raw: object) -> Batch:
+    try:
+        return unpack(raw).own()
+    except DataError as error:
+        del raw
+        chain: BaseException | None = error
+        while chain is not None:
+            traceback.clear_frames(chain.__traceback__)
+            chain = chain.__cause__
+        raise
 
 
 def _find_pair(batch: object) -> tuple[object, object]:
@@ -166,8 +201,8 @@ def count_classes(loader: Iterable[Any]) -> int:
     """
     logger.info("the loader does not name its classes; they are counted in one pass over its labels")
     seen: set[int] = set()
-    for batch in loader:
-        labels = unpack(batch).labels
+    for batch in Received(loader):
+        labels = batch.labels
         if not len(labels):
             continue
         if labels.min() < 0:

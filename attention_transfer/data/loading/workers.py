@@ -8,9 +8,10 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
@@ -18,8 +19,12 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from attention_transfer.data.loading.reimport import REMEDY, was_imported_again
 from attention_transfer.errors import DataError, UnguardedScriptError
 
-_UNTIL_TOLD = 1.0
+_UNTIL_TOLD, _UNTIL_CLOSED = 1.0, 5.0
 """Seconds."""
+_LOADING = ("torch.utils.data.", "torch.multiprocessing.", "multiprocessing.")
+"""The modules through which a batch comes from a worker."""
+
+T = TypeVar("T")
 
 
 def prepare_worker(worker_id: int) -> None:
@@ -49,7 +54,8 @@ def _obey_the_parent() -> None:
 def explain_lost_workers() -> Iterator[None]:
     """Turn torch's word that a worker has died, which reaches the main thread wherever it is, into one with a remedy.
 
-    Errors of other origin go through as they are: a connection or a file of the user's that ends is the user's.
+    Errors of other origin go through as they are: a connection or a file of the user's that ends is the user's. None
+    that goes through keeps the workers alive that it came out of, however long it is kept itself.
 
     Raises:
         DataError: a process that loads images was killed, or has crashed.
@@ -57,16 +63,64 @@ def explain_lost_workers() -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        if any(was_imported_again(each, _workers_behind(each)) for each in _chain(error)):
+    except BaseException as error:
+        is_unguarded = any(was_imported_again(each, _workers_behind(each)) for each in _chain(error))
+        reason = _why_lost(error) if isinstance(error, RuntimeError | ConnectionError | EOFError) else None
+        _let_go_of_loaders(error)
+        if is_unguarded:
             raise UnguardedScriptError(f"no process that loads images could start: {REMEDY}.") from None
-        reason = _why_lost(error)
         if reason is None:
             raise
         raise DataError(
             f"a process that loads images is gone ({reason}), most often for want of memory; lower num_workers or "
             "batch_size, or give the run more memory (in a container also more shared memory, --shm-size)."
         ) from error
+
+
+def end_workers(batches: object) -> None:
+    """End the workers behind an iterator of a DataLoader now, whoever still holds it, and what serves them here."""
+    if not isinstance(batches, _MultiProcessingDataLoaderIter):
+        return
+    batches._shutdown_workers()
+    for worker in batches._workers:
+        if worker.is_alive():  # though torch has terminated it
+            worker.kill()
+            worker.join()
+    queues: list[Any] = [*batches._index_queues, batches._worker_result_queue]
+    for queue in queues:
+        # torch has closed them, and leaves it to their threads when
+        if queue._thread is not None and queue._closed:
+            queue._thread.join(_UNTIL_CLOSED)
+
+
+def one_pass(loader: Iterable[T]) -> Iterator[T]:
+    """The batches of one pass; however it ends, its workers end with it, unless the loader keeps them."""
+    batches = iter(loader)
+    try:
+        yield from batches
+    finally:
+        if getattr(loader, "_iterator", None) is not batches:
+            end_workers(batches)
+        del batches  # an error keeps this frame
+
+
+def _let_go_of_loaders(error: BaseException) -> None:
+    """Empty the frames of torch's loaders that an error holds: they refer to iterators, queues and connections.
+
+    An iterator that its DataLoader keeps lives on, for the next epoch. The workers of any other are ended here: a
+    loader of the user's that wraps torch's may have a frame of its own that refers to it.
+    """
+    for each in _chain(error):
+        for frame, _ in traceback.walk_tb(each.__traceback__):
+            if str(frame.f_globals.get("__name__")).startswith(_LOADING):
+                loading = frame.f_locals.get("self")
+                if isinstance(loading, _MultiProcessingDataLoaderIter) and not loading._persistent_workers:
+                    end_workers(loading)
+                del loading
+                with suppress(RuntimeError):  # it is running
+                    frame.clear()
+                    # up to Python 3.12 a frame keeps what it was once asked for until it is asked again
+                    frame.f_locals.get("self")
 
 
 def _why_lost(error: BaseException) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -55,13 +56,10 @@ def find_grids(model: nn.Module, images: Tensor, names: Sequence[str]) -> list[G
             grids[after] = Grid(*(_through(axis, module, i) for i, axis in enumerate(grids[before])))
 
     strided = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d)]
-    hooks = [module.register_forward_hook(listen) for module in strided]
-    try:
-        with undisturbed(network), Taps(network, names) as taps:
-            network(like_weights(images, network))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, undisturbed(network), Taps(network, names) as taps:
+        for module in strided:
+            hooks.callback(module.register_forward_hook(listen).remove)
+        network(like_weights(images, network))
     return [_grid_of(name, _size(features), grids, whole) for name, features in zip(names, taps.features, strict=True)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -41,7 +42,8 @@ def open_cache(
 ) -> CachedTeacher:
     """The teacher around its memory, if settings and disk allow one; every process must call this together.
 
-    Where nothing is kept it answers just the same, rounded as if it were: so a run does not depend on the disk.
+    Whoever asks for it closes it. Where nothing is kept it answers just the same, rounded as if it were: so a run does
+    not depend on the disk.
 
     Raises:
         CacheError: teacher_cache is 'on', and the answers cannot be kept.
@@ -53,14 +55,22 @@ def open_cache(
         logger.info("the teacher runs on the %s images in every epoch: teacher_cache is 'off'", plan.role)
         return CachedTeacher(runner, index, shape)
     place = _Place(plan, config, index.count, shape, _identity(plan, config, teacher, runner, runtime))
-    cache = all_or_raise(runtime, lambda: _make(place, teacher, runner, index) if runtime.is_local_main else None)
-    if not runtime.is_local_main:
-        cache = place.open_if_there()
-    if not all(runtime.all_gather_object(cache is not None)):
-        cache = None
-    if cache is not None:
-        _say_what_is_kept(cache, plan, index, place.folder)
-    return CachedTeacher(runner, index, shape, cache)
+    cached = CachedTeacher(runner, index, shape)
+    with ExitStack() as opened:
+        opened.callback(cached.close)
+
+        def make() -> None:
+            cached.cache = _make(place, teacher, runner, index) if runtime.is_local_main else None
+
+        all_or_raise(runtime, make)
+        if not runtime.is_local_main:
+            cached.cache = place.open_if_there()
+        if not all(runtime.all_gather_object(cached.cache is not None)):
+            return cached
+        assert cached.cache is not None
+        _say_what_is_kept(cached.cache, plan, index, place.folder)
+        opened.pop_all()
+    return cached
 
 
 @dataclass(frozen=True)
@@ -132,12 +142,17 @@ def _make(place: _Place, teacher: nn.Module, runner: FrozenRunner, index: CacheI
         needed = place.needed()
         if is_auto and needed and not plan.repeats:
             raise CacheError("no answer would be used twice")
-        # What is open is not removed to make room: so what is there is opened first.
-        held = [Records(path, place.identity) for path in place.paths if path.exists()]
-        check_disk_space(place.folder, needed, config.cache_limit, spares_disk=is_auto)
-        cache = TeacherCache.open(place.folder, place.identity, place.rows, place.shape, _about(plan, teacher))
-        del held
-        _forget_what_is_wrong(cache, runner, index, config.teacher_precision)
+        with ExitStack() as held:
+            # What is open is not removed to make room: so what is there is opened first.
+            for path in place.paths:
+                if path.exists():
+                    held.enter_context(Records(path, place.identity))
+            check_disk_space(place.folder, needed, config.cache_limit, spares_disk=is_auto)
+            cache = TeacherCache.open(place.folder, place.identity, place.rows, place.shape, _about(plan, teacher))
+        with ExitStack() as opened:
+            opened.enter_context(cache)
+            _forget_what_is_wrong(cache, runner, index, config.teacher_precision)
+            opened.pop_all()
     except OSError as error:
         if not is_auto:
             raise

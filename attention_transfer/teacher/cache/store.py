@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -92,7 +94,7 @@ class OutputShape:
 
 
 class TeacherCache:
-    """The answers of one teacher to one data set.
+    """The answers of one teacher to one data set, to be closed.
 
     Args:
         maps: a file of records.
@@ -115,15 +117,31 @@ class TeacherCache:
             CacheError: there is no room on the disk, the folder cannot be written to, or a file in it is damaged.
         """
         maps_path, logits_path = cache_paths(folder, identity)
-        maps = Records.create(maps_path, identity, np.full(rows, shape.map_bytes, np.int64), **(about or {}))
-        logits = None
-        if shape.logits is not None:
-            sizes = np.full(rows, _NUMBER_BYTES * shape.logits, np.int64)
-            logits = Records.create(logits_path, identity, sizes, **(about or {}))
-        cache = cls(maps, logits, shape)
-        for records in cache._files():
-            records.touch()
+        with ExitStack() as opened:
+            sizes = np.full(rows, shape.map_bytes, np.int64)
+            maps = opened.enter_context(Records.create(maps_path, identity, sizes, **(about or {})))
+            logits = None
+            if shape.logits is not None:
+                sizes = np.full(rows, _NUMBER_BYTES * shape.logits, np.int64)
+                logits = opened.enter_context(Records.create(logits_path, identity, sizes, **(about or {})))
+            cache = cls(maps, logits, shape)
+            for records in cache._files():
+                records.touch()
+            opened.pop_all()
         return cache
+
+    def close(self) -> None:
+        """Let go of the files; a second time nothing happens."""
+        for records in self._files():
+            records.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
 
     def __len__(self) -> int:
         return len(self.maps)

@@ -23,7 +23,7 @@ class CachedTeacher:
         runner: runs the network.
         looks: which record answers for which image.
         shape: of an answer.
-        memory: where answers are kept; None keeps none, and answers just the same.
+        memory: where answers are kept, closed by `close`; None keeps none, and answers just the same.
 
     Attributes:
         recalled: images that were answered from memory so far; asked: those that the network was run for.
@@ -50,6 +50,12 @@ class CachedTeacher:
         maps, coverage = self.index.project_to_view(batch, self.shape.decode_maps(kept_maps, device))
         logits = None if kept_logits is None else torch.from_numpy(kept_logits).to(device)
         return self.shape.output(maps, logits, coverage)
+
+    def close(self) -> None:
+        """Close the cache; from then on the network runs for everything."""
+        cache, self.cache = self.cache, None
+        if cache is not None:
+            cache.close()
 
     def _recall(self, batch: Batch) -> tuple[Floats, Floats | None]:
         rows = self.index.rows(batch)

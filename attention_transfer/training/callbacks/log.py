@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from attention_transfer.distributed import Runtime
@@ -30,6 +31,7 @@ class Log(Callback):
 
     def run_started(self, run: RunContext) -> None:
         to_file = _file_handler(run.paths.log)
+        self._handlers = [to_file]
         to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         to_screen = ConsoleHandler()
         to_screen.setFormatter(logging.Formatter("%(message)s"))
@@ -78,10 +80,12 @@ class Log(Callback):
         logger.info("%s after %d of %d epochs: %s", status, run.state.epoch, run.config.epochs, where)
 
     def close(self) -> None:
-        for handler in self._handlers:
-            LIBRARY.removeHandler(handler)
-            handler.close()
-        self._handlers = []
+        handlers, self._handlers = self._handlers, []
+        with ExitStack() as closing:
+            for handler in handlers:
+                # first out of the list: what another one has to say in the end is not for it
+                closing.callback(handler.close)
+                closing.callback(LIBRARY.removeHandler, handler)
 
 
 def _file_handler(path: Path) -> logging.Handler:

@@ -101,9 +101,16 @@ class TensorBoard(Callback):
                 self._writer.add_scalar(tag, value, beyond)
 
     def close(self) -> None:
-        if self._writer is not None:
-            with self._writing():
-                self._writer.close()
+        writer, self._writer = self._writer, None
+        if writer is None:
+            return
+        events = writer.file_writer.event_writer
+        with self._writing():
+            try:
+                writer.close()
+            finally:
+                # on a full disk the writer leaves its thread behind, which would go on trying
+                events.close()
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -69,9 +69,11 @@ class RunLock:
                 os.close(handle)
                 _remove(self._path)
             else:
-                if _is_file_of(handle, self._path):
-                    _remove(self._path)
-                os.close(handle)
+                try:
+                    if _is_file_of(handle, self._path):
+                        _remove(self._path)
+                finally:
+                    os.close(handle)
 
     def _take(self) -> int:
         while True:
@@ -134,10 +136,10 @@ def _identity(file: os.stat_result) -> tuple[int, int]:
 
 
 def _is_file_of(handle: int, path: Path) -> bool:
-    """Whether `path` still leads to the open file, which its last holder may have removed in the meantime."""
+    """Whether `path` still leads to the open file, which may have been removed in the meantime, or moved elsewhere."""
     try:
         return _identity(path.stat()) == _identity(os.fstat(handle))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from attention_transfer.cache.records import Records
 from attention_transfer.config import Config
 from attention_transfer.data.batches import Batch
 from attention_transfer.data.loading.loaders import close_loader, own_dataset, prepare_dataloaders
@@ -30,17 +32,35 @@ Loader = Iterable[Any]
 
 @dataclass
 class Loaders:
-    """The loaders of a run; `own` are those that this library opened, and closes."""
+    """The loaders of a run.
+
+    Attributes:
+        own: those that this library opened.
+        idle: those of the user's whose workers are not at work yet.
+        stores: open files of the pixels of `own`.
+    """
 
     train: Loader
     val: Loader | None
     test: Loader | None
     own: list[DataLoader[Any]]
+    idle: list[DataLoader[Any]] = field(default_factory=list)
+    stores: list[Records] = field(default_factory=list)
 
     def close(self) -> None:
-        """End the workers of our own loaders."""
-        for loader in self.own:
-            close_loader(loader)
+        """End the workers that the run has started, and close its files of pixels.
+
+        All loaders can still be iterated: new workers start, and each image is decoded anew.
+        """
+        with ExitStack() as closing:
+            for records in self.stores:
+                closing.callback(records.close)
+            for loader in self.own:
+                dataset = own_dataset(loader)
+                if dataset is not None:
+                    dataset.store = None
+            for loader in (*self.own, *self.idle):
+                closing.callback(close_loader, loader)
 
     def splits(self) -> dict[str, int | None]:
         """The number of images of each split, None where a loader does not tell."""
@@ -84,7 +104,7 @@ def open_loaders(
     if train is not None:
         if val is None:
             logger.info("there is no val_loader: the last epoch counts as the best")
-        return Loaders(train, val, test, own=[])
+        return Loaders(train, val, test, own=[], idle=_idle(user_loaders.values()))
     own = open_folder(config, runtime.rank, runtime.world_size)
     if not len(own["test"]):
         # the folder has no test labels, which has been said
@@ -95,7 +115,13 @@ def open_loaders(
         given.get("val", own["val"]),
         given.get("test", own.get("test")),
         own=[loader for role, loader in own.items() if role not in given],
+        idle=_idle(user_loaders.values()),
     )
+
+
+def _idle(user_loaders: Iterable[Loader | None]) -> list[DataLoader[Any]]:
+    """The DataLoaders whose persistent workers, if they have any, are yet to be started."""
+    return [loader for loader in user_loaders if isinstance(loader, DataLoader) and loader._iterator is None]
 
 
 def open_folder(config: Config, rank: int = 0, world_size: int = 1) -> dict[str, DataLoader[Any]]:
@@ -141,6 +167,8 @@ def with_pixel_range(config: Config, loaders: Loaders, runtime: Runtime) -> Conf
 def cache_pixels_of(loaders: Loaders, config: Config, runtime: Runtime) -> None:
     """Decode the images of our own loaders once and for all; every process must call this together.
 
+    `loaders.close()` closes the files that it opens.
+
     Raises:
         CacheError: pixel_cache is 'on', and the pixels cannot be kept.
         DataError: a file cannot be read as an image.
@@ -148,12 +176,18 @@ def cache_pixels_of(loaders: Loaders, config: Config, runtime: Runtime) -> None:
     datasets = [dataset for loader in loaders.own if (dataset := own_dataset(loader)) is not None]
     if not datasets:
         return
-    made = all_or_raise(runtime, lambda: make_stores(datasets, config) if runtime.is_local_main else None)
-    stores = made if runtime.is_local_main else open_stores(datasets, config)
+
+    def make() -> None:
+        if runtime.is_local_main:
+            loaders.stores += make_stores(datasets, config) or []
+
+    all_or_raise(runtime, make)
+    if not runtime.is_local_main:
+        loaders.stores += open_stores(datasets, config) or []
 
     def keep() -> None:
-        if stores is not None:
-            cache_pixels(datasets, stores, config, runtime.local_rank, runtime.local_world_size)
+        if loaders.stores:
+            cache_pixels(datasets, loaders.stores, config, runtime.local_rank, runtime.local_world_size)
 
     all_or_raise(runtime, keep)
 

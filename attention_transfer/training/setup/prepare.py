@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -77,11 +78,6 @@ class PreparedRun:
     teachers: Teachers
     terms: list[LossTerm]
     callbacks: list[Callback]
-    cleanup: ExitStack
-
-    def close(self) -> None:
-        """End the workers, and let others have the run's name."""
-        self.cleanup.close()
 
 
 def prepare(
@@ -89,6 +85,7 @@ def prepare(
     runtime: AcceleratedRuntime,
     parts: UserParts,
     captured_logs: Iterable[logging.LogRecord],
+    cleanup: ExitStack,
 ) -> PreparedRun:
     """Check all that can be checked, cheapest first, then cache pixels, choose number formats and open caches.
 
@@ -97,73 +94,72 @@ def prepare(
         runtime: device and processes.
         parts: of the user's own.
         captured_logs: what was logged so far, for the log that is still to be opened.
+        cleanup: closes whatever is opened here, also where this raises: files, workers, and the hold on the run's name.
 
     Raises:
         ConfigError, DataError, TeacherError, CheckpointError, CacheError: with the value at fault.
     """
-    with ExitStack() as cleanup:
-        is_auto = config.resume == AUTO
-        if is_auto:
-            # before it looks around: what is found must not be a living run's
-            _take_name(config, runtime, cleanup)
-        point = find_resume_point(config, runtime)
-        config = point.config
-        seed_everything(config.seed)
-        config, loaders, first, counts = _open_data(config, runtime, parts, cleanup)
-        if runtime.is_main:
-            is_own = parts.scheduler is not None
-            _describe(config, loaders, counts, has_own_schedule=is_own, goes_on=point.checkpoint is not None)
-        teacher = open_teacher(config, parts.teacher, runtime)
-        seed_everything(config.seed)
-        student = open_student(config, parts.student).to(runtime.device)
-        check_trainable(student)
-        terms = [*default_terms(config, parts.map_function), *parts.terms]
-        check_terms(terms, has_teacher=teacher is not None)
-        callbacks = by_name([*default_callbacks(), *parts.callbacks])
-        prefer_channels_last(runtime, student, teacher)
-        images = _check_images(loaders, first, student, teacher, runtime)
-        config = _named(config, runtime, student, has_teacher=teacher is not None)
-        paths = RunPaths(config)
-        size = checkpoint_bytes(student)
-        all_or_raise(
-            runtime, lambda: check_disk_space(config.save_dir, config.log_dir, size) if runtime.is_main else None
-        )
-        if runtime.is_main:
-            warn_of_little_disk_space(paths, range(config.save_freq, config.epochs + 1, config.save_freq), size)
+    is_auto = config.resume == AUTO
+    if is_auto:
+        # before it looks around: what is found must not be a living run's
+        _take_name(config, runtime, cleanup)
+    point = find_resume_point(config, runtime)
+    config = point.config
+    seed_everything(config.seed)
+    config, loaders, first, counts = _open_data(config, runtime, parts, cleanup)
+    if runtime.is_main:
+        is_own = parts.scheduler is not None
+        _describe(config, loaders, counts, has_own_schedule=is_own, goes_on=point.checkpoint is not None)
+    teacher = open_teacher(config, parts.teacher, runtime)
+    seed_everything(config.seed)
+    student = open_student(config, parts.student).to(runtime.device)
+    check_trainable(student)
+    terms = [*default_terms(config, parts.map_function), *parts.terms]
+    check_terms(terms, has_teacher=teacher is not None)
+    callbacks = by_name([*default_callbacks(), *parts.callbacks])
+    prefer_channels_last(runtime, student, teacher)
+    images = _check_images(loaders, first, student, teacher, runtime)
+    config = _named(config, runtime, student, has_teacher=teacher is not None)
+    paths = RunPaths(config)
+    size = checkpoint_bytes(student)
+    all_or_raise(runtime, lambda: check_disk_space(config.save_dir, config.log_dir, size) if runtime.is_main else None)
+    if runtime.is_main:
+        warn_of_little_disk_space(paths, range(config.save_freq, config.epochs + 1, config.save_freq), size)
+    if not is_auto:
+        _take_name(config, runtime, cleanup)
+    if not point.goes_on(config) and not config.overwrite:
+        paths.refuse_to_take_logs()
         if not is_auto:
-            _take_name(config, runtime, cleanup)
-        if not point.goes_on(config) and not config.overwrite:
-            paths.refuse_to_take_logs()
-            if not is_auto:
-                paths.refuse_to_overwrite()
-        teacher_digest = None if teacher is None else weights_digest(teacher)
-        dataset = own_dataset(loaders.train)
-        data_digest = None if dataset is None else samples_digest(dataset.samples, "size")
-        refuse_another_teacher(teacher_digest, point)
-        refuse_other_data(data_digest, point, config)
-        refuse_another_loss({term.name: term.weight for term in terms}, point, config)
+            paths.refuse_to_overwrite()
+    teacher_digest = None if teacher is None else weights_digest(teacher)
+    dataset = own_dataset(loaders.train)
+    data_digest = None if dataset is None else samples_digest(dataset.samples, "size")
+    refuse_another_teacher(teacher_digest, point)
+    refuse_other_data(data_digest, point, config)
+    refuse_another_loss({term.name: term.weight for term in terms}, point, config)
 
-        cache_pixels_of(loaders, config, runtime)
-        config = _in_precision(config, runtime, student, teacher, loaders, images)
-        teachers = build_teachers(config, teacher, loaders.train, loaders.val, runtime, needs_of_teacher(terms))
-        build_terms(terms, config, student, teacher, images, runtime)
-        state = _first_state(config, student, terms, callbacks, parts)
-        state.teacher_digest, state.data_digest = teacher_digest, data_digest
-        _begin(point, state, paths, runtime, loaders)
-        run = RunContext(
-            config=config,
-            state=state,
-            paths=paths,
-            runtime=runtime,
-            teacher=teacher,
-            splits=loaders.splits(),
-            batches=batches_of(loaders.train),
-            validates=loaders.val is not None,
-            images_per_class=counts,
-            images=images,
-            captured_logs=captured_logs,
-        )
-        return PreparedRun(run, loaders, teachers, terms, list(callbacks.values()), cleanup.pop_all())
+    cache_pixels_of(loaders, config, runtime)
+    config = _in_precision(config, runtime, student, teacher, loaders, images)
+    teachers = build_teachers(config, teacher, loaders.train, loaders.val, runtime, needs_of_teacher(terms))
+    cleanup.callback(teachers.close)
+    build_terms(terms, config, student, teacher, images, runtime)
+    state = _first_state(config, student, terms, callbacks, parts)
+    state.teacher_digest, state.data_digest = teacher_digest, data_digest
+    _begin(point, state, paths, runtime, loaders)
+    run = RunContext(
+        config=config,
+        state=state,
+        paths=paths,
+        runtime=runtime,
+        teacher=teacher,
+        splits=loaders.splits(),
+        batches=batches_of(loaders.train),
+        validates=loaders.val is not None,
+        images_per_class=counts,
+        images=images,
+        captured_logs=captured_logs,
+    )
+    return PreparedRun(run, loaders, teachers, terms, list(callbacks.values()))
 
 
 def _open_data(
@@ -272,8 +268,11 @@ def _take_name(config: Config, runtime: AcceleratedRuntime, cleanup: ExitStack) 
     locks = {files.lock.absolute(): "save_dir"}
     locks.setdefault(files.log_lock.absolute(), "log_dir")
     for path, setting in locks.items():
-        take = partial(RunLock, path, files.name, setting=setting, held=runtime.is_main)
-        cleanup.callback(all_or_raise(runtime, take).release)
+        all_or_raise(runtime, partial(_take, cleanup, path, files.name, setting=setting, held=runtime.is_main))
+
+
+def _take(cleanup: ExitStack, path: Path, name: str, *, setting: str, held: bool) -> None:
+    cleanup.callback(RunLock(path, name, setting=setting, held=held).release)
 
 
 def _named(config: Config, runtime: AcceleratedRuntime, student: nn.Module, *, has_teacher: bool) -> Config:
