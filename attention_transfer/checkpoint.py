@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
+from attention_transfer.class_names import numbers_as_names
 from attention_transfer.config import resolve_config
 from attention_transfer.data.decoding.depth import FULL
 from attention_transfer.devices import resolve_device
@@ -126,7 +127,18 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         newer = {key: types for key, types in _NEWER_TRAINING_KEYS.items() if key in training}
         _check_keys(training, _TRAINING_KEYS | newer, path)
     # before there was this setting, 16-bit pixels were scaled from there
-    return {**content, "config": {"pixel_range": FULL, **content["config"]}}
+    config = {"pixel_range": FULL, **content["config"]}
+    if _names_are_made_up(content):
+        config["class_names"] = None
+    return {**content, "config": config}
+
+
+def _names_are_made_up(content: dict[str, Any]) -> bool:
+    """Whether nobody has named the classes; before version 0.2 they were then written down as '0', '1', ..."""
+    training, names = content.get("training"), content.get("class_names")
+    if not isinstance(training, dict) or "data_classes" in training or training.get("data_digest") is not None:
+        return False
+    return isinstance(names, list | tuple) and tuple(names) == numbers_as_names(len(names))
 
 
 def _check_keys(content: dict[str, Any], keys: dict[str, tuple[type, ...]], path: str | os.PathLike[str]) -> None:
@@ -228,7 +240,7 @@ def card_from(content: dict[str, Any]) -> ModelCard | None:
     name, num_classes, names = (card.get(key) for key in ("name", "num_classes", "class_names"))
     if not isinstance(name, str) or not isinstance(num_classes, int) or not isinstance(names, list | tuple | None):
         raise CheckpointError(f"a checkpoint is malformed: its card is {card!r}.")
-    return ModelCard(name, num_classes, tuple(names) if names else None)
+    return ModelCard(name, num_classes, tuple(names) if names and not _names_are_made_up(content) else None)
 
 
 def load_weights(model: nn.Module, weights: dict[str, Any], source: str) -> None:
@@ -255,7 +267,8 @@ def load_model(
 
     Returns:
         a dict: model (in eval mode, on the device), config (dict), epoch (completed), best_accuracy (fraction),
-        best_balanced_accuracy (of that epoch; see `balanced_accuracy_at_best`), class_names (list of str).
+        best_balanced_accuracy (of that epoch; see `balanced_accuracy_at_best`), class_names (list of str; '0', '1', ...
+        where nobody has named the classes).
 
     Raises:
         CheckpointError: the file is missing, damaged, not ours, or needs `model`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,13 +14,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from attention_transfer.class_names import Classes, Match, match
 from attention_transfer.config import Config, resolve_config
+from attention_transfer.data.loading.relabelled import Relabelled
 from attention_transfer.data.loading.user_loaders import Received, check_labels, classes_of, warn_of_unusual_values
 from attention_transfer.errors import DataError, DivergenceError
 from attention_transfer.modules import count_logits, device_of, like_weights, undisturbed, unwrapped
+from attention_transfer.networks.class_lists import network_classes
 from attention_transfer.networks.input_shapes import refusing_misfits
-from attention_transfer.networks.registry import card_of
 from attention_transfer.progress import progress_bar
+
+logger = logging.getLogger(__name__)
 
 CALIBRATION_BINS = 15
 
@@ -34,8 +39,10 @@ def evaluate_model(
     Args:
         model: images [B, C, H, W] to logits [B, K], K at least 2.
         test_loader: any iterable of (images, labels).
-        config: class_names is used. Without it the names are those that the network was trained with, else those of
-            the loader's data set; classes that have none go by their numbers '0', '1', ...
+        config: class_names is used: the network's classes. Without it they are those that it was trained with. Where
+            the loader's data set names its classes too, both are matched by name: the data may have them in another
+            order, and may have few of them. A network that names none has those of the data, in their order;
+            classes that nobody names go by their numbers '0', '1', ...
 
     Returns:
         plain numbers, lists and dicts that can be written as JSON:
@@ -48,8 +55,8 @@ def evaluate_model(
         images_per_second (forward passes alone, the first batch left out as a warm-up if there are more), samples.
 
     Raises:
-        DataError: the loader is empty, a label is not among the network's classes, or the loader numbers its
-            classes differently from the network.
+        DataError: the loader is empty, a label is not among the network's classes, or the data have a class that the
+            network does not have.
         ConfigError: the network does not put out logits [B, K], K at least 2.
         DivergenceError: the loss of a batch is not a finite number.
 
@@ -61,7 +68,8 @@ def evaluate_model(
         (4, 40550528)
     """
     config = resolve_config(config)
-    names, clock = _name_classes(model, test_loader, config), Stopwatch(device_of(model))
+    network, clock = network_classes(model, "the network", config.class_names), Stopwatch(device_of(model))
+    names, test_loader = _in_networks_numbers(network, test_loader)
     tally: Tally | None = None
     with undisturbed(model):
         for batch in progress_bar(Received(test_loader), desc="evaluating", unit="batch"):
@@ -73,6 +81,7 @@ def evaluate_model(
             with refusing_misfits(model, images, "network"), clock.timing(len(images)):
                 logits = model(images)
             if tally is None:
+                _check_count(network, names, count_logits(logits))
                 tally = Tally(names, count_logits(logits))
             tally.add(logits.cpu().float(), batch.labels.cpu())
         if tally is None:
@@ -217,24 +226,28 @@ def count_multiply_adds(model: nn.Module, images: Tensor) -> int:
     return multiply_adds
 
 
-def _name_classes(model: nn.Module, loader: Iterable[Any], config: Config) -> tuple[str, ...]:
-    card, in_loader = card_of(model), classes_of(loader)
-    names = config.class_names or (card.class_names if card else None)
-    if names and in_loader:
-        check_class_order(names, in_loader)
-    return names or in_loader or ()
+def _in_networks_numbers(network: Classes, loader: Iterable[Any]) -> tuple[tuple[str, ...], Iterable[Any]]:
+    """The names of the classes, and the loader with the network's labels for those that it names."""
+    in_loader = classes_of(loader)
+    if in_loader is None:
+        return network.names or (), loader
+    found = _matched(network, in_loader)
+    if found.note is not None:
+        logger.info("%s", found.note)
+    names = network.names or in_loader
+    return names, loader if found.positions is None else Relabelled(loader, found.positions, names, "the loader")
 
 
-def check_class_order(network: Sequence[str], loader: Sequence[str]) -> None:
-    """A loader must number the classes that it shares with a network as the network does.
+def _check_count(network: Classes, names: Sequence[str], num_classes: int) -> None:
+    """Names that the data have given to the classes of a network that has not told their number."""
+    if network.number is None and names:
+        _matched(Classes(network.owner, count=num_classes), names)
 
-    Raises:
-        DataError: a class has another number in the loader than in the network.
-    """
-    numbers = {name: label for label, name in enumerate(network)}
-    for label, name in enumerate(loader):
-        if numbers.get(name, label) != label:
-            raise DataError(
-                f"{name!r} is class {label} of the loader, but class {numbers[name]} of the network, so that figures "
-                f"would be wrong; let the loader number its classes {', '.join(network)}."
-            )
+
+def _matched(network: Classes, data: Sequence[str]) -> Match:
+    try:
+        return match(network, Classes("the data set", tuple(data)))
+    except DataError as error:
+        raise DataError(
+            f"{error}; call the classes of the data as the network does, or measure a network that was trained on them."
+        ) from None

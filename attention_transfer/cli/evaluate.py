@@ -31,34 +31,54 @@ def evaluate(
     ],
     /,
     *,
-    split: Annotated[Literal["test", "val", "train"], Parameter(help="which images")] = "test",
+    split: Annotated[
+        Literal["test", "val", "train", "all"] | None,
+        Parameter(help="which images; left out: test, but all of a folder without splits that training has not seen"),
+    ] = None,
     json_file: Annotated[
         str | None, Parameter(name="--json", help="write all figures there, also the confusion matrix")
     ] = None,
     **settings: Any,
 ) -> int:
-    """Measure a trained network on a split of its data.
+    """Measure a trained network on images that it has not learned from.
 
     attention-transfer evaluate checkpoints/NAME_best.pth
     attention-transfer evaluate student.pth --data-dir photos --json figures.json
 
-    The images are brought to the form that the network was trained with, unless a flag below says otherwise.
+    The first line tells which images these are. They are brought to the form that the network was trained with, unless
+    a flag below says otherwise. Classes are matched by name: a folder may have few of them, in any order.
     """
     network, config = open_network(checkpoint, settings)
 
-    from attention_transfer.data.loading.loaders import close_loader
+    from attention_transfer.cli.trained_on import Training
+    from attention_transfer.data.loading.loaders import close_loader, open_images
     from attention_transfer.data.loading.workers import explain_lost_workers
+    from attention_transfer.data.sources.measured import choose_images
     from attention_transfer.evaluation import evaluate_model
+    from attention_transfer.logs import capture_logs
 
-    loader = open_split(config, split)
+    check_has_head(network, checkpoint)
+    is_learned_from = Training.of(checkpoint).was_on(config)
+    measured = choose_images(config.data_dir, split, config.split_seed, is_learned_from=is_learned_from)
+    loader = open_images(
+        measured.samples,
+        measured.classes,
+        batch_size=config.batch_size,
+        num_workers=config.num_workers,
+        image_size=config.image_size,
+        mean=config.mean,
+        std=config.std,
+        pixel_range=config.pixel_range,
+    )
     try:
-        check_same_classes(network, loader, checkpoint)
         say_found_range(config, loader)
-        with explain_lost_workers():
+        with explain_lost_workers(), capture_logs() as said:
             report = evaluate_model(network, loader, config)
     finally:
         close_loader(loader)
-    show(f"{checkpoint} on {report['samples']} images of {config.data_dir} ({split})", report)
+    show(f"{checkpoint} on {measured.what}", report)
+    for record in said:
+        print(f"\n{record.getMessage()}")
     if json_file is not None:
         write_atomically(json_file, (json.dumps(report, indent=2) + "\n").encode(), setting="--json")
         print(f"\nAll figures are in {Path(json_file)}.")
@@ -72,23 +92,16 @@ def open_split(config: Config, split: str) -> DataLoader[Any]:
     return open_folder(config.model_copy(update={"augment": False}))[split]
 
 
-def check_same_classes(network: nn.Module, loader: DataLoader[Any], source: str) -> None:
-    """Bare weights do not tell the names of their classes; their number must be that of the data at least.
+def check_has_head(network: nn.Module, source: str) -> None:
+    """A network without a head of its own tells no classes apart.
 
     Raises:
-        DataError: the numbers differ, or the weights came without a head.
+        DataError: its weights came without one.
     """
-    from attention_transfer.data.loading.user_loaders import classes_of
     from attention_transfer.networks.registry import HeadlessCard, card_of
 
     if isinstance(card_of(network), HeadlessCard):
         raise DataError(f"{source} has no head that can be built from it, so that it tells no classes apart.")
-    card, names = card_of(network), classes_of(loader) or ()
-    if card is not None and card.class_names is None and card.num_classes != len(names):
-        raise DataError(
-            f"{source} tells {card.num_classes} classes apart, but the data have {len(names)} ({', '.join(names[:5])}"
-            f"{', ...' if len(names) > 5 else ''}); give the data that it was trained for with --data-dir."
-        )
 
 
 def say_found_range(config: Config, loader: DataLoader[Any]) -> None:

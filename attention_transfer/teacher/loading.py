@@ -14,6 +14,7 @@ from attention_transfer.catalogue import canonical_network_name
 from attention_transfer.checkpoint import card_from, is_checkpoint, load_weights, read_plain
 from attention_transfer.devices import resolve_device
 from attention_transfer.errors import CheckpointError, ConfigError, TeacherError
+from attention_transfer.networks.class_lists import IMAGENET_CLASSES, imagenet_categories
 from attention_transfer.networks.fitting import Fit, Misfit, nearest_network
 from attention_transfer.networks.registry import HeadlessCard, ModelCard, card_of, create_model
 from attention_transfer.teacher.names import pretrained_weights, what_it_may_be
@@ -21,7 +22,6 @@ from attention_transfer.teacher.state_dicts import Found, Reading, Weights, find
 
 logger = logging.getLogger(__name__)
 
-IMAGENET_CLASSES = 1000
 OWN_KEY = "model_state_dict"
 _NEAR = 0.3
 """Of all keys, the fraction that must agree for a network to be called the nearest."""
@@ -72,9 +72,13 @@ def load_teacher_model(
 def _pretrained(name: str) -> nn.Module | None:
     try:
         named = pretrained_weights(name)
-        return None if named is None else create_model(named[0], IMAGENET_CLASSES, weights=named[1])
+        if named is None:
+            return None
+        teacher = create_model(named[0], IMAGENET_CLASSES, weights=named[1])
     except ConfigError as error:
         raise TeacherError(str(error)) from error
+    teacher.card = ModelCard(named[0], IMAGENET_CLASSES, imagenet_categories())  # type: ignore[assignment]
+    return teacher
 
 
 def _from_file(path: str | os.PathLike[str], teacher_arch: str | None, teacher_key: str | None) -> nn.Module:

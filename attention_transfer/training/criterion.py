@@ -28,6 +28,7 @@ from attention_transfer.losses.term import LossInputs, LossTerm
 from attention_transfer.modules import count_logits, like_weights
 from attention_transfer.networks.input_shapes import refusing_misfits
 from attention_transfer.teacher.base import Teacher, TeacherOutput
+from attention_transfer.teacher.classes import MatchLogits, unchanged
 
 
 class _LossesOfATeacher(NamedTuple):
@@ -45,8 +46,8 @@ class Losses(_LossesOfATeacher):
     Attributes:
         total: classification + the weighted sum of all terms; the only one to call backward() on.
         classification: cross-entropy, mean over the batch.
-        kd: distillation, unweighted; 0 without a teacher, where the heads differ (which alpha > 0 refuses), and where
-            the teacher was not asked for its logits (in a run whose alpha is 0).
+        kd: distillation, unweighted; 0 without a teacher, where the classes differ (which alpha > 0 refuses), and
+            where the teacher was not asked for its logits (in a run whose alpha is 0).
         attention: AT, unweighted, the sum of per_stage; 0 without a teacher.
         per_stage: AT of each compared pair of stages, shallow to deep; empty without a teacher.
         logits: [B, K] of the student.
@@ -144,12 +145,19 @@ class Criterion:
         teacher: is called with each batch.
         runtime: gives the number format.
         terms: of the loss; None: alpha KD + beta AT.
+        match_logits: makes the teacher's logits those of the student's classes; see `teacher.classes`.
     """
 
     def __init__(
-        self, config: Config, teacher: Teacher, runtime: Runtime, terms: Sequence[LossTerm] | None = None
+        self,
+        config: Config,
+        teacher: Teacher,
+        runtime: Runtime,
+        terms: Sequence[LossTerm] | None = None,
+        match_logits: MatchLogits = unchanged,
     ) -> None:
         self.teacher = teacher
+        self.match_logits = match_logits
         self.runtime = runtime
         self.terms = list(default_terms(config) if terms is None else terms)
         self.needs = Needs.union(term.needs for term in self.terms)
@@ -172,7 +180,7 @@ class Criterion:
             batch: images and labels on the student's device.
             epoch: from 0, with the fraction done.
         """
-        teacher = self.teacher(batch)
+        teacher = self.match_logits(self.teacher(batch))
         told = self.observe(student, batch, is_compared=bool(teacher))
         return combine(told, teacher, batch.labels, self.terms, self.pairs(told, teacher), epoch)
 

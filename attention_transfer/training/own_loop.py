@@ -12,13 +12,13 @@ from attention_transfer.config import Config, resolve_config
 from attention_transfer.data.batches import Batch
 from attention_transfer.devices import resolve_device
 from attention_transfer.distributed import Runtime
-from attention_transfer.losses.kd import check_equal_class_order, check_has_head
 from attention_transfer.losses.term import LossTerm
 from attention_transfer.modules import device_of
-from attention_transfer.networks.registry import card_of
+from attention_transfer.networks.class_lists import network_classes
 from attention_transfer.teacher.base import NoTeacher
 from attention_transfer.teacher.build import make_teacher
-from attention_transfer.training.criterion import Criterion, Losses, default_terms
+from attention_transfer.teacher.classes import match_logits
+from attention_transfer.training.criterion import Criterion, Losses, default_terms, needs_of_teacher
 from attention_transfer.training.epoch import run_training_epoch, run_validation_epoch
 from attention_transfer.training.setup.checking import check_trainable
 from attention_transfer.training.setup.terms import check_terms
@@ -43,12 +43,16 @@ def compute_at_loss(
             None makes kd and attention zero.
         x: [B, 3, H, W]; moved to the student's device.
         y: [B], integers in 0 .. K - 1; moved to the student's device.
-        config: alpha, beta, temperature and layers are used; a partial dict is completed by the defaults.
+        config: alpha, beta, temperature, layers and class_names (of the student, which else knows them itself) are
+            used; a partial dict is completed by the defaults.
         terms: of the loss, beside alpha KD and beta AT.
+
+    Classes are matched by name: a teacher may number them otherwise, and have more of them. A module of your own
+    tells its names with an attribute `class_names`; where one side has none, they are taken in their order.
 
     Raises:
         ConfigError: beta > 0 and no pair of stages is larger than 1x1.
-        TeacherError: alpha > 0 with heads of different size, or with the same classes in another order.
+        TeacherError: alpha > 0, and the teacher does not know the student's classes.
         DataError: a label out of range.
 
     Example:
@@ -132,16 +136,10 @@ def _set_up(
     student.to(runtime.device)
     if teacher is not None:
         teacher.to(runtime.device)
-        if config.alpha > 0:
-            check_has_head(card_of(teacher))
-            check_equal_class_order(config.class_names or _class_names(student), _class_names(teacher))
     every = [*default_terms(config), *terms]
     check_terms(every, has_teacher=teacher is not None)
-    criterion = Criterion(config, NoTeacher(), runtime, every)
+    of_student = network_classes(student, "the student", config.class_names)
+    matched = match_logits(teacher, of_student, distils=needs_of_teacher(every).logits)
+    criterion = Criterion(config, NoTeacher(), runtime, every, matched)
     criterion.teacher = make_teacher(teacher, config, runtime, criterion.needs)
     return criterion, runtime
-
-
-def _class_names(model: nn.Module) -> tuple[str, ...] | None:
-    card = card_of(model)
-    return None if card is None else card.class_names

@@ -18,6 +18,7 @@ from attention_transfer.training.precision.choose import batch_shape, with_teach
 from attention_transfer.training.setup.classes import with_classes
 from attention_transfer.training.setup.loaders import cache_pixels_of, open_loaders, with_pixel_range
 from attention_transfer.training.setup.networks import open_teacher, prefer_channels_last
+from attention_transfer.training.setup.numbering import number_alike
 
 
 def prefill_caches(config: Mapping[str, Any] | Config | None = None) -> dict[str, int]:
@@ -46,7 +47,8 @@ def prefill_caches(config: Mapping[str, Any] | Config | None = None) -> dict[str
         loaders = cleanup.enter_context(closing(open_loaders(config, runtime, None, None, None)))
         cleanup.enter_context(log_to_stdout())
         config = with_pixel_range(with_classes(config, loaders), loaders, runtime)
-        teacher = open_teacher(config, None, runtime)
+        number_alike(config, loaders)
+        teacher = open_teacher(config, None, runtime, distils=config.alpha > 0)
         assert teacher is not None
         prefer_channels_last(runtime, teacher)
         cache_pixels_of(loaders, config, runtime)

@@ -24,12 +24,14 @@ from attention_transfer.evaluation import evaluate_model
 from attention_transfer.features.maps import SUM_OF_SQUARES, MapFunction
 from attention_transfer.logs import capture_logs, log_once
 from attention_transfer.losses.term import LossTerm
+from attention_transfer.networks.class_lists import students_classes
+from attention_transfer.teacher.classes import match_logits
 from attention_transfer.training.autosave import AutoSave
 from attention_transfer.training.callbacks.base import Callback, CallbackList
 from attention_transfer.training.checkpointing.paths import FAILED, FINISHED, STOPPED
 from attention_transfer.training.checkpointing.state import EpochRecord
 from attention_transfer.training.context import RunContext
-from attention_transfer.training.criterion import Criterion
+from attention_transfer.training.criterion import Criterion, needs_of_teacher
 from attention_transfer.training.divergence import naming_the_epoch
 from attention_transfer.training.epoch import run_training_epoch, run_validation_epoch
 from attention_transfer.training.epoch_progress import EpochProgress
@@ -127,9 +129,11 @@ def _train(prepared: PreparedRun, request: SignalHandler) -> dict[str, Any]:
     run, loaders, teachers = prepared.run, prepared.loaders, prepared.teachers
     callbacks = CallbackList(prepared.callbacks, run)
     student = _compiled(run.runtime.wrap(run.state.student), run)
+    distils = needs_of_teacher(prepared.terms).logits
+    matched = match_logits(run.teacher, students_classes(run.config), distils=distils)
     criteria = {
-        "train": Criterion(run.config, teachers.train, run.runtime, prepared.terms),
-        "val": Criterion(run.config, teachers.val, run.runtime, prepared.terms),
+        "train": Criterion(run.config, teachers.train, run.runtime, prepared.terms, matched),
+        "val": Criterion(run.config, teachers.val, run.runtime, prepared.terms, matched),
     }
     autosave = AutoSave(run, callbacks, request, keeps_position=_keeps_position(prepared))
     status = FAILED

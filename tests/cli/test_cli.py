@@ -85,20 +85,20 @@ def test_evaluate_takes_data_and_their_form_from_the_checkpoint(trained):
 def test_evaluate_takes_another_split(trained, few_digits, capsys):
     checkpoint = trained[0] / "checkpoints" / "small_best.pth"
     assert in_process("evaluate", checkpoint, "--split", "train", "--batch-size", 7) == 0
-    assert f"80 images of {few_digits} (train)" in capsys.readouterr().out
+    assert f"on the train split, 80 images of {few_digits}" in capsys.readouterr().out
 
 
 def test_evaluate_takes_bare_weights(few_digits, tmp_path, capsys):
     torch.save(create_model("CifarResNet-8", 10).state_dict(), tmp_path / "bare.pth")
     settings = ["--data-dir", few_digits, "--image-size", 32, "--num-workers", 0]
     assert in_process("evaluate", tmp_path / "bare.pth", *settings) == 0
-    assert "20 images" in capsys.readouterr().out
+    assert f"on all 120 images of {few_digits}" in capsys.readouterr().out
 
 
 def test_evaluate_refuses_data_of_another_number_of_classes(few_digits, tmp_path, capsys):
     torch.save(create_model("CifarResNet-8", 7).state_dict(), tmp_path / "seven.pth")
     assert in_process("evaluate", tmp_path / "seven.pth", "--data-dir", few_digits, "--num-workers", 0) == 2
-    assert "tells 7 classes apart, but the data have 10" in capsys.readouterr().err
+    assert "tells 7 classes apart, but the data set 10 (0, 1, 2" in capsys.readouterr().err
 
 
 def test_visualize_draws_files_and_folders_beside_a_teacher(trained, few_digits):

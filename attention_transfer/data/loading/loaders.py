@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -21,7 +22,7 @@ from attention_transfer.data.loading.cores import available_cores
 from attention_transfer.data.loading.reimport import end_if_imported_again
 from attention_transfer.data.loading.sampler import EpochBatchSampler
 from attention_transfer.data.loading.workers import end_workers, prepare_worker
-from attention_transfer.data.sources.folder import find_splits
+from attention_transfer.data.sources.folder import Sample, find_splits
 from attention_transfer.data.views import Augmentation
 from attention_transfer.errors import DataError
 
@@ -138,6 +139,31 @@ def prepare_dataloaders(
         loaders.append(_loader(dataset, batches, workers, pin_memory))
     train, val, test = loaders
     return train, val, test
+
+
+def open_images(
+    samples: Sequence[Sample],
+    classes: Sequence[str],
+    *,
+    batch_size: int = 32,
+    num_workers: int = 0,
+    image_size: int = 128,
+    mean: Triple = IMAGENET_MEAN,
+    std: Triple = IMAGENET_STD,
+    pixel_range: Literal["auto"] | Range = "auto",
+) -> DataLoader[Example]:
+    """A loader of whole images in their order, for measuring.
+
+    Args:
+        samples: the images.
+        classes: names of their classes.
+        batch_size, num_workers, image_size, mean, std, pixel_range: as in `prepare_dataloaders`.
+    """
+    found = choose_pixel_range(samples, (), checked_range(pixel_range))
+    mean, std = _three("mean", mean), _three("std", std)
+    dataset = ImageDataset(samples, classes, image_size, mean=mean, std=std, pixel_range=found)
+    batches = EpochBatchSampler(len(dataset), batch_size, shuffle=False, views=1)
+    return _loader(dataset, batches, min(num_workers, available_cores()), None)
 
 
 def _loader(

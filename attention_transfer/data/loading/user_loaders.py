@@ -183,11 +183,20 @@ def check_loader(loader: object, role: str) -> None:
 
 
 def classes_of(loader: object) -> tuple[str, ...] | None:
-    """The names of the classes, from the loader's data set (looked up through `Subset`s); None if it has none."""
+    """The names of the classes, by their labels; None if nobody tells them.
+
+    They are the loader's own `classes`, else those of its data set, which is looked up through `Subset`s.
+    """
+    own = _names(getattr(loader, "classes", None))
+    if own is not None:
+        return own
     dataset: Any = getattr(loader, "dataset", None)
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
-    classes = getattr(dataset, "classes", None)
+    return _names(getattr(dataset, "classes", None))
+
+
+def _names(classes: object) -> tuple[str, ...] | None:
     if isinstance(classes, Sequence) and not isinstance(classes, str) and classes:
         return tuple(str(name) for name in classes)
     return None

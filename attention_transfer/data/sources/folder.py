@@ -52,12 +52,14 @@ class Splits:
         train: of every class at least one.
         val: of some of the classes.
         test: likewise; empty where the folder has a test split without labels.
+        cut: the splits that have no folder, but were cut from train's.
     """
 
     classes: tuple[str, ...]
     train: tuple[Sample, ...]
     val: tuple[Sample, ...]
     test: tuple[Sample, ...]
+    cut: tuple[str, ...] = ()
 
 
 def find_splits(data_dir: str | os.PathLike[str], split_seed: int = 0) -> Splits:
@@ -85,6 +87,28 @@ def find_splits(data_dir: str | os.PathLike[str], split_seed: int = 0) -> Splits
             folders are splits; val or test has a class that train has not, or val has no image; a class of train is
             empty, or one that is to be cut has fewer than three images.
     """
+    folders, classes, found = _read(data_dir)
+    missing = [role for role in ("val", "test") if role not in found]
+    if missing:
+        found |= _cut(found["train"], missing, split_seed, folders["train"], classes)
+        logger.info("%s cut from %s with split_seed %d", " and ".join(missing), folders["train"], split_seed)
+    return Splits(classes, **{role: tuple(samples) for role, samples in found.items()}, cut=tuple(missing))
+
+
+def find_unsplit(data_dir: str | os.PathLike[str]) -> Splits | None:
+    """All images of a folder of class folders, uncut, as train; None where the folder holds splits.
+
+    Raises:
+        DataError: as `find_splits`, but a class may have a single image.
+    """
+    folders, classes, found = _read(data_dir)
+    if folders != {"train": Path(data_dir).expanduser().resolve()}:
+        return None
+    return Splits(classes, tuple(found["train"]), (), ())
+
+
+def _read(data_dir: str | os.PathLike[str]) -> tuple[dict[str, Path], tuple[str, ...], dict[str, list[Sample]]]:
+    """The folder of each split that has one, the classes, and the images in each of these folders."""
     root = Path(data_dir).expanduser().resolve()
     if not root.is_dir():
         problem = "is a file" if root.exists() else "does not exist"
@@ -93,13 +117,9 @@ def find_splits(data_dir: str | os.PathLike[str], split_seed: int = 0) -> Splits
         folders = find_split_folders(root)
         classes = _classes_of(root, folders.train)
         found = {role: _find_split(root, role, folders, classes) for role in folders.given()}
+        return folders.given(), classes, found
     except OSError as error:
         raise DataError(f"{error.filename} cannot be read ({error.strerror}); repair or remove it.") from error
-    missing = [role for role in ("val", "test") if role not in found]
-    if missing:
-        found |= _cut(found["train"], missing, split_seed, folders.train, classes)
-        logger.info("%s cut from %s with split_seed %d", " and ".join(missing), folders.train, split_seed)
-    return Splits(classes, **{role: tuple(samples) for role, samples in found.items()})
 
 
 def _classes_of(root: Path, train: Path) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ import time
 from importlib.metadata import version
 from typing import Any
 
+from attention_transfer.class_names import numbers_as_names
 from attention_transfer.files import write_atomically
 from attention_transfer.training.callbacks.base import Callback
 from attention_transfer.training.checkpointing.state import EpochRecord
@@ -45,7 +46,7 @@ class Summary(Callback):
             "status": status,
             "error": run.outcome.get("error"),
             "config": run.config.model_dump(),
-            "class_names": list(run.config.class_names or []),
+            "class_names": list(run.config.class_names or numbers_as_names(run.config.num_classes or 0)),
             "splits": run.splits,
             "images_per_class": run.images_per_class,
             "epochs_completed": run.state.epoch,

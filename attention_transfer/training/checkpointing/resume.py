@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from attention_transfer.checkpoint import read_checkpoint
+from attention_transfer.class_names import Classes, in_words, match
 from attention_transfer.config import Config, resolve_config
 from attention_transfer.distributed import Runtime
-from attention_transfer.errors import CheckpointError, ConfigError, TeacherError, VersionError
+from attention_transfer.errors import CheckpointError, ConfigError, DataError, TeacherError, VersionError
 from attention_transfer.training.checkpointing.paths import RunPaths
 from attention_transfer.training.checkpointing.state import RunState
 
@@ -260,6 +261,43 @@ def refuse_other_data(here: str | None, point: ResumePoint, config: Config) -> N
             "differ); bring them back, or start a run of another experiment_name from there."
         )
     logger.info("%s was trained on other images; this run goes on with new ones", point.source)
+
+
+def resumed_classes(here: tuple[str, ...] | None, point: ResumePoint, config: Config) -> Config:
+    """The configuration of a run that goes on, whose data call their classes `here`.
+
+    The same run has the same classes in the same order. Another run that starts from there takes those that it knows
+    by their names; where the data have others, it gives its outputs new names.
+
+    Args:
+        here: what the training data call their classes; None where they do not name them.
+        origin: what the run goes on from.
+        config: its settings, in which class_names and num_classes may come from the checkpoint.
+
+    Raises:
+        ConfigError: they are others, and it is the same run or their number differs; the message has both lists.
+    """
+    if point.checkpoint is None or point.checkpoint["training"] is None or here is None:
+        return config
+    if point.goes_on(config):
+        there = point.checkpoint["training"].get("data_classes", config.class_names)
+        if there is not None and list(there) != list(here):
+            raise ConfigError(
+                f"{point.source} was trained on data with the classes {in_words(there)}, and this run's data have "
+                f"{in_words(here)}; bring back what there was, or start a run of another experiment_name from there."
+            )
+        return config
+    student = Classes(f"the network of {point.source}", config.class_names, config.num_classes)
+    try:
+        found = match(student, Classes("the data set", here))
+    except DataError as error:
+        if config.num_classes != len(here):
+            raise ConfigError(f"{error}; go on with data of these classes, or train a new network.") from None
+        logger.info("%s: its outputs are trained for the data's classes, in their order", error)
+        return config.model_copy(update={"class_names": here})
+    if student.names is None:
+        logger.info("%s", found.note)
+    return config
 
 
 def _teacher(digest: str | None) -> str:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from attention_transfer.checkpoint import balanced_accuracy_at_best, load_weights
+from attention_transfer.class_names import numbers_as_names
 from attention_transfer.config import Config
 from attention_transfer.distributed import Runtime
 from attention_transfer.errors import CheckpointError, DivergenceError
@@ -57,6 +58,7 @@ class RunState:
         best_weights: the student's state_dict after best_epoch, on the CPU; None before the first epoch.
         unfinished: what is done of the next epoch; None between two epochs.
         data_digest: of names and sizes of the training images; None for a loader that does not tell them.
+        data_classes: what the training data call their classes, in their order; None where they do not name them.
         loss_weights: of the loss's terms, by name.
         stateful: what else has a state that travels, by name.
     """
@@ -74,6 +76,7 @@ class RunState:
     best_weights: dict[str, Any] | None = None
     unfinished: ProgressState | None = None
     data_digest: str | None = None
+    data_classes: tuple[str, ...] | None = None
     loss_weights: Mapping[str, float] = field(default_factory=dict)
     stateful: Mapping[str, Stateful] = field(default_factory=dict)
 
@@ -86,13 +89,14 @@ class RunState:
             "config": self.config.model_dump(),
             "epoch": self.epoch,
             "best_accuracy": self.best_accuracy,
-            "class_names": list(self.config.class_names or []),
+            "class_names": list(self.config.class_names or numbers_as_names(self.config.num_classes or 0)),
             "training": {
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.scheduler.state_dict(),
                 "scaler": runtime.scaler_state(),
                 "teacher_digest": self.teacher_digest,
                 "data_digest": self.data_digest,
+                "data_classes": None if self.data_classes is None else list(self.data_classes),
                 "step": self.step,
                 "best_epoch": self.best_epoch,
                 "best_weights": None if self.is_at_its_best else self.best_weights,

@@ -20,8 +20,10 @@ from attention_transfer.distributed import Runtime
 from attention_transfer.features.signals import Signal
 from attention_transfer.logs import log_once
 from attention_transfer.modules import unwrapped
+from attention_transfer.networks.class_lists import students_classes
 from attention_transfer.teacher.base import NoTeacher, Teacher, TeacherOutput
 from attention_transfer.teacher.build import make_runner, make_teacher
+from attention_transfer.teacher.classes import match_logits
 from attention_transfer.training.criterion import Criterion, default_terms, needs_of_teacher
 from attention_transfer.training.epoch import run_training_epoch
 
@@ -126,13 +128,17 @@ def training_step(
     batch = _random_batch(shape)
     optimizer = SGD(trainee.parameters(), lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay)
     answers: Teacher = NoTeacher() if teacher is None else _SameAnswer(_first_answer(config, runtime, teacher, batch))
+    with _in_silence():
+        matched = match_logits(teacher, students_classes(config), distils=config.alpha > 0)
 
     def step(precision: str, count: int) -> None:
         alone = Runtime(runtime.device, precision)
         alone.memory_format = runtime.memory_format
         part = Batch(batch.images[:count], batch.labels[:count])
         with _in_silence():
-            run_training_epoch(Criterion(config, answers, alone), trainee, [part], optimizer, alone)
+            run_training_epoch(
+                Criterion(config, answers, alone, match_logits=matched), trainee, [part], optimizer, alone
+            )
 
     return step
 

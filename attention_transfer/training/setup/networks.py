@@ -10,8 +10,9 @@ from torch import nn
 from attention_transfer.config import Config
 from attention_transfer.distributed import Runtime
 from attention_transfer.errors import ConfigError
-from attention_transfer.losses.kd import check_equal_class_order, check_equal_heads, check_has_head
+from attention_transfer.networks.class_lists import students_classes
 from attention_transfer.networks.registry import ModelCard, card_of, create_model
+from attention_transfer.teacher.classes import match_teacher
 from attention_transfer.teacher.loading import load_teacher_model
 from attention_transfer.training.checkpointing.state import check_can_be_kept
 
@@ -33,7 +34,7 @@ def open_student(config: Config, student: nn.Module | None) -> nn.Module:
     return network
 
 
-def open_teacher(config: Config, teacher: nn.Module | None, runtime: Runtime) -> nn.Module | None:
+def open_teacher(config: Config, teacher: nn.Module | None, runtime: Runtime, *, distils: bool) -> nn.Module | None:
     """The module that the user brings, or the one that teacher_model names; checked against the student's classes.
 
     Raises:
@@ -56,11 +57,7 @@ def open_teacher(config: Config, teacher: nn.Module | None, runtime: Runtime) ->
             )
         logger.info("there is no teacher: the student learns by cross-entropy alone")
         return None
-    card = card_of(teacher)
-    if config.alpha > 0 and card is not None:
-        check_has_head(card)
-        check_equal_heads(config.num_classes or card.num_classes, card.num_classes)
-        check_equal_class_order(config.class_names, card.class_names)
+    match_teacher(teacher, students_classes(config), distils=distils)
     if config.alpha == 0 and config.beta == 0:
         logger.warning("alpha and beta are 0: the teacher is compared with, but teaches nothing")
     return teacher.to(runtime.device)

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from attention_transfer.cache.folder import cache_folder
 from attention_transfer.checkpoint import weights_digest
+from attention_transfer.class_names import numbers_as_names
 from attention_transfer.config import Config
 from attention_transfer.data.balance import class_counts, imbalance_warning
 from attention_transfer.data.batches import Batch
 from attention_transfer.data.class_table import ClassCounts, class_table, images_per_class
 from attention_transfer.data.loading.loaders import own_dataset, own_sampler
+from attention_transfer.data.loading.user_loaders import classes_of
 from attention_transfer.data.sources.digest import samples_digest
 from attention_transfer.distributed import AcceleratedRuntime, all_or_raise
 from attention_transfer.errors import ConfigError
@@ -44,6 +46,7 @@ from attention_transfer.training.checkpointing.resume import (
     refuse_another_teacher,
     refuse_other_data,
     refuse_to_go_back,
+    resumed_classes,
 )
 from attention_transfer.training.checkpointing.state import RunState, Stateful, check_states
 from attention_transfer.training.context import RunContext
@@ -62,6 +65,7 @@ from attention_transfer.training.setup.loaders import (
     with_pixel_range,
 )
 from attention_transfer.training.setup.networks import open_student, open_teacher, prefer_channels_last
+from attention_transfer.training.setup.numbering import number_alike
 from attention_transfer.training.setup.schedule import schedule_warning
 from attention_transfer.training.setup.terms import build_terms, check_terms
 from attention_transfer.training.setup.user_parts import UserParts
@@ -106,11 +110,12 @@ def prepare(
     point = find_resume_point(config, runtime)
     config = point.config
     seed_everything(config.seed)
-    config, loaders, first, counts = _open_data(config, runtime, parts, cleanup)
+    config, loaders, first, counts, data_classes = _open_data(config, runtime, parts, point, cleanup)
     if runtime.is_main:
         is_own = parts.scheduler is not None
         _describe(config, loaders, counts, has_own_schedule=is_own, goes_on=point.checkpoint is not None)
-    teacher = open_teacher(config, parts.teacher, runtime)
+    distils = config.alpha > 0 or needs_of_teacher(parts.terms).logits
+    teacher = open_teacher(config, parts.teacher, runtime, distils=distils)
     seed_everything(config.seed)
     student = open_student(config, parts.student).to(runtime.device)
     check_trainable(student)
@@ -144,7 +149,7 @@ def prepare(
     cleanup.callback(teachers.close)
     build_terms(terms, config, student, teacher, images, runtime)
     state = _first_state(config, student, terms, callbacks, parts)
-    state.teacher_digest, state.data_digest = teacher_digest, data_digest
+    state.teacher_digest, state.data_digest, state.data_classes = teacher_digest, data_digest, data_classes
     _begin(point, state, paths, runtime, loaders)
     run = RunContext(
         config=config,
@@ -163,27 +168,32 @@ def prepare(
 
 
 def _open_data(
-    config: Config, runtime: AcceleratedRuntime, parts: UserParts, cleanup: ExitStack
-) -> tuple[Config, Loaders, dict[str, Batch], ClassCounts | None]:
+    config: Config, runtime: AcceleratedRuntime, parts: UserParts, point: ResumePoint, cleanup: ExitStack
+) -> tuple[Config, Loaders, dict[str, Batch], ClassCounts | None, tuple[str, ...] | None]:
     """The loaders of a run, checked, and what they tell.
 
     Args:
         config: as resumed.
         runtime: device and processes.
         parts: of the user's own.
+        point: what is resumed.
         cleanup: closes our own loaders.
 
     Returns:
         the configuration with classes and pixel range, the loaders, the first batch of each loader of the user's by
-        split, and the images per class where that is known.
+        split, the images per class where that is known, and what the data call their classes.
     """
     loaders = open_loaders(config, runtime, parts.train_loader, parts.val_loader, parts.test_loader)
     cleanup.callback(loaders.close)
+    data_classes = classes_of(loaders.train)
     first = all_or_raise(runtime, partial(look_at_first_batches, loaders, config.class_names or ()))
-    config = with_pixel_range(with_classes(config, loaders), loaders, runtime)
+    config = with_classes(resumed_classes(data_classes, point, config), loaders)
+    config = with_pixel_range(config, loaders, runtime)
+    number_alike(config, loaders)
     assert config.num_classes is not None
     check_first_labels(first, loaders, config.num_classes)
-    return config, loaders, first, images_per_class(loaders.by_role(), config.class_names or ())
+    names = config.class_names or numbers_as_names(config.num_classes)
+    return config, loaders, first, images_per_class(loaders.by_role(), names), data_classes
 
 
 def _first_state(

@@ -1,0 +1,74 @@
+"""Which folder a checkpoint was trained on: of it, and of it alone, is only a part new to the network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from attention_transfer.config import Config
+from attention_transfer.errors import DataError
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a checkpoint tells of the images that it was trained on.
+
+    Attributes:
+        data_dir: their folder; None where they came from loaders of the user's, or nothing tells.
+        data_digest: of their names and sizes; None where that is not told.
+        split_seed: of the cut.
+    """
+
+    data_dir: str | None = None
+    data_digest: str | None = None
+    split_seed: int = 0
+
+    @classmethod
+    def of(cls, path: str) -> Training:
+        """What the file tells; bare weights tell nothing.
+
+        Raises:
+            CheckpointError: it is a checkpoint of ours, and damaged.
+        """
+        from attention_transfer.checkpoint import is_checkpoint, read_checkpoint, read_plain
+        from attention_transfer.training.checkpointing.resume import saved_config
+
+        if not is_checkpoint(read_plain(path)):
+            return cls()
+        content = read_checkpoint(path)
+        config, training = saved_config(content, path), content["training"]
+        digest = training["data_digest"] if training is not None else None
+        is_of_loaders = training is not None and digest is None
+        return cls(None if is_of_loaders else config.data_dir, digest, config.split_seed)
+
+    def was_on(self, config: Config) -> bool:
+        """Whether the network was trained on the train split of config.data_dir.
+
+        It was where the folder is the same, and where the images have the same names and sizes: then the folder was
+        moved or copied.
+
+        Raises:
+            DataError: it was, but config.split_seed cuts other images out of it than training left out.
+        """
+        from attention_transfer.data.sources.digest import samples_digest
+        from attention_transfer.data.sources.folder import find_splits
+
+        is_here = self.data_dir is not None and _place(self.data_dir) == _place(config.data_dir)
+        if not is_here and self.data_digest is None:
+            return False
+        try:
+            splits = find_splits(config.data_dir, self.split_seed)
+        except DataError:
+            return is_here  # it cannot be cut, so that nobody can have trained on what it holds now
+        if not is_here and samples_digest(splits.train, "size") != self.data_digest:
+            return False
+        if splits.cut and config.split_seed != self.split_seed:
+            raise DataError(
+                f"split_seed is {config.split_seed}, but training cut its images with {self.split_seed}, and has "
+                "learned from some of those that another seed cuts; leave --split-seed out."
+            )
+        return True
+
+
+def _place(folder: str) -> Path:
+    return Path(folder).expanduser().resolve()

@@ -1,0 +1,77 @@
+"""Which images of a folder a trained network is measured on, and what to call them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+from attention_transfer.data.sources.folder import Sample, Splits, find_splits, find_unsplit
+from attention_transfer.errors import DataError
+
+Choice = Literal["test", "val", "train", "all"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The images to measure on.
+
+    Attributes:
+        classes: names of the folder's classes.
+        samples: the images.
+        what: they in words, as in 'the test split, 59 images cut from photos'.
+    """
+
+    classes: tuple[str, ...]
+    samples: tuple[Sample, ...]
+    what: str
+
+
+def choose_images(
+    data_dir: str | os.PathLike[str], choice: Choice | None, split_seed: int, *, is_learned_from: bool
+) -> Measured:
+    """The images that a choice names; without one, those that tell what the network is worth.
+
+    These are the test split where the folder has one, and where the network has learned from this very folder: then
+    the split that training left out. Any other folder of class folders is new to the network, and is measured whole.
+
+    Args:
+        data_dir: a folder with splits, or a folder of class folders.
+        choice: a split, or all; None chooses as above.
+        split_seed: of the cut of a split that has no folder.
+        is_learned_from: whether the network was trained on the folder's train split.
+
+    Raises:
+        DataError: the folder is not what `find_splits` expects; or nothing is chosen, and it holds train/ but no
+            test/, and the network has not learned from it.
+    """
+    unsplit = find_unsplit(data_dir)
+    is_new = choice is None and not is_learned_from
+    if unsplit is not None and (choice == "all" or is_new):
+        return _all(unsplit, data_dir, is_learned_from)
+    splits = find_splits(data_dir, split_seed)
+    if choice == "all":
+        return _all(splits, data_dir, is_learned_from)
+    if is_new and "test" in splits.cut:
+        raise DataError(
+            f"{data_dir} holds train/ but no test/, and the network was not trained on it: name the images to measure "
+            "on with --split (train, val, all, or test for the 15 % cut from train), or name another folder."
+        )
+    return _one_split(splits, choice or "test", data_dir, split_seed)
+
+
+def _all(splits: Splits, data_dir: str | os.PathLike[str], is_learned_from: bool) -> Measured:
+    samples = splits.train + splits.val + splits.test
+    seen = ", from most of which the network has learned" if is_learned_from else ""
+    return Measured(splits.classes, samples, f"all {len(samples)} images of {data_dir}{seen}")
+
+
+def _one_split(splits: Splits, role: str, data_dir: str | os.PathLike[str], split_seed: int) -> Measured:
+    samples: tuple[Sample, ...] = getattr(splits, role)
+    if role in splits.cut:
+        where = f"cut from {data_dir} with split_seed {split_seed}"
+    elif role == "train" and splits.cut:
+        where = f"of {data_dir} without those cut for {' and '.join(splits.cut)} with split_seed {split_seed}"
+    else:
+        where = f"of {data_dir}"
+    return Measured(splits.classes, samples, f"the {role} split, {len(samples)} images {where}")
