@@ -82,7 +82,9 @@ class Config(BaseModel):
     # data
     data_dir: Path = Field("data", description="train/, val/ and test/ folders, or a folder of class folders")
     num_classes: int | None = Field(None, ge=2, description="number of classes; None reads it from the data")
-    class_names: Names | None = Field(None, description="names of the classes; None reads them from the data")
+    class_names: Names | None = Field(
+        None, description="names of the classes, in the order of their numbers; None reads them from the data"
+    )
     image_size: int = Field(128, ge=8, le=4096, description="side of the square images in pixels")
     mean: Triple = Field(IMAGENET_MEAN, description="mean of each channel, of pixels in [0, 1]")
     std: Triple = Field(IMAGENET_STD, description="standard deviation of each channel, of pixels in [0, 1]")

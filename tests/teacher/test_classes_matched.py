@@ -25,10 +25,12 @@ from attention_transfer import (
 from attention_transfer.checkpoint import read_checkpoint, write_checkpoint
 from attention_transfer.config import Config
 from attention_transfer.data import prepare_dataloaders
+from attention_transfer.distributed import Runtime
 from attention_transfer.networks.class_lists import imagenet_categories, imagenet_synsets, network_classes
 from attention_transfer.networks.registry import ModelCard
 from attention_transfer.teacher.loading import load_teacher_model
 from attention_transfer.training.numbering import numbered_alike
+from attention_transfer.training.precision.trial import training_step
 from attention_transfer.training.setup.loaders import Loaders
 
 DIGITS = tuple("0123456789")
@@ -353,3 +355,10 @@ def test_names_that_an_earlier_version_made_up_are_none(alone, tmp_path):
     loaded = load_model(path, "cpu")
     assert loaded["config"]["class_names"] is None
     assert evaluate_model(loaded["model"], pictures(), loaded["config"])["per_class"].keys() == set(ANIMALS)
+
+
+def test_the_trial_of_number_formats_hears_the_teacher_by_name_too(digits_teacher):
+    runtime = Runtime(torch.device("cpu"))
+    config = Config(alpha=1.0, num_classes=3, class_names=("7", "2", "0"))
+    step = training_step(config, runtime, create_model("CifarResNet-8", 3), digits_teacher, (4, 3, 32, 32))
+    step("fp32", 4)

@@ -21,12 +21,16 @@ class Relabelled:
         positions: label i becomes positions[i].
         classes: names of the classes by their new labels.
         role: what messages call the loader.
+
+    Attributes:
+        positions: int64, the new label of each old one, for those who look at the labels of the loader's data set.
+        classes: as above.
     """
 
     def __init__(self, loader: Iterable[Any], positions: Sequence[int], classes: Sequence[str], role: str) -> None:
         self.loader = loader
         self.classes = tuple(classes)
-        self._positions = torch.tensor(positions, dtype=torch.int64)
+        self.positions = torch.tensor(positions, dtype=torch.int64)
         self._role = role
 
     def __iter__(self) -> Iterator[Batch]:
@@ -38,13 +42,13 @@ class Relabelled:
         for raw in self.loader:
             batch = raw if isinstance(raw, Batch) else unpack(raw)
             labels = batch.labels.cpu()
-            if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(self._positions):
-                wrong = next(label for label in labels.tolist() if not 0 <= label < len(self._positions))
+            if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.positions):
+                wrong = next(label for label in labels.tolist() if not 0 <= label < len(self.positions))
                 raise DataError(
-                    f"{self._role} has a label {wrong}, but names {len(self._positions)} classes (labels 0 to "
-                    f"{len(self._positions) - 1}); mend its labels or its `dataset.classes`."
+                    f"{self._role} has a label {wrong}, but names {len(self.positions)} classes (labels 0 to "
+                    f"{len(self.positions) - 1}); mend its labels or its `dataset.classes`."
                 )
-            yield replace(batch, labels=self._positions[labels].to(batch.labels.device))
+            yield replace(batch, labels=self.positions[labels].to(batch.labels.device))
 
     def __len__(self) -> int:
         return len(self.loader)  # type: ignore[arg-type]

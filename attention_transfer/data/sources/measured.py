@@ -43,7 +43,7 @@ def choose_images(
 
     Raises:
         DataError: the folder is not what `find_splits` expects; or nothing is chosen, and it holds train/ but no
-            test/, and the network has not learned from it.
+            test/, and the network has not learned from it; or the split has no image with a label.
     """
     unsplit = find_unsplit(data_dir)
     is_new = choice is None and not is_learned_from
@@ -68,6 +68,8 @@ def _all(splits: Splits, data_dir: str | os.PathLike[str], is_learned_from: bool
 
 def _one_split(splits: Splits, role: str, data_dir: str | os.PathLike[str], split_seed: int) -> Measured:
     samples: tuple[Sample, ...] = getattr(splits, role)
+    if not samples:
+        raise DataError(f"the {role} split of {data_dir} has no labelled image; name another with --split.")
     if role in splits.cut:
         where = f"cut from {data_dir} with split_seed {split_seed}"
     elif role == "train" and splits.cut:
