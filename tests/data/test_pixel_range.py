@@ -519,7 +519,9 @@ def test_a_range_that_is_none_is_refused(image_folder, pixel_range):
 )
 def test_the_flag_takes_auto_or_two_numbers(write_folder, tmp_path, monkeypatch, flags, given):
     taken = []
-    monkeypatch.setattr("attention_transfer.training.run.train_at", lambda config: taken.append(config) or sys.exit(0))
+    monkeypatch.setattr(
+        "attention_transfer.training.train.train_at", lambda config: taken.append(config) or sys.exit(0)
+    )
     with pytest.raises(SystemExit):
         main(["train", "--data-dir", str(tmp_path), "--pixel-range", *flags, "--epochs", "3"])
     assert (taken[0].pixel_range, taken[0].epochs) == (given, 3)

@@ -29,9 +29,9 @@ from attention_transfer.distributed import Runtime
 from attention_transfer.networks.class_lists import imagenet_categories, imagenet_synsets, network_classes
 from attention_transfer.networks.registry import ModelCard
 from attention_transfer.teacher.loading import load_teacher_model
-from attention_transfer.training.numbering import numbered_alike
 from attention_transfer.training.precision.trial import training_step
 from attention_transfer.training.setup.loaders import Loaders
+from attention_transfer.training.setup.numbering import number_alike
 
 DIGITS = tuple("0123456789")
 ORDER = (3, 1, 4, 0, 5, 9, 2, 6, 8, 7)
@@ -266,7 +266,8 @@ def test_a_loader_without_names_is_taken_by_its_numbers_which_is_said(alone, tmp
 def test_class_names_give_the_numbers_of_the_classes_of_a_folder(settings, few_digits):
     order = [DIGITS[position] for position in ORDER]
     train, val, test = prepare_dataloaders(few_digits, num_workers=0, image_size=32)
-    mapped = numbered_alike(Config(class_names=tuple(order)), Loaders(train, val, test, own=[train, val, test]))
+    mapped = Loaders(train, val, test, own=[train, val, test])
+    number_alike(Config(class_names=tuple(order)), mapped)
     for loader in mapped.by_role().values():
         for batch in loader:
             folders = [Path(loader.dataset.samples[index].path).parent.name for index in batch.indices]
