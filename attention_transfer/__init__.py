@@ -30,7 +30,8 @@ if "IPython" in sys.modules:
 
 if TYPE_CHECKING:
     from attention_transfer.checkpoint import load_model
-    from attention_transfer.data.loading.loaders import prepare_dataloaders
+    from attention_transfer.data.loading.loaders import LoaderOptions, prepare_dataloaders, source_loaders
+    from attention_transfer.data.sources.base import Source
     from attention_transfer.evaluation import evaluate_model
     from attention_transfer.features.maps import MapFunction, attention_map
     from attention_transfer.features.signals import Needs
@@ -55,7 +56,10 @@ _HOMES = {
     "LossTerm": "losses.term",
     "MapFunction": "features.maps",
     "Needs": "features.signals",
+    "LoaderOptions": "data.loading.loaders",
     "Readout": "networks.readout",
+    "Source": "data.sources.base",
+    "source_loaders": "data.loading.loaders",
     "attention_figure": "visualization",
     "attention_loss": "losses.attention",
     "attention_map": "features.maps",
@@ -85,11 +89,13 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DivergenceError",
+    "LoaderOptions",
     "LossInputs",
     "LossTerm",
     "MapFunction",
     "Needs",
     "Readout",
+    "Source",
     "TeacherError",
     "WriteError",
     "attention_figure",
@@ -105,6 +111,7 @@ __all__ = [
     "load_teacher_model",
     "prepare_dataloaders",
     "register_network",
+    "source_loaders",
     "train_at",
     "train_epoch",
     "validate",

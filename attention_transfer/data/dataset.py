@@ -12,12 +12,12 @@ from attention_transfer.config import IMAGENET_MEAN, IMAGENET_STD
 from attention_transfer.data.batches import Example, Examples
 from attention_transfer.data.decoding.decoder import Decoder, Picture
 from attention_transfer.data.decoding.depth import Range
+from attention_transfer.data.decoding.file import NamedBytes
 from attention_transfer.data.decoding.images import Triple
 from attention_transfer.data.loading.sampler import Key
 from attention_transfer.data.pixel_store import PixelStore
 from attention_transfer.data.rendering import render_views, render_whole, view_matrices
-from attention_transfer.data.sources.digest import samples_digest
-from attention_transfer.data.sources.folder import Sample
+from attention_transfer.data.sources.base import Source
 from attention_transfer.data.views import Augmentation, ViewParameters, draw_view, draw_views
 
 
@@ -29,7 +29,7 @@ class ImageDataset(Dataset[Example]):
     generator, so it can be sent to worker processes under any start method.
 
     Attributes:
-        samples: the files; classes: names of the classes; class_to_idx: their labels; targets: label of each sample.
+        source: holds the images; classes: names of the classes; class_to_idx: their labels; targets: label of each.
         decoder: from a file to the picture that views are made of.
         store: the pictures as they were decoded once; None: they are decoded each time.
         tells_matrices: batches carry the matrix of each view.
@@ -40,8 +40,7 @@ class ImageDataset(Dataset[Example]):
 
     def __init__(
         self,
-        samples: Sequence[Sample],
-        classes: Sequence[str],
+        source: Source,
         image_size: int = 128,
         *,
         mean: Triple = IMAGENET_MEAN,
@@ -51,10 +50,10 @@ class ImageDataset(Dataset[Example]):
         tells_matrices: bool = False,
         pixel_range: Range | None = None,
     ) -> None:
-        self.samples = tuple(samples)
-        self.classes = tuple(classes)
+        self.source = source
+        self.classes = tuple(source.classes)
         self.class_to_idx = {name: label for label, name in enumerate(self.classes)}
-        self.targets = [sample.label for sample in self.samples]
+        self.targets = [int(label) for label in source.labels]
         self.image_size = image_size
         self.mean = mean
         self.std = std
@@ -63,10 +62,9 @@ class ImageDataset(Dataset[Example]):
         self.tells_matrices = tells_matrices
         self.decoder = Decoder(image_size, augmentation, pixel_range)
         self.store: PixelStore | None = None
-        self._digests: dict[bool, str] = {}
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.source)
 
     def __getitem__(self, key: int | Key) -> Example:
         return self.__getitems__([key])[0]
@@ -74,16 +72,14 @@ class ImageDataset(Dataset[Example]):
     def __getitems__(self, keys: Sequence[int | Key]) -> Examples:
         """A batch of views at once; DataLoader asks for it where there is such a method."""
         pairs = [key if isinstance(key, tuple) else (0, key) for key in keys]
-        where = [(view, range(len(self.samples))[position]) for view, position in pairs]
+        where = [(view, range(len(self.source))[position]) for view, position in pairs]
         labels = [self.targets[index] for _, index in where]
         images, matrices = self._render(where)
         return Examples(images, labels, where, matrices)
 
     def digest(self, *, hash_files: bool = False) -> str:
-        """What the samples are known again by; see `samples_digest`."""
-        if hash_files not in self._digests:
-            self._digests[hash_files] = samples_digest(self.samples, "content" if hash_files else "size and time")
-        return self._digests[hash_files]
+        """What the images are known again by; see `Source.fingerprint`."""
+        return self.source.fingerprint("content" if hash_files else "size and time")
 
     def whole(self, indices: Sequence[int]) -> Tensor:
         """Whole images [B, 3, S, S], not augmented."""
@@ -110,7 +106,14 @@ class ImageDataset(Dataset[Example]):
         kept = self.store.picture(index) if self.store is not None else None
         if kept is not None:
             return kept
-        picture = self.decoder(self.samples[index].path)
+        picture = self.decode(index)
         if self.store is not None:
             self.store.repair(index, picture)
         return picture
+
+    def decode(self, index: int) -> Picture:
+        """The picture of an image, decoded anew."""
+        content = self.source.open(index)
+        if isinstance(content, bytes):
+            content = NamedBytes(content, f"{self.source.identity(index)} of {self.source.place}")
+        return self.decoder(content)

@@ -49,7 +49,7 @@ def _make_stores(datasets: Sequence[ImageDataset], config: Config) -> list[Recor
         # What is open is not removed to make room: so what is there is opened first.
         stores = {dataset: _closed_by(opened, open_store(dataset, config)) for dataset in datasets}
         missing = [dataset for dataset, store in stores.items() if store is None]
-        sizes = {dataset: picture_sizes(dataset.samples, dataset.decoder) for dataset in missing}
+        sizes = {dataset: picture_sizes(dataset.source, dataset.decoder) for dataset in missing}
         needed = sum(file_size(of_each) for of_each in sizes.values())
         check_disk_space(folder, needed, config.cache_limit, spares_disk=config.pixel_cache == "auto")
         for dataset, of_each in sizes.items():
@@ -100,7 +100,7 @@ def _without_stale(records: Records, dataset: ImageDataset) -> Records:
     store, known = PixelStore(records), np.flatnonzero(records.present())
     for index in known[:: max(1, len(known) // _COMPARED)][:_COMPARED].tolist():
         kept = store.picture(index)
-        if kept is None or np.array_equal(kept, dataset.decoder(dataset.samples[index].path)):
+        if kept is None or np.array_equal(kept, dataset.decode(index)):
             continue
         if not records.is_writable:
             raise CacheError(f"{records.path} holds pixels of other images, and must not be written to; remove it.")
@@ -129,7 +129,7 @@ def cache_pixels(
     decoded, size = 0, 0
     for dataset, records in zip(datasets, stores, strict=True):
         store = PixelStore(records)
-        decoded += fill_store(store, dataset.samples, dataset.decoder, config.num_workers, rank, world_size)
+        decoded += fill_store(store, dataset.source, dataset.decoder, config.num_workers, rank, world_size)
         size += records.path.stat().st_size
         dataset.store = store
     was_there = "" if decoded else ", as an earlier run left them"

@@ -21,7 +21,7 @@ from attention_transfer.data.decoding.decoder import Decoder, Picture
 from attention_transfer.data.decoding.once import warn_once
 from attention_transfer.data.loading.cores import available_cores
 from attention_transfer.data.loading.workers import one_pass, prepare_worker
-from attention_transfer.data.sources.folder import Sample
+from attention_transfer.data.sources.base import Source
 from attention_transfer.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -81,22 +81,22 @@ def store_path(folder: Path, identity: str) -> Path:
     return folder / f"{identity[:20]}{PIXELS}"
 
 
-def picture_sizes(samples: Sequence[Sample], decoder: Decoder) -> npt.NDArray[np.int64]:
+def picture_sizes(source: Source, decoder: Decoder) -> npt.NDArray[np.int64]:
     """Bytes that each picture takes up in a store; of images whose shape matters, the headers are read.
 
     Raises:
         DataError: a file cannot be read as an image.
     """
     if decoder.shorter_side is None:
-        shapes: list[tuple[int, int]] = [(decoder.image_size, decoder.image_size)] * len(samples)
+        shapes: list[tuple[int, int]] = [(decoder.image_size, decoder.image_size)] * len(source)
     else:
-        bar = progress_bar(samples, desc="measuring images", unit="image")
-        shapes = [decoder.shape_of(sample.path) for sample in bar]
+        bar = progress_bar(range(len(source)), desc="measuring images", unit="image")
+        shapes = [decoder.shape_of(source.open(index)) for index in bar]
     return _SHAPE_BYTES + 3 * np.array([height * width for height, width in shapes], np.int64)
 
 
 def fill_store(
-    store: PixelStore, samples: Sequence[Sample], decoder: Decoder, num_workers: int, rank: int = 0, world_size: int = 1
+    store: PixelStore, source: Source, decoder: Decoder, num_workers: int, rank: int = 0, world_size: int = 1
 ) -> int:
     """Decode what is absent, under a progress bar and in `num_workers` processes, or as many as there are cores.
 
@@ -115,7 +115,7 @@ def fill_store(
         return 0
     workers = min(num_workers, available_cores(), len(absent) // _CHUNK)
     chunks: DataLoader[tuple[int, list[str]]] = DataLoader(
-        _Decoding(store, samples, decoder),
+        _Decoding(store, source, decoder),
         batch_sampler=[absent[first : first + _CHUNK] for first in range(0, len(absent), _CHUNK)],
         collate_fn=_as_it_is,
         num_workers=workers,
@@ -138,13 +138,13 @@ def _as_it_is(result: T) -> T:
 class _Decoding(Dataset[tuple[int, list[str]]]):
     """A data set of side effects: asking for some images puts them into the store."""
 
-    def __init__(self, store: PixelStore, samples: Sequence[Sample], decoder: Decoder) -> None:
-        self.store, self.samples, self.decoder = store, samples, decoder
+    def __init__(self, store: PixelStore, source: Source, decoder: Decoder) -> None:
+        self.store, self.source, self.decoder = store, source, decoder
 
     def __getitems__(self, indices: list[int]) -> tuple[int, list[str]]:
         """Decode some images; how many they are, and what there is to say of them."""
         warnings: list[str] = []
-        pictures = [self.decoder(self.samples[index].path, warnings.append) for index in indices]
+        pictures = [self.decoder(self.source.open(index), warnings.append) for index in indices]
         kept = list(self._those_that_fit(indices, pictures))
         self.store.keep([index for index, _ in kept], [picture for _, picture in kept])
         return len(indices), warnings
@@ -154,5 +154,5 @@ class _Decoding(Dataset[tuple[int, list[str]]]):
             if _SHAPE_BYTES + picture.size == self.store.records.size_of(index):
                 yield index, picture
             else:
-                path = self.samples[index].path
-                logger.warning("%s has another size than its header says; it is decoded each time", path)
+                name = self.source.identity(index)
+                logger.warning("%s has another size than its header says; it is decoded each time", name)

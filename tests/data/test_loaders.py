@@ -37,7 +37,7 @@ def test_a_batch_unpacks_to_exactly_images_and_labels_and_carries_its_identity(e
 def test_pixels_are_those_of_the_file_normalised_with_imagenets_mean_and_std(eighty_digits):
     _, val, _ = load(eighty_digits)
     images, _ = next(iter(val))
-    pixels = torch.tensor(np.array(Image.open(val.dataset.samples[3].path))).double() / 255
+    pixels = torch.tensor(np.array(Image.open(val.dataset.source.samples[3].path))).double() / 255
     for channel, (mean, std) in enumerate(zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)):
         torch.testing.assert_close(images[3, channel].double(), (pixels - mean) / std, rtol=0, atol=1e-5)
 
@@ -76,7 +76,7 @@ def test_with_a_gpu_batches_arrive_pinned_with_their_identity(eighty_digits):
 
 def test_the_three_loaders_share_the_classes_and_no_image(eighty_digits):
     loaders = load(eighty_digits)
-    paths = [{sample.path for sample in loader.dataset.samples} for loader in loaders]
+    paths = [{sample.path for sample in loader.dataset.source.samples} for loader in loaders]
     assert [len(split) for split in paths] == [60, 10, 10]
     assert len(set.union(*paths)) == 80
     for loader in loaders:
@@ -85,8 +85,8 @@ def test_the_three_loaders_share_the_classes_and_no_image(eighty_digits):
 
 
 def test_another_seed_does_not_move_the_test_images(eighty_digits):
-    tests = [[sample.path for sample in load(eighty_digits, seed=seed)[2].dataset.samples] for seed in (0, 1)]
-    other = [sample.path for sample in load(eighty_digits, split_seed=1)[2].dataset.samples]
+    tests = [[sample.path for sample in load(eighty_digits, seed=seed)[2].dataset.source.samples] for seed in (0, 1)]
+    other = [sample.path for sample in load(eighty_digits, split_seed=1)[2].dataset.source.samples]
     assert tests[0] == tests[1] != other
 
 
@@ -104,7 +104,7 @@ def test_real_photos_without_a_test_folder_are_loaded_as_they_are_shared(photos_
 
 def test_every_real_photo_and_the_palette_gif_among_them_can_be_decoded(photos_folder):
     datasets = [loader.dataset for loader in prepare_dataloaders(photos_folder, num_workers=0, image_size=8)]
-    assert any(sample.path.endswith(".gif") for dataset in datasets for sample in dataset.samples)
+    assert any(sample.path.endswith(".gif") for dataset in datasets for sample in dataset.source.samples)
     for dataset in datasets:
         assert torch.stack([image for image, _ in dataset]).isfinite().all()
 
@@ -182,7 +182,7 @@ def test_a_folder_that_does_not_exist_is_named(tmp_path):
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_truncated_file_is_a_data_error_with_its_path_out_of_a_worker_too(eighty_digits, tmp_path, num_workers):
     root = shutil.copytree(eighty_digits, tmp_path / "data")
-    broken = Path(load(root)[1].dataset.samples[3].path)
+    broken = Path(load(root)[1].dataset.source.samples[3].path)
     broken.write_bytes(broken.read_bytes()[:60])
     _, val, _ = load(root, num_workers=num_workers)
     with pytest.raises(DataError, match=rf"data.3.{broken.name} cannot be read as an image"):

@@ -173,7 +173,7 @@ def test_the_training_images_alone_decide_and_what_is_clipped_elsewhere_is_said(
 @pytest.mark.parametrize("pixel_cache", ["off", "on"])
 def test_clipping_of_files_that_were_not_sampled_is_said_once(write_folder, settings, tmp_path, pixel_cache):
     folder = write_folder(scan_of_12_bits, splits=("train", "val", "test"))
-    train_samples = prepare_dataloaders(folder, num_workers=0)[0].dataset.samples
+    train_samples = prepare_dataloaders(folder, num_workers=0)[0].dataset.source.samples
     # 40 training images: a given range is tried out on 8 of them, from the first on each fifth
     for sample in train_samples[1:4]:
         Image.fromarray(np.full((32, 32), 10_000, np.uint16)).save(sample.path)
@@ -185,7 +185,7 @@ def test_clipping_of_files_that_were_not_sampled_is_said_once(write_folder, sett
 def test_clipping_in_the_workers_that_fill_the_store_is_said(write_folder, settings, tmp_path):
     folder = write_folder(scan_of_12_bits, splits=("train", "val", "test"))
     changes = {"data_dir": str(folder), "pixel_range": (0, 4095), "pixel_cache": "on", "num_workers": 1}
-    samples = prepare_dataloaders(folder, num_workers=0)[0].dataset.samples
+    samples = prepare_dataloaders(folder, num_workers=0)[0].dataset.source.samples
     Image.fromarray(np.full((32, 32), 10_000, np.uint16)).save(samples[1].path)
     train_at({**settings, **changes, "model": "CifarResNet-8", "cache_dir": str(tmp_path / "cache")})
     assert (tmp_path / "logs" / "run.log").read_text().count("are clipped, as in") == 1

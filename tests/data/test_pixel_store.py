@@ -159,8 +159,8 @@ def test_files_that_are_gone_are_not_missed(eighty_digits, tmp_path):
 def test_a_changed_image_is_another_store(eighty_digits, tmp_path):
     data = shutil.copytree(eighty_digits, tmp_path / "data")
     first = kept(load(data)[0], tmp_path / "cache")
-    path = Path(first.dataset.samples[0].path)
-    path.write_bytes(Path(first.dataset.samples[-1].path).read_bytes())
+    path = Path(first.dataset.source.samples[0].path)
+    path.write_bytes(Path(first.dataset.source.samples[-1].path).read_bytes())
     second = kept(load(data)[0], tmp_path / "cache")
     assert second.dataset.store.records.path != first.dataset.store.records.path
     assert torch.equal(second.dataset[0][0], second.dataset[-1][0])

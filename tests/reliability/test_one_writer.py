@@ -125,5 +125,5 @@ def test_a_run_keeps_the_digest_of_names_and_sizes_in_its_checkpoint(settings, t
     train_at({**settings, "model": "CifarResNet-8", "precision": "fp32"})
     training = read_checkpoint(tmp_path / "checkpoints" / "run_last.pth")["training"]
     dataset = prepare_dataloaders(settings["data_dir"], num_workers=0, image_size=32)[0].dataset
-    lines = [f"{sample.relative}\0{sample.size}\n".encode() for sample in dataset.samples]
+    lines = [f"{sample.relative}\0{sample.size}\n".encode() for sample in dataset.source.samples]
     assert training["data_digest"] == sha(*lines)

@@ -270,7 +270,7 @@ def test_class_names_give_the_numbers_of_the_classes_of_a_folder(settings, few_d
     number_alike(Config(class_names=tuple(order)), mapped)
     for loader in mapped.by_role().values():
         for batch in loader:
-            folders = [Path(loader.dataset.samples[index].path).parent.name for index in batch.indices]
+            folders = [Path(loader.dataset.source.samples[index].path).parent.name for index in batch.indices]
             assert [order[label] for label in batch.labels] == folders
     result = train_at({**settings, "alpha": 0.0, "class_names": order})
     assert list(result["test_results"]["per_class"]) == order

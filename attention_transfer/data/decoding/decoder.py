@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,9 +13,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from attention_transfer.data.decoding.depth import FULL, Range
+from attention_transfer.data.decoding.file import File, open_image
 from attention_transfer.data.decoding.images import decode_image, resize_whole, unreadable
 from attention_transfer.data.decoding.once import warn_once
 from attention_transfer.data.views import NARROWEST, Augmentation
+from attention_transfer.errors import DataError
 
 Picture = npt.NDArray[np.uint8]
 """[H, W, 3], RGB."""
@@ -54,36 +55,36 @@ class Decoder:
         least = self.augmentation.crop_scale[0]
         return math.ceil(self.image_size / math.sqrt(least * max(NARROWEST, least)))
 
-    def __call__(self, path: str | os.PathLike[str], warn: Callable[[str], None] | None = None) -> Picture:
-        """The picture of a file.
+    def __call__(self, content: File | Picture, warn: Callable[[str], None] | None = None) -> Picture:
+        """The picture of an image.
 
         Args:
-            path: the file.
+            content: a path, the bytes of a file, or RGB pixels [H, W, 3].
             warn: hears where values are clipped or few grey levels remain; None: the log does, once for all files.
 
         Raises:
             DataError: the file cannot be read as an image.
         """
-        image = decode_image(path, self.pixel_range, warn=warn or partial(warn_once, PIXELS))
+        if isinstance(content, np.ndarray):
+            image = Image.fromarray(_as_rgb(content))
+        else:
+            image = decode_image(content, self.pixel_range, warn=warn or partial(warn_once, PIXELS))
         if self.shorter_side is None:
             return np.asarray(resize_whole(image, self.image_size))
         return np.asarray(image.resize(self._reduced(*image.size), Image.Resampling.BILINEAR))
 
-    def shape_of(self, path: str | os.PathLike[str]) -> tuple[int, int]:
-        """Height and width of the picture of a file, of which only the header is read.
+    def shape_of(self, content: File | Picture) -> tuple[int, int]:
+        """Height and width of the picture of an image; of a file only the header is read.
 
         Raises:
             DataError: the file cannot be read as an image.
         """
         if self.shorter_side is None:
             return self.image_size, self.image_size
-        try:
-            with Image.open(path) as image:
-                width, height = image.size
-                if image.getexif().get(_ORIENTATION) in _TRANSPOSED:
-                    width, height = height, width
-        except Exception as error:
-            raise unreadable(path, error) from error
+        if isinstance(content, np.ndarray):
+            width, height = content.shape[1], content.shape[0]
+        else:
+            width, height = _upright_size(content)
         width, height = self._reduced(width, height)
         return height, width
 
@@ -105,3 +106,23 @@ class Decoder:
             "pillow": version("pillow"),
             **({"pixel range": self.pixel_range} if ranged else {}),
         }
+
+
+def _upright_size(file: File) -> tuple[int, int]:
+    """Width and height of a file's image, upright."""
+    try:
+        with open_image(file) as image:
+            width, height = image.size
+            is_turned = image.getexif().get(_ORIENTATION) in _TRANSPOSED
+    except Exception as error:
+        raise unreadable(file, error) from error
+    return (height, width) if is_turned else (width, height)
+
+
+def _as_rgb(pixels: Picture) -> Picture:
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise DataError(
+            f"a source gave an array of {pixels.dtype} and shape {list(pixels.shape)}; it must give RGB pixels of "
+            "uint8 and shape [H, W, 3], or a file."
+        )
+    return pixels

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Any, Literal
 
@@ -10,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile
 
+from attention_transfer.data.decoding.file import File, name_of, open_image
 from attention_transfer.errors import DataError
 
 Range = tuple[float, float]
@@ -42,7 +42,7 @@ def deep_kind(image: Image.Image) -> Literal["grey", "colour"] | None:
     return "colour" if any(isinstance(word, str) and ";16" in word for word in words) else None
 
 
-def grey_values(image: Image.Image, path: str | os.PathLike[str]) -> Values:
+def grey_values(image: Image.Image, path: File) -> Values:
     """The values [H, W] of a grey image of more than 8 bits: integers, or float32.
 
     Args:
@@ -59,12 +59,12 @@ def grey_values(image: Image.Image, path: str | os.PathLike[str]) -> Values:
         values = values.view(np.uint32)  # Pillow reads them as signed
     if image.mode == "F" and not np.isfinite(values).all():
         raise DataError(
-            f"{os.fspath(path)} has pixels that are NaN or infinite; replace them by numbers, or remove the file."
+            f"{name_of(path)} has pixels that are NaN or infinite; replace them by numbers, or remove the file."
         )
     return values
 
 
-def colour_values(path: str | os.PathLike[str]) -> npt.NDArray[np.uint16]:
+def colour_values(path: File) -> npt.NDArray[np.uint16]:
     """The values [H, W, C] of a PNG or TIFF file with 16 bits a channel, of which Pillow gives 8 at a time.
 
     Returns:
@@ -73,7 +73,7 @@ def colour_values(path: str | os.PathLike[str]) -> npt.NDArray[np.uint16]:
     Raises:
         DataError: it is a file of another kind.
     """
-    with Image.open(path) as image:
+    with open_image(path) as image:
         order = _raw_mode(image)
         if order == "LA;16B":
             # Pillow knows no other order of these bytes, but four bytes are also the four channels of RGBA
@@ -81,11 +81,11 @@ def colour_values(path: str | os.PathLike[str]) -> npt.NDArray[np.uint16]:
             return parts[..., ::2] * np.uint16(256) + parts[..., 1::2]
         if image.mode not in ("RGB", "RGBA") or not order.startswith(f"{image.mode};16") or order[-1] not in _SWAPPED:
             raise DataError(
-                f"{os.fspath(path)} has colours of 16 bits in a form of which the upper 8 bits alone can be read, so "
+                f"{name_of(path)} has colours of 16 bits in a form of which the upper 8 bits alone can be read, so "
                 "that they can have no other pixel_range than (0, 65535); save it as PNG, or with 8 bits."
             )
         lower = _bytes_as(image, order[:-1] + _SWAPPED[order[-1]])
-    with Image.open(path) as image:
+    with open_image(path) as image:
         return np.asarray(image) * np.uint16(256) + lower
 
 
@@ -151,9 +151,9 @@ def in_words(pixel_range: Range) -> str:
     return "({:.10g}, {:.10g})".format(*pixel_range)
 
 
-def clipped(path: str | os.PathLike[str], low: float, high: float, pixel_range: Range) -> str:
+def clipped(path: File, low: float, high: float, pixel_range: Range) -> str:
     """What to say of a file with values from `low` to `high`, of which some are outside the range."""
     return (
-        f"values outside pixel_range {in_words(pixel_range)} are clipped, as in {os.fspath(path)} "
+        f"values outside pixel_range {in_words(pixel_range)} are clipped, as in {name_of(path)} "
         f"(values {low:,.10g} to {high:,.10g})"
     )

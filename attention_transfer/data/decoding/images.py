@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import re
 import warnings
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from attention_transfer.data.decoding.depth import (
     natural_range,
     to_8_bit,
 )
+from attention_transfer.data.decoding.file import File, name_of, open_image
 from attention_transfer.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, appen
 
 
 def decode_image(
-    path: str | os.PathLike[str],
+    path: File,
     pixel_range: Range | None = None,
     *,
     warn: Callable[[str], None] | None = None,
@@ -65,7 +65,7 @@ def decode_image(
             infinite pixels, or pixels whose range is unknown.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return _as_rgb(_reduced(image, path, pixel_range, warn or logger.warning))
     except DataError:
         raise
@@ -74,29 +74,27 @@ def decode_image(
         raise unreadable(path, error) from error
 
 
-def unreadable(path: str | os.PathLike[str], error: Exception) -> DataError:
+def unreadable(path: File, error: Exception) -> DataError:
     """What to say of a file that cannot be read as an image, or is too large to be."""
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return _too_large(path, error)
     return DataError(
-        f"{os.fspath(path)} cannot be read as an image ({type(error).__name__}: {error}); "
+        f"{name_of(path)} cannot be read as an image ({type(error).__name__}: {error}); "
         "replace it by a whole image file, or remove it."
     )
 
 
-def _too_large(path: str | os.PathLike[str], error: Exception) -> DataError:
+def _too_large(path: File, error: Exception) -> DataError:
     # Pillow tells the figures in its sentence alone
     figures = [f"{int(number):,}" for number in re.findall(r"\d{4,}", str(error))]
     pixels, limit = figures if len(figures) == 2 else ("too many", f"{2 * (Image.MAX_IMAGE_PIXELS or 0):,}")
     return DataError(
-        f"{os.fspath(path)} has {pixels} pixels, and images of more than {limit} are not read, for one that is damaged "
+        f"{name_of(path)} has {pixels} pixels, and images of more than {limit} are not read, for one that is damaged "
         "or hostile could fill the memory (twice Pillow's Image.MAX_IMAGE_PIXELS); save it smaller, or remove it."
     )
 
 
-def _reduced(
-    image: Image.Image, path: str | os.PathLike[str], pixel_range: Range | None, warn: Callable[[str], None]
-) -> Image.Image:
+def _reduced(image: Image.Image, path: File, pixel_range: Range | None, warn: Callable[[str], None]) -> Image.Image:
     """The image upright, with 8 bits a channel."""
     kind = deep_kind(image)
     if kind == "colour" and pixel_range not in (None, FULL):
@@ -117,9 +115,7 @@ def _reduced(
     return Image.fromarray(to_8_bit(np.asarray(image), FULL)) if image.mode.startswith("I") else image
 
 
-def _colour_of_16_bits(
-    image: Image.Image, path: str | os.PathLike[str], pixel_range: Range, warn: Callable[[str], None]
-) -> Image.Image:
+def _colour_of_16_bits(image: Image.Image, path: File, pixel_range: Range, warn: Callable[[str], None]) -> Image.Image:
     values = colour_values(path)
     channels = values.shape[2]
     colours, alpha = values[..., : 1 if channels == 2 else 3], values[..., channels - 1 :]
@@ -132,23 +128,21 @@ def _colour_of_16_bits(
     return reduced
 
 
-def _check_16_bit(values: Values, path: str | os.PathLike[str]) -> None:
+def _check_16_bit(values: Values, path: File) -> None:
     remedy = "give pixel_range=(low, high), or save it with 8 or 16 bits"
     if values.dtype.kind == "f":
-        raise DataError(f"{os.fspath(path)} has floating-point pixels of unknown range; {remedy}.")
+        raise DataError(f"{name_of(path)} has floating-point pixels of unknown range; {remedy}.")
     if values.min() < 0 or values.max() > FULL[1]:
-        raise DataError(f"{os.fspath(path)} has pixels outside the 16-bit range [0, 65535]; {remedy}.")
+        raise DataError(f"{name_of(path)} has pixels outside the 16-bit range [0, 65535]; {remedy}.")
 
 
-def _warn_of_clipping(
-    values: Values, path: str | os.PathLike[str], pixel_range: Range, warn: Callable[[str], None]
-) -> None:
+def _warn_of_clipping(values: Values, path: File, pixel_range: Range, warn: Callable[[str], None]) -> None:
     low, high = values.min().item(), values.max().item()
     if low < pixel_range[0] or high > pixel_range[1]:
         warn(clipped(path, low, high, pixel_range))
 
 
-def _warn_of_few_levels(values: Values, path: str | os.PathLike[str], warn: Callable[[str], None]) -> None:
+def _warn_of_few_levels(values: Values, path: File, warn: Callable[[str], None]) -> None:
     kept = levels_kept(values, FULL)
     if kept is not None:
         low, high = values.min().item(), values.max().item()
@@ -156,8 +150,8 @@ def _warn_of_few_levels(values: Values, path: str | os.PathLike[str], warn: Call
         warn(f"{_few_levels(path, f'{kept} of 256')}; if its values are from {likely}, give pixel_range={likely}")
 
 
-def _few_levels(path: str | os.PathLike[str], what: str) -> str:
-    return f"{os.fspath(path)}: few grey levels remain where 16-bit pixels are scaled from (0, 65535) ({what})"
+def _few_levels(path: File, what: str) -> str:
+    return f"{name_of(path)}: few grey levels remain where 16-bit pixels are scaled from (0, 65535) ({what})"
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -22,9 +23,12 @@ from attention_transfer.data.loading.cores import available_cores
 from attention_transfer.data.loading.reimport import end_if_imported_again
 from attention_transfer.data.loading.sampler import EpochBatchSampler
 from attention_transfer.data.loading.workers import end_workers, prepare_worker
+from attention_transfer.data.sources.base import Source
+from attention_transfer.data.sources.files import FileSource
 from attention_transfer.data.sources.folder import Sample, find_splits
 from attention_transfer.data.views import Augmentation
 from attention_transfer.errors import DataError
+from attention_transfer.logs import log_once
 
 logger = logging.getLogger(__name__)
 
@@ -90,55 +94,145 @@ def prepare_dataloaders(
             ...
     """
     end_if_imported_again()
-    _check("batch_size", batch_size, 1)
-    _check("num_workers", num_workers, 0)
-    _check("image_size", image_size, *_IMAGE_SIZES)
-    _check("seed", seed, 0)
+    options = LoaderOptions(
+        batch_size=batch_size,
+        augment=augment,
+        num_workers=num_workers,
+        image_size=image_size,
+        seed=seed,
+        mean=mean,
+        std=std,
+        augmentation=augmentation,
+        augment_views=augment_views,
+        augment_seed=augment_seed,
+        rank=rank,
+        world_size=world_size,
+        pin_memory=pin_memory,
+    )
     _check("split_seed", split_seed, 0)
-    _check("augment_seed", augment_seed, 0)
-    if augment_views not in (None, "warp"):
-        _check("augment_views", augment_views, 1)
-    _check("world_size", world_size, 1)
-    _check("rank", rank, 0, world_size - 1)
-    mean, std = _three("mean", mean), _three("std", std)
-    if min(std) <= 0:
-        raise DataError(f"std is {std}; each standard deviation must be greater than 0.")
-
-    workers = min(num_workers, available_cores())
-    if workers < num_workers:
-        logger.info("num_workers is %d: cut to %d, the cores that this process may use", num_workers, workers)
     chosen_range = checked_range(pixel_range)
-
     splits = find_splits(data_dir, split_seed)
     warn_anew()
     found_range = choose_pixel_range(splits.train, (splits.val, splits.test), chosen_range)
-    views_of_train = (augmentation or Augmentation()) if augment else None
-    views_of_each_image = augment_views if isinstance(augment_views, int) else None
-    loaders = []
-    for samples, training in ((splits.train, True), (splits.val, False), (splits.test, False)):
-        dataset = ImageDataset(
-            samples,
-            splits.classes,
-            image_size,
-            mean=mean,
-            std=std,
-            augmentation=views_of_train if training else None,
-            seed=augment_seed,
-            tells_matrices=augment_views == "warp",
-            pixel_range=found_range,
-        )
-        batches = EpochBatchSampler(
-            len(dataset),
-            batch_size,
-            shuffle=training,
-            seed=seed,
-            views=views_of_each_image if training and augment else 1,
-            rank=0 if samples is splits.test else rank,
-            world_size=1 if samples is splits.test else world_size,
-        )
-        loaders.append(_loader(dataset, batches, workers, pin_memory))
-    train, val, test = loaders
+    sources = [FileSource(samples, splits.classes) for samples in (splits.train, splits.val, splits.test)]
+    train, val, test = (
+        _loader_of(source, role, options, found_range)
+        for source, role in zip(sources, ("train", "val", "test"), strict=True)
+    )
     return train, val, test
+
+
+def source_loaders(
+    train: Source,
+    val: Source | None = None,
+    test: Source | None = None,
+    options: LoaderOptions | None = None,
+    *,
+    pixel_range: Range | None = None,
+) -> tuple[DataLoader[Example], DataLoader[Example] | None, DataLoader[Example] | None]:
+    """The (train, val, test) loaders of sources of your own; as good as `prepare_dataloaders` makes them of a folder.
+
+    Args:
+        train: the training images.
+        val: the validation images, of the same classes; None: there is no such loader.
+        test: likewise.
+        options: how they are loaded; None: the defaults.
+        pixel_range: the values from black to white of images of more than 8 bits; None: 0 to 65,535.
+
+    Raises:
+        DataError: a source lacks something of `Source`, or its labels do not fit its images or classes.
+    """
+    options = options or LoaderOptions()
+    for role, source in (("train", train), ("val", val), ("test", test)):
+        if source is not None:
+            _check_source(role, source)
+    loaders = [
+        None if source is None else _loader_of(source, role, options, pixel_range)
+        for source, role in ((train, "train"), (val, "val"), (test, "test"))
+    ]
+    assert loaders[0] is not None
+    return loaders[0], loaders[1], loaders[2]
+
+
+def _check_source(role: str, source: Source) -> None:
+    if not isinstance(source, Source):
+        raise DataError(f"{role} is a {type(source).__name__}, which lacks something of attention_transfer.Source.")
+    if len(source.labels) != len(source):
+        raise DataError(f"{role} has {len(source)} images and {len(source.labels)} labels; give one of each.")
+    bad = next((label for label in source.labels if not 0 <= label < len(source.classes)), None)
+    if bad is not None:
+        raise DataError(f"{role} has the label {bad}, but {len(source.classes)} classes; labels begin at 0.")
+
+
+@dataclass(frozen=True)
+class LoaderOptions:
+    """How the images of sources are loaded; see `prepare_dataloaders` for each.
+
+    Raises:
+        DataError: a value is out of range.
+    """
+
+    batch_size: int = 32
+    augment: bool = False
+    num_workers: int = 4
+    image_size: int = 128
+    seed: int = 0
+    mean: Triple = IMAGENET_MEAN
+    std: Triple = IMAGENET_STD
+    augmentation: Augmentation | None = None
+    augment_views: int | Literal["warp"] | None = None
+    augment_seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    pin_memory: bool | None = None
+
+    def __post_init__(self) -> None:
+        _check("batch_size", self.batch_size, 1)
+        _check("num_workers", self.num_workers, 0)
+        _check("image_size", self.image_size, *_IMAGE_SIZES)
+        _check("seed", self.seed, 0)
+        _check("augment_seed", self.augment_seed, 0)
+        if self.augment_views not in (None, "warp"):
+            _check("augment_views", self.augment_views, 1)
+        _check("world_size", self.world_size, 1)
+        _check("rank", self.rank, 0, self.world_size - 1)
+        if min(_three("std", self.std)) <= 0:
+            raise DataError(f"std is {self.std}; each standard deviation must be greater than 0.")
+        _three("mean", self.mean)
+
+
+def _loader_of(source: Source, role: str, options: LoaderOptions, pixel_range: Range | None) -> DataLoader[Example]:
+    """The loader of one split; val and test show whole images in their order, and test is whole in every process."""
+    is_training, is_test = role == "train", role == "test"
+    augmentation = (options.augmentation or Augmentation()) if options.augment and is_training else None
+    dataset = ImageDataset(
+        source,
+        options.image_size,
+        mean=_three("mean", options.mean),
+        std=_three("std", options.std),
+        augmentation=augmentation,
+        seed=options.augment_seed,
+        tells_matrices=options.augment_views == "warp",
+        pixel_range=pixel_range,
+    )
+    repeated = options.augment_views if isinstance(options.augment_views, int) else None
+    batches = EpochBatchSampler(
+        len(dataset),
+        options.batch_size,
+        shuffle=is_training,
+        seed=options.seed,
+        views=1 if augmentation is None else repeated,
+        rank=0 if is_test else options.rank,
+        world_size=1 if is_test else options.world_size,
+    )
+    return _loader(dataset, batches, _workers(options.num_workers), options.pin_memory)
+
+
+def _workers(wanted: int) -> int:
+    workers = min(wanted, available_cores())
+    if workers < wanted:
+        log_once(f"num_workers is {wanted}: cut to {workers}, the cores that this process may use")
+    return workers
 
 
 def open_images(
@@ -161,9 +255,9 @@ def open_images(
     """
     found = choose_pixel_range(samples, (), checked_range(pixel_range))
     mean, std = _three("mean", mean), _three("std", std)
-    dataset = ImageDataset(samples, classes, image_size, mean=mean, std=std, pixel_range=found)
+    dataset = ImageDataset(FileSource(samples, classes), image_size, mean=mean, std=std, pixel_range=found)
     batches = EpochBatchSampler(len(dataset), batch_size, shuffle=False, views=1)
-    return _loader(dataset, batches, min(num_workers, available_cores()), None)
+    return _loader(dataset, batches, _workers(num_workers), None)
 
 
 def _loader(

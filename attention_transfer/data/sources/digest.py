@@ -5,13 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
+from attention_transfer.data.sources.base import Mark
 from attention_transfer.data.sources.folder import Sample
 from attention_transfer.progress import progress_bar
-
-Mark = Literal["size", "size and time", "content"]
-"""What a file is known by, besides its name."""
 
 
 def samples_digest(samples: Sequence[Sample], mark: Mark) -> str:

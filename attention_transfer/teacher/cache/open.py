@@ -164,7 +164,7 @@ def _make(place: _Place, teacher: nn.Module, runner: FrozenRunner, index: CacheI
 def _about(plan: CachePlan, teacher: nn.Module) -> dict[str, object]:
     """What a person is told of a memory."""
     return {
-        "data": str(Path(plan.dataset.samples[0].path).parents[1]),
+        "data": plan.dataset.source.place,
         "split": plan.role,
         "teacher": network_name(teacher),
         "images": len(plan.dataset),

@@ -21,7 +21,6 @@ from attention_transfer.data.batches import Batch
 from attention_transfer.data.class_table import ClassCounts, class_table, images_per_class
 from attention_transfer.data.loading.loaders import own_dataset, own_sampler
 from attention_transfer.data.loading.user_loaders import classes_of
-from attention_transfer.data.sources.digest import samples_digest
 from attention_transfer.distributed import AcceleratedRuntime, all_or_raise
 from attention_transfer.errors import ConfigError
 from attention_transfer.losses.term import LossTerm
@@ -138,7 +137,7 @@ def prepare(
             paths.refuse_to_overwrite()
     teacher_digest = None if teacher is None else weights_digest(teacher)
     dataset = own_dataset(loaders.train)
-    data_digest = None if dataset is None else samples_digest(dataset.samples, "size")
+    data_digest = None if dataset is None else dataset.source.fingerprint("size")
     refuse_another_teacher(teacher_digest, point)
     refuse_other_data(data_digest, point, config)
     refuse_another_loss({term.name: term.weight for term in terms}, point, config)
