@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.warm import Program
 
 from attention_transfer import create_model
-
-from warm import Program
 
 ImageFolder = Callable[[Mapping[str, int]], Path]
 

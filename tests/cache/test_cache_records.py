@@ -10,12 +10,11 @@ import time
 
 import numpy as np
 import pytest
+from support import warm
 
 from attention_transfer.cache.in_use import is_in_use
 from attention_transfer.cache.records import HEADER, Records, file_size
 from attention_transfer.errors import AttentionTransferError, CacheError
-
-import warm
 
 
 def rows_of(sizes, seed=0):

@@ -13,6 +13,7 @@ import time
 import pytest
 import torch
 from PIL import Image
+from support import warm
 from support.programs import BEFORE_IT_HANGS
 
 from attention_transfer import create_model
@@ -22,8 +23,6 @@ from attention_transfer.cli.tables import facts, millions, table
 from attention_transfer.cli.visualize import find_images
 from attention_transfer.config import Config, resolve_config
 from attention_transfer.errors import ConfigError, DataError
-
-import warm
 
 COMMAND = [sys.executable, "-m", "attention_transfer"]
 SMALL = ["--model", "CifarResNet-8", "--image-size", "32", "--num-workers", "0", "--device", "cpu", "--lr", "0.05"]

@@ -7,11 +7,10 @@ import shutil
 
 import pytest
 import torch
+from support import warm
 
 from attention_transfer import create_model, train_at
 from attention_transfer.cache.folder import entries
-
-import warm
 
 
 def call(*words, code=0):

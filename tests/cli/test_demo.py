@@ -8,13 +8,12 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
+from support import warm
 
 import attention_transfer.cli.demo
 from attention_transfer.cli.app import main
 from attention_transfer.cli.demo import Trained, verdict
 from attention_transfer.cli.digits import write_digits
-
-import warm
 
 FEW = 200
 

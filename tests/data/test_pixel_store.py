@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support import warm
 from support.loading import epoch, load
 
 from attention_transfer import DataError, train_at
@@ -25,8 +26,6 @@ from attention_transfer.data import Augmentation
 from attention_transfer.data.decoding.decoder import Decoder
 from attention_transfer.data.pixel_cache import cache_pixels, make_stores
 from attention_transfer.errors import CacheError
-
-import warm
 
 
 def kept(loader, folder, **settings):

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import warm
 
 from attention_transfer import create_model
 from attention_transfer.evaluation import count_multiply_adds
-
-import warm
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()

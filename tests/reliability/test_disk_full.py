@@ -5,27 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 
 import pytest
+from support.small_disks import mounted, needs_mount
 
 WRITER = Path(__file__).parents[1] / "support" / "write_worker.py"
 TRAINER = Path(__file__).parents[1] / "support" / "full_disk_worker.py"
-
-
-@cache
-def may_mount():
-    command = ["unshare", "-Urm", "true"]
-    return bool(shutil.which("unshare")) and subprocess.run(command, capture_output=True, check=False).returncode == 0
-
-
-needs_mount = pytest.mark.skipif(
-    not may_mount(), reason="`unshare -Urm` is not allowed here: no small disks; RLIMIT_FSIZE is tested alone"
-)
 
 
 def run(command, shell_before=""):
@@ -34,15 +22,11 @@ def run(command, shell_before=""):
         script = f'set -e; {shell_before}; exec "$@"'
         command = ["unshare", "-Urm", "sh", "-c", script, "sh", *command]
     done = subprocess.run(
-        command, cwd=WRITER.parent.parent, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        command, cwd=WRITER.parents[2], env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def mounted(disk, options, then=""):
-    return f"mount -t tmpfs -o {options} none '{disk}'" + (f"; {then}" if then else "")
 
 
 def write(folder, shell_before="", before=()):

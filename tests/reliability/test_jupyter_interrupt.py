@@ -6,10 +6,9 @@ import json
 import re
 import time
 from pathlib import Path
-from queue import Empty
 
 import pytest
-from support.programs import BEFORE_IT_HANGS
+from support.notebooks import until_idle
 
 from attention_transfer.checkpoint import read_checkpoint
 
@@ -49,22 +48,6 @@ def kernel():
     yield manager, client
     client.stop_channels()
     manager.shutdown_kernel(now=True)
-
-
-def until_idle(client, message, seconds=BEFORE_IT_HANGS):
-    """What a cell printed, errors too, once the kernel is done with it."""
-    printed, deadline = "", time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            heard = client.get_iopub_msg(timeout=1)
-        except Empty:
-            continue
-        if heard["parent_header"].get("msg_id") == message:
-            content = heard["content"]
-            printed += content.get("text", "") + "\n".join(content.get("traceback", ()))
-            if content.get("execution_state") == "idle":
-                return printed
-    raise AssertionError(f"the cell is not over after {seconds} seconds: {printed}")
 
 
 def test_the_stop_button_of_a_notebook_ends_the_cell_with_what_there_is_and_the_next_cell_runs(

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 from accelerate import Accelerator
-from held import held
+from support.held import held
 from support.runs import Unsized, tensors
 from torch.utils.data import DataLoader, Dataset
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_disk_full import mounted, needs_mount
+from support.small_disks import mounted, needs_mount
 
 import attention_transfer
 from attention_transfer.data.sources.digest import samples_digest

@@ -7,11 +7,10 @@ import signal
 from pathlib import Path
 
 import pytest
+from support import ranks
 
 from attention_transfer import train_at
 from attention_transfer.checkpoint import read_checkpoint
-
-import ranks
 
 pytestmark = pytest.mark.speed
 

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import warm
 from support.runs import assert_same_weights, scalars
 
 from attention_transfer import CheckpointError, ConfigError, create_at_config, create_model, train_at
 from attention_transfer.checkpoint import read_checkpoint, write_checkpoint
-from attention_transfer.training.setup.loaders import prepare as preparing
-
-import warm
+from attention_transfer.training.setup import prepare as preparing
 
 
 @pytest.fixture

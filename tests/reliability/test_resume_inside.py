@@ -11,12 +11,11 @@ import threading
 import numpy as np
 import pytest
 import torch
+from support import warm
 from support.runs import assert_same_weights, scalars, without_clock
 
 from attention_transfer import ConfigError, create_model, train_at
 from attention_transfer.checkpoint import read_checkpoint
-
-import warm
 
 
 @pytest.fixture

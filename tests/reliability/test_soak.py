@@ -15,11 +15,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from support import warm
 
 from benchmarks.memory_use import MB, Peak, Use, use_of
 from benchmarks.soak import judge, slope
-
-import warm
 
 WARM = 5
 MOST_MB = 0.25

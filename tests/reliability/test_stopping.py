@@ -13,13 +13,12 @@ from pathlib import Path
 import pytest
 from support.programs import BEFORE_IT_HANGS, end
 from support.runs import bring, tensors
+from support.warm import Program
 
 from attention_transfer import train_at
 from attention_transfer.checkpoint import read_checkpoint
 from attention_transfer.training import signals as stopping
 from attention_transfer.training.signals import ONE_REQUEST, SignalHandler, Stopped
-
-from warm import Program
 
 pytestmark = [pytest.mark.usefixtures("ctrl_c_counts"), pytest.mark.speed]
 

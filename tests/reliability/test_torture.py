@@ -8,12 +8,11 @@ import signal
 from collections import Counter
 
 import pytest
+from support.warm import Program
 
 from attention_transfer.checkpoint import read_checkpoint
 from benchmarks.torture import AIMED, FULL_SIZE, Child, chain, differences, outcome, shortfalls
 from benchmarks.torture_child import Phase
-
-from warm import Program
 
 pytestmark = pytest.mark.speed
 

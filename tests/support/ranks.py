@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from support.warm import Program
 from torch.distributed import TCPStore
-
-from warm import Program
 
 
 @contextmanager

@@ -19,8 +19,8 @@ from attention_transfer.checkpoint import read_checkpoint, write_checkpoint
 from attention_transfer.data.balance import class_counts, imbalance_warning
 from attention_transfer.distributed import Runtime
 from attention_transfer.training.criterion import Losses
-from attention_transfer.training.epoch import train_epoch
 from attention_transfer.training.metrics import MeanMeter
+from attention_transfer.training.own_loop import train_epoch
 
 SOUND, CRACKED = 180, 6
 

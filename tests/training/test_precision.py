@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support import ranks
 from torch import nn
 
 from attention_transfer import create_model
@@ -35,8 +36,6 @@ from attention_transfer.training.precision.choose import (
     processor,
 )
 from attention_transfer.training.precision.trial import NotComparedError, Times
-
-import ranks
 
 AUTO = resolve_config({"device": "cpu"})
 SHAPE = (8, 3, 32, 32)

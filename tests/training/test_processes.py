@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-import ranks
+from support import ranks
 
 WORKER = Path(__file__).parents[1] / "support" / "process_worker.py"
 

@@ -10,8 +10,7 @@ import termios
 from pathlib import Path
 
 import pytest
-
-import warm
+from support import warm
 
 ARGUMENTS = ["train", "--model", "CifarResNet-8", "--image-size", "32", "--epochs", "1", "--num-workers", "0"]
 ARGUMENTS += ["--precision", "fp32", "--figure-freq", "0"]
