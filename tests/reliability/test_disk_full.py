@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.small_disks import mounted, needs_mount
+from support.small_disks import may_mount, mounted, needs_mount
 
 WRITER = Path(__file__).parents[1] / "support" / "write_worker.py"
 TRAINER = Path(__file__).parents[1] / "support" / "full_disk_worker.py"

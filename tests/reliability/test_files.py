@@ -28,7 +28,7 @@ IS_NEW = CASES[CASES.index("replace after") :]
 def work(task, folder, before=()):
     done = subprocess.run(
         [*before, sys.executable, str(WORKER), task, str(folder)],
-        cwd=WORKER.parent.parent, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=WORKER.parents[2], env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

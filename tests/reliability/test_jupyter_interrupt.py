@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.notebooks import until_idle
+from support.programs import BEFORE_IT_HANGS
 
 from attention_transfer.checkpoint import read_checkpoint
 

@@ -38,7 +38,7 @@ def launch(tmp_path, processes, name, launcher=None, **settings):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-m", *module, str(WORKER), str(options)],
-        env=environment, cwd=WORKER.parent.parent, capture_output=True, text=True, timeout=300, check=False,
+        env=environment, cwd=WORKER.parents[2], capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return tmp_path / name, done.stdout
