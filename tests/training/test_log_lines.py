@@ -15,11 +15,19 @@ from attention_transfer.logs import LIBRARY, ConsoleHandler, is_printed_elsewher
 
 PROGRAM = """
 import json, logging, sys
-{setup}
 from attention_transfer import train_at
-train_at(json.loads({settings!r}))
+
+for number, setup in enumerate(json.loads({setups!r})):
+    for logger in (logging.root, logging.getLogger("attention_transfer")):
+        for handler in list(logger.handlers):
+            logger.removeHandler(handler)
+    for stream in (sys.stdout, sys.stderr):
+        print(f"{mark}{{number}}", file=stream, flush=True)
+    exec(setup)
+    train_at({{**json.loads({settings!r}), "experiment_name": f"run{{number}}"}})
 """
-BEGINS, ENDS = "run begins", "finished after 1 of 1 epochs"
+MARK = "=== setup "
+BEGINS, ENDS = " begins: CifarResNet-8", "finished after 1 of 1 epochs"
 """One line is said before the run's log is open and played back to it (the cut of val), these two are not."""
 EARLY = "val and test cut from"
 SETUPS = {
@@ -28,31 +36,44 @@ SETUPS = {
     "a basicConfig of warnings": "logging.basicConfig(); logging.root.handlers[0].setLevel(logging.WARNING)",
     "a basicConfig to stdout": "logging.basicConfig(stream=sys.stdout, format='mine %(message)s')",
     "a handler of the library's": "logging.getLogger('attention_transfer').addHandler(logging.StreamHandler())",
-    "a file": "logging.basicConfig(filename='mine.log')",
-    "a file and the console": "logging.basicConfig(filename='mine.log'); "
+    "a file": "logging.basicConfig(filename=f'mine{number}.log')",
+    "a file and the console": "logging.basicConfig(filename=f'mine{number}.log'); "
     "logging.root.addHandler(logging.StreamHandler())",
     "a filter against the library": "logging.basicConfig(); "
     "logging.root.handlers[0].addFilter(lambda record: not record.name.startswith('attention_transfer'))",
 }
 
 
-@pytest.mark.parametrize("setup", SETUPS.values(), ids=SETUPS.keys())
-def test_every_line_is_printed_once_and_to_the_users_file_too(setup, settings, tmp_path):
-    settings = {**settings, "model": "CifarResNet-8", "precision": "fp32"}
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, few_digits):
+    """The folder of a run after each of the setups, one after the other, and the lines printed on each stream."""
+    folder = tmp_path_factory.mktemp("runs")
+    settings = {
+        "model": "CifarResNet-8", "data_dir": str(few_digits), "image_size": 32, "num_workers": 0, "epochs": 1,
+        "device": "cpu", "precision": "fp32", "save_dir": "checkpoints", "log_dir": "logs",
+    }  # fmt: skip
+    setups, settings = json.dumps(list(SETUPS.values())), json.dumps(settings)
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(setup=setup, settings=json.dumps(settings))],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+        [sys.executable, "-c", PROGRAM.format(mark=MARK, setups=setups, settings=settings)],
+        cwd=folder, capture_output=True, text=True, timeout=200, check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    printed = done.stdout + done.stderr
+    return folder, *(text.split(MARK)[1:] for text in (done.stdout, done.stderr))
+
+
+@pytest.mark.parametrize("name", SETUPS)
+def test_every_line_is_printed_once_and_to_the_users_file_too(runs, name):
+    folder, out, err = runs
+    number = list(SETUPS).index(name)
+    printed = out[number] + err[number]
     for line in (EARLY, BEGINS, ENDS):
         assert printed.count(line) == 1, printed
-        assert (tmp_path / "logs" / "run.log").read_text().count(line) == 1
-        if "mine.log" in setup:
-            assert (tmp_path / "mine.log").read_text().count(line) == 1
-    if "stdout" in setup:
-        assert f"mine {ENDS}" in done.stdout
+        assert (folder / "logs" / f"run{number}.log").read_text().count(line) == 1
+        if ".log'" in SETUPS[name]:
+            assert (folder / f"mine{number}.log").read_text().count(line) == 1
+    if "stdout" in name:
+        assert f"mine {ENDS}" in out[number]
 
 
 def test_caplog_hears_a_run_and_its_lines_are_printed_all_the_same(settings, caplog, capsys):
