@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 from accelerate import Accelerator
-from support.held import held
+from support.held import added, held
 from support.runs import Unsized, tensors
 from torch.utils.data import DataLoader, Dataset
 
@@ -177,11 +177,12 @@ def finished_after_a_resume(setting):
 
 def finished_on_loaders_of_ours_that_the_user_brings(setting):
     loaders = prepare_dataloaders(setting.settings["data_dir"], 16, num_workers=1, image_size=16)
-    return setting.train(*loaders)
+    return setting.train(*loaders), loaders
 
 
 def finished_on_loaders_of_the_users(setting):
-    return setting.train(user_loaders(), user_loaders(persistent_workers=True), user_loaders())
+    loaders = [user_loaders(), user_loaders(persistent_workers=True), user_loaders()]
+    return setting.train(*loaders), loaders
 
 
 def stopped_by_sigint(setting):
@@ -411,8 +412,7 @@ def before_and_after(setting, end):
 
 def assert_nothing_is_left(setting, before):
     setting.take_own_hooks_off()
-    after = setting.held()
-    assert {what: (before[what], after[what]) for what in before if before[what] != after[what]} == {}
+    assert added(before, setting.held()) == {}
     assert not [entry.path.name for entry in entries(setting.folder / "cache") if is_in_use(entry.path)]
     assert not [name for name in ("checkpoints", "logs") if (setting.folder / name / ".run.lock").exists()]
 
@@ -453,12 +453,8 @@ def test_workers_behind_a_loader_of_the_users_that_wraps_torchs_end_with_the_run
     before = setting.held()
     with pytest.raises(ConnectionResetError) as kept:
         setting.train(Unsized(user_loaders(ConnectionResetError("s3 closed"))))
-    after = setting.held()
     # the batch in the user's own frame, in memory that its worker shared, is the user's
-    files = {"open files", "mapped files"}
-    assert {what: after[what] for what in before if what not in files} == {
-        what: before[what] for what in before if what not in files
-    }
+    assert not added(before, setting.held()).keys() - {"open files", "mapped files"}
     assert kept.value.__traceback__ is not None
 
 

@@ -17,19 +17,24 @@ SHARED_MEMORY = "/dev/shm/"
 
 
 def held(folder, *networks):
-    """A snapshot, to be compared with a later one; of mapped files only those below `folder` and shared memory."""
+    """A snapshot, as counts of whatever is held; of mapped files only those below `folder` and shared memory."""
     library = logging.getLogger("attention_transfer")
     return {
         "open files": Counter(_open_files()),
         "mapped files": Counter(_mapped_files(folder)),
         "locks": Counter(_locks()),
-        "children": sorted(child.pid for child in psutil.Process().children(recursive=True)),
-        "threads": sorted(str(thread) for thread in threading.enumerate()),
-        "log handlers": [*library.handlers, *logging.getLogger().handlers, library.level],
-        "signal handlers": {number: signal.getsignal(number) for number in signal.valid_signals()},
-        "hooks": [_hooks_of(module) for network in networks for module in network.modules()],
-        "hooks on every module": len(torch.nn.modules.module._global_forward_hooks),
+        "children": Counter(child.pid for child in psutil.Process().children(recursive=True)),
+        "threads": Counter((thread.name, thread.ident) for thread in threading.enumerate()),
+        "log handlers": Counter([*library.handlers, *logging.getLogger().handlers, library.level]),
+        "signal handlers": Counter((number, signal.getsignal(number)) for number in signal.valid_signals()),
+        "hooks": Counter(hook for network in networks for module in network.modules() for hook in _hooks_of(module)),
+        "hooks on every module": Counter(torch.nn.modules.module._global_forward_hooks),
     }
+
+
+def added(before, after):
+    """What a later snapshot has and an earlier one has not; what other tests have left may end at any time."""
+    return {what: more for what in before if (more := after[what] - before[what])}
 
 
 def _open_files():
@@ -54,7 +59,6 @@ def _locks():
 
 
 def _hooks_of(module):
-    return (
-        len(module._forward_hooks), len(module._forward_pre_hooks), len(module._backward_hooks),
-        len(module._backward_pre_hooks), len(module._state_dict_hooks), len(module._load_state_dict_pre_hooks),
-    )  # fmt: skip
+    for kind, hooks in vars(module).items():
+        if kind.endswith("_hooks"):
+            yield from ((type(module).__name__, kind, number) for number in hooks)
