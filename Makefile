@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help install demo test check bench torture soak clean
+.PHONY: help install demo test test-fast test-variants check bench torture soak clean
 
 help: ## show the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 install: $(INSTALLED) ## make the virtual environment .venv
 
@@ -20,9 +20,18 @@ $(INSTALLED): pyproject.toml
 demo: install ## teach a small network the handwritten digits, with and without a teacher
 	$(BIN)/attention-transfer demo
 
-# Two tests at a time with a thread each: threads of two trainings would wait for each other.
+# Two tests at a time with a thread each: threads of two trainings would wait for each other. The tests of a file stay
+# together, as they share what was trained for them.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
+
 test: install ## run the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	$(PYTEST) --durations=20
+
+test-fast: install ## run the quick tests, for the daily work
+	$(PYTEST) -m "not slow"
+
+test-variants: install ## run the tests that depend on speed on a plain processor, on busy cores, ...
+	.ci/variant all
 
 check: install ## lint, format, types, layers
 	$(BIN)/ruff check .

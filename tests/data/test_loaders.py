@@ -114,7 +114,7 @@ def test_a_closed_loader_ends_its_workers_and_can_be_iterated_again(eighty_digit
     epoch(train)
     (worker,) = train._iterator._workers
     close_loader(train)
-    worker.join(timeout=10)
+    worker.join(timeout=120)
     assert not worker.is_alive()
     assert len(epoch(train)[1]) == 60
 

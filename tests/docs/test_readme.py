@@ -102,7 +102,11 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
         cell.source = re.sub(r"epochs = \d+", "epochs = 1", cell.source)
         cell.source = cell.source.replace("digits.images, digits.target", "digits.images[:200], digits.target[:200]")
     client = NotebookClient(
-        notebook, timeout=500, kernel_name="python3", resources={"metadata": {"path": str(ROOT / "examples")}}
+        notebook,
+        timeout=500,
+        startup_timeout=300,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(ROOT / "examples")}},
     )
     monkeypatch.setenv("AT_EXAMPLE_FOLDER", str(tmp_path))
     client.execute()

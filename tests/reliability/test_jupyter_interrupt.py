@@ -45,7 +45,9 @@ def kernel():
     """A client of a fresh kernel, and what interrupts it."""
     pytest.importorskip("ipykernel", reason="the kernel of notebooks (ipykernel) is not installed")
     manager_of = pytest.importorskip("jupyter_client.manager", reason="jupyter_client is not installed")
-    manager, client = manager_of.start_new_kernel(cwd=str(Path(__file__).parents[2]), kernel_name="python3")
+    manager, client = manager_of.start_new_kernel(
+        cwd=str(Path(__file__).parents[2]), kernel_name="python3", startup_timeout=300
+    )
     yield manager, client
     client.stop_channels()
     manager.shutdown_kernel(now=True)

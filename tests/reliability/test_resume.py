@@ -31,6 +31,7 @@ def teacher():
 
 
 def test_a_resumed_run_ends_bit_identical_to_the_uninterrupted_one(settings, teacher, tmp_path):
+    settings = {**settings, "figure_freq": 3}
     whole = train_at({**settings, "epochs": 4, "experiment_name": "whole"}, teacher=teacher)
     train_at({**settings, "epochs": 4, "experiment_name": "parts"}, teacher=teacher)
     middle = tmp_path / "checkpoints" / "parts_epoch_2.pth"

@@ -17,31 +17,47 @@ from support.runs import assert_same_weights, scalars, without_clock
 from attention_transfer import ConfigError, create_model, train_at
 from attention_transfer.checkpoint import read_checkpoint
 
+RECIPE = {
+    "model": "CifarResNet-8",
+    "num_workers": 1,
+    "batch_size": 8,
+    "augment": True,
+    "augment_views": 2,
+    "epochs": 3,
+    "step_size": 2,
+    "lr": 0.05,
+    "precision": "fp32",
+    "teacher_precision": "fp32",
+    "figure_freq": 0,
+    "print_freq": 3,
+    "save_freq": 2,
+}
+
 
 @pytest.fixture
 def settings(settings, tmp_path):
-    return {
-        **settings,
-        "model": "CifarResNet-8",
-        "num_workers": 1,
-        "batch_size": 8,
-        "augment": True,
-        "augment_views": 2,
-        "epochs": 3,
-        "step_size": 2,
-        "lr": 0.05,
-        "precision": "fp32",
-        "teacher_precision": "fp32",
-        "print_freq": 3,
-        "save_freq": 2,
-        "cache_dir": str(tmp_path / "cache"),
-    }
+    return {**settings, **RECIPE, "cache_dir": str(tmp_path / "cache")}
 
 
 @pytest.fixture(scope="module")
 def teacher():
     torch.manual_seed(1)
     return create_model("CifarResNet-8", 10)
+
+
+@pytest.fixture(scope="module")
+def whole(few_digits, teacher, tmp_path_factory):
+    """The results of a run that nobody stops, and the folder of its checkpoints and logs."""
+    return run_whole(tmp_path_factory.mktemp("whole"), few_digits, student(), teacher)
+
+
+def run_whole(folder, data, network, teacher, **changes):
+    folders = {key: str(folder / name) for key, name in FOLDERS.items()}
+    common = {"data_dir": str(data), "image_size": 32, "device": "cpu", "experiment_name": "whole"}
+    return train_at({**RECIPE, **common, **folders, **changes}, student=network, teacher=teacher), folder
+
+
+FOLDERS = {"cache_dir": "cache", "save_dir": "checkpoints", "log_dir": "logs"}
 
 
 class SignalAt:
@@ -83,8 +99,7 @@ def forgetful_student():
 
 
 @pytest.mark.parametrize(("passes", "training"), [(1, True), (4, True), (10, True), (13, True), (25, True), (2, False)])
-def test_after_sigterm_it_goes_on_at_the_very_batch(settings, teacher, tmp_path, passes, training):
-    whole = train_at({**settings, "experiment_name": "whole"}, student=student(), teacher=teacher)
+def test_after_sigterm_it_goes_on_at_the_very_batch(settings, teacher, tmp_path, whole, passes, training):
     stopped_student = student()
     SignalAt(stopped_student, passes, training=training)
     stopped = train_at(settings, student=stopped_student, teacher=teacher)
@@ -95,31 +110,41 @@ def test_after_sigterm_it_goes_on_at_the_very_batch(settings, teacher, tmp_path,
         assert last["unfinished"]["images"] == 8 * last["unfinished"]["batches"] == 8 * (last["step"] % 10 or 10)
 
     resumed = train_at({**settings, "resume": "auto"}, student=student(), teacher=teacher)
-    assert_the_same_run(tmp_path, resumed, whole)
+    assert_the_same_run(tmp_path, resumed, *whole)
+
+
+LAYERS = tuple(f"body.{layer}:{layer}" for layer in ("layer1", "layer2", "layer3"))
+
+
+@pytest.fixture(scope="module")
+def forgetful_whole(few_digits, teacher, tmp_path_factory):
+    return run_whole(tmp_path_factory.mktemp("forgetful"), few_digits, forgetful_student(), teacher, layers=LAYERS)
 
 
 @pytest.mark.parametrize("passes", [4, 13])
-def test_dropout_and_all_that_is_drawn_from_global_generators_goes_on_where_it_was(settings, teacher, tmp_path, passes):
-    settings = {**settings, "layers": tuple(f"body.{layer}:{layer}" for layer in ("layer1", "layer2", "layer3"))}
-    whole = train_at({**settings, "experiment_name": "whole"}, student=forgetful_student(), teacher=teacher)
+def test_dropout_and_all_that_is_drawn_from_global_generators_goes_on_where_it_was(
+    settings, teacher, tmp_path, forgetful_whole, passes
+):
+    settings = {**settings, "layers": LAYERS}
     stopped_student = forgetful_student()
     SignalAt(stopped_student, passes)
     assert train_at(settings, student=stopped_student, teacher=teacher)["status"] == "stopped"
     resumed = train_at({**settings, "resume": "auto"}, student=forgetful_student(), teacher=teacher)
-    assert_the_same_run(tmp_path, resumed, whole)
+    assert_the_same_run(tmp_path, resumed, *forgetful_whole)
 
 
-def assert_the_same_run(tmp_path, resumed, whole):
+def assert_the_same_run(folder, resumed, whole, folder_of_whole):
     """Their results, optimizers and TensorBoard runs (named run and whole) are the same to the bit."""
     assert resumed["status"] == "finished"
     assert without_clock(resumed["training_history"]) == without_clock(whole["training_history"])
     assert_same_weights(resumed["model"], whole["model"])
-    one, other = (read_checkpoint(tmp_path / "checkpoints" / f"{name}_final.pth") for name in ("run", "whole"))
+    one = read_checkpoint(folder / "checkpoints" / "run_final.pth")
+    other = read_checkpoint(folder_of_whole / "checkpoints" / "whole_final.pth")
     for mine, theirs in zip(
         one["training"]["optimizer"]["state"].values(), other["training"]["optimizer"]["state"].values(), strict=True
     ):
         assert torch.equal(mine["momentum_buffer"], theirs["momentum_buffer"])
-    assert scalars(tmp_path / "logs" / "run") == scalars(tmp_path / "logs" / "whole")
+    assert scalars(folder / "logs" / "run") == scalars(folder_of_whole / "logs" / "whole")
 
 
 def test_the_last_state_is_saved_inside_an_epoch_every_save_minutes(settings, teacher, tmp_path):

@@ -53,7 +53,9 @@ def usual_step(uses: Sequence[Use]) -> float:
 @pytest.fixture
 def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     """A process below this one, until the test is over."""
-    with subprocess.Popen([sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"], stdout=-1) as child:
+    with subprocess.Popen(
+        [sys.executable, "-c", "import time; print(flush=True); time.sleep(1000)"], stdout=-1
+    ) as child:
         assert child.stdout is not None
         child.stdout.readline()
         yield child

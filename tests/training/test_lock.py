@@ -31,7 +31,7 @@ class Asleep(torch.utils.data.Dataset):
     def __len__(self):
         return 2
     def __getitem__(self, index):
-        time.sleep(60)
+        time.sleep(1000)
 
 batches = iter(DataLoader(Asleep(), num_workers=2, worker_init_fn=prepare_worker))
 print(*(worker.pid for worker in batches._workers), flush=True)
@@ -79,12 +79,12 @@ def start(path):
 
 def refused_elsewhere(path):
     """What another process is told that wants the lock; None where it gets it."""
-    done = subprocess.run([sys.executable, "-c", HOLD, path], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", HOLD, path], capture_output=True, text=True, check=False, timeout=300)
     return done.stderr.splitlines()[-1] if done.returncode else None
 
 
 def test_a_second_run_is_told_who_lives_and_what_to_do(start, path):
-    process = start(HOLD + "time.sleep(60)")
+    process = start(HOLD + "time.sleep(1000)")
     assert process.stdout.readline() == "held\n"
     with pytest.raises(ConfigError) as refused:
         RunLock(path, "birds")
@@ -158,7 +158,7 @@ def test_a_forked_process_can_neither_give_its_parents_lock_up_nor_take_it(path)
 
 def test_processes_that_contend_for_a_lock_whose_file_comes_and_goes_hold_it_one_at_a_time(start, path):
     processes = [start(CONTEND) for _ in range(3)]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0, 0]
     assert not path.exists()
 
 

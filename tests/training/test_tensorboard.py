@@ -20,6 +20,7 @@ def events(few_digits, tmp_path_factory):
         {
             "model": "CifarResNet-8", "data_dir": str(few_digits), "image_size": 32, "num_workers": 0, "epochs": 3,
             "alpha": 0.1, "print_freq": 2, "figure_freq": 3, "device": "cpu", "experiment_name": "run",
+            "precision": "fp32", "teacher_precision": "fp32",
             "save_dir": str(folder / "c"), "log_dir": str(folder / "l"),
         },
         teacher=create_model("CifarResNet-14", 10),
@@ -52,6 +53,11 @@ def test_attention_is_drawn_at_first_every_few_epochs_and_at_last(events):
     assert [image.step for image in drawn] == [3, 9]
     assert drawn[0].width > 200
     assert drawn[0].encoded_image_string != drawn[1].encoded_image_string
+
+
+def test_figure_freq_0_draws_nothing(settings, tmp_path):
+    train_at({**settings, "model": "CifarResNet-8", "figure_freq": 0})
+    assert "attention" not in points(tmp_path / "logs" / "run")
 
 
 def test_a_run_is_one_file(events):
