@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from attention_transfer.training.train import train_at
     from attention_transfer.visualization import attention_figure, extract_attention_maps, visualize_attention_maps
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "Architecture": "networks.architecture",
