@@ -257,7 +257,8 @@ def test_torch_stays_out_until_a_command_runs(words):
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
 
 
-def test_help_of_train_has_every_setting_under_its_heading(capsys):
+def test_help_of_train_has_every_setting_under_its_heading(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")  # so that no text is broken by the column beside it
     assert in_process("train", "--help") == 0
     printed = capsys.readouterr().out
     words = " ".join(re.sub(r"[│╭╮╰╯─]", " ", printed).split())
