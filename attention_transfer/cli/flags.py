@@ -83,6 +83,8 @@ def _flag(key: str, default: str | None) -> inspect.Parameter:
         consume_multiple=is_list,
         negative=None if kind is bool else "",
         show_choices=False,
+        # otherwise a name that is broken into two lines
+        metavar="LOW HIGH" if key == "pixel_range" else None,
     )
     # None stands for a flag that was not given, so that a flag wins over a file only where there is one
     annotation = Annotated[kind | None, parameter]
