@@ -64,7 +64,8 @@ class Program:
             writer.close()
         self._readers = [reader for reader, _ in pipes]
         self.stdout, self.stderr = [os.fdopen(os.dup(reader.fileno())) for reader, _ in pipes] or (None, None)
-        self.pid: int = self._process.pid or 0
+        assert self._process.pid is not None  # 0 would be this process's own group
+        self.pid: int = self._process.pid
 
     @property
     def returncode(self) -> int | None:
