@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from support.small_disks import may_mount, mounted, needs_mount
 
-WRITER = Path(__file__).parents[1] / "support" / "write_worker.py"
-TRAINER = Path(__file__).parents[1] / "support" / "full_disk_worker.py"
+WRITER = Path(__file__).parents[2] / "support" / "write_worker.py"
+TRAINER = Path(__file__).parents[2] / "support" / "full_disk_worker.py"
 
 
 def run(command, shell_before=""):

@@ -17,7 +17,7 @@ from attention_transfer import load_model, train_at
 from attention_transfer.cache.folder import entries
 from attention_transfer.cli.app import main
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "version_0_1"
+FIXTURE = Path(__file__).parents[2] / "fixtures" / "version_0_1"
 CHECKPOINT = "checkpoints/stopped_last.pth"
 
 

@@ -16,7 +16,7 @@ from support.programs import BEFORE_IT_HANGS
 
 pytestmark = pytest.mark.speed
 
-SCRIPT = Path(__file__).parents[2] / "docs" / "slurm" / "train.sbatch"
+SCRIPT = Path(__file__).parents[3] / "docs" / "slurm" / "train.sbatch"
 
 
 class Slurm:

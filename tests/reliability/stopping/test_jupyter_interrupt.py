@@ -46,7 +46,7 @@ def kernel():
     pytest.importorskip("ipykernel", reason="the kernel of notebooks (ipykernel) is not installed")
     manager_of = pytest.importorskip("jupyter_client.manager", reason="jupyter_client is not installed")
     manager, client = manager_of.start_new_kernel(
-        cwd=str(Path(__file__).parents[2]), kernel_name="python3", startup_timeout=300
+        cwd=str(Path(__file__).parents[3]), kernel_name="python3", startup_timeout=300
     )
     yield manager, client
     client.stop_channels()
