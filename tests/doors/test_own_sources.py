@@ -78,10 +78,8 @@ def test_a_source_ends_in_the_weights_of_the_folder_and_its_teacher_is_cached(
     kind, sources, recipe, few_digits, teacher, tmp_path
 ):
     of_folder = train_at(recipe, *prepare_dataloaders(few_digits, **OPTIONS), teacher=teacher)
-    own = {**recipe, "experiment_name": "own", "epochs": 3}
-    of_source = train_at(
-        {**own, "epochs": 2}, *source_loaders(*sources[kind], LoaderOptions(**OPTIONS)), teacher=teacher
-    )
+    own = {**recipe, "experiment_name": "own"}
+    of_source = train_at(own, *source_loaders(*sources[kind], LoaderOptions(**OPTIONS)), teacher=teacher)
     assert_same_weights(of_folder["model"], of_source["model"])
     assert without_clock(of_folder["training_history"]) == without_clock(of_source["training_history"])
     assert of_folder["test_results"]["accuracy"] == of_source["test_results"]["accuracy"]
