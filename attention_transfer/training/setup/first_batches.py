@@ -11,8 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from attention_transfer.data.batches import Batch
-from attention_transfer.data.dataset import ImageDataset
-from attention_transfer.data.loading.sampler import EpochBatchSampler
+from attention_transfer.data.loading.loaders import own_dataset, own_sampler
 from attention_transfer.data.loading.user_loaders import check_labels, classes_of, lacks_labels, unpack
 from attention_transfer.errors import DataError
 from attention_transfer.seeding import random_state, restore_random_state
@@ -36,8 +35,8 @@ def look_at_first_batches(loaders: Loaders, names: Sequence[str] = ()) -> dict[s
     """
     batches: dict[str, Batch] = {}
     for split, loader in loaders.by_role().items():
-        if _is_of_our_kind(loader):
-            continue
+        if own_dataset(loader) is not None and own_sampler(loader) is not None:
+            continue  # ours have labels, and their sampler counts epochs
         role = f"{split}_loader"
         raw = fetch_first(loader, role)
         if split == "test" and lacks_labels(raw, names):
@@ -82,12 +81,6 @@ def fetch_first(loader: Iterable[Any], role: str) -> object:
         for batch in iterator:
             return batch
     raise DataError(f"{role} gives no batch; give it at least one.")
-
-
-def _is_of_our_kind(loader: object) -> bool:
-    """Our loaders have labels, and their sampler counts epochs."""
-    dataset, sampler = getattr(loader, "dataset", None), getattr(loader, "batch_sampler", None)
-    return isinstance(dataset, ImageDataset) and isinstance(sampler, EpochBatchSampler)
 
 
 @contextmanager
