@@ -1,8 +1,8 @@
 """Where the cells of a stage's map lie on the image.
 
 Output i of a convolution of odd size k, stride s and padding (k - 1) / 2 is centred at its input's position s i: the
-cells of a ResNet stage of stride 4 look at pixels 0, 4, 8, ..., not at the middles of 4 x 4 blocks. A patch
-embedding (size and stride 4, no padding) does look at the middles. Which it is follows from the layers that ran.
+cells of a ResNet stage of stride 4 are centred at pixels 0, 4, 8, ..., not at the middles of 4 x 4 blocks. A patch
+embedding (size and stride 4, no padding) is centred at the middles. Which it is follows from the layers that ran.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def find_grids(model: nn.Module, images: Tensor, names: Sequence[str]) -> list[G
         if not arguments or not isinstance(output, Tensor) or arguments[0].dim() != 4 or output.dim() != 4:
             return
         before, after = _size(arguments[0]), _size(output)
-        # The two branches of a residual block end on the same grid: the first to get there tells it.
+        # The two branches of a residual block end on the same grid: the first to get there defines it.
         if before in grids and after not in grids:
             grids[after] = Grid(*(_through(axis, module, i) for i, axis in enumerate(grids[before])))
 

@@ -1,4 +1,4 @@
-"""What a teacher that saw the whole image would say of a view of it: its maps, warped by the view's own matrix."""
+"""The teacher's maps of a whole image, warped to a view of it by the view's own matrix."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def warp_maps(maps: Tensor, matrices: Tensor, grid: Grid, image_size: int) -> tu
 
 
 def mirror(matrices: Tensor) -> Tensor:
-    """The matrices from the same views to the mirrored whole images."""
+    """The matrices [B, 2, 3] from the same views to the mirrored whole images, from those to the whole images."""
     return matrices * matrices.new_tensor([[-1.0], [1.0]])
 
 
 def is_mirrored(matrices: Tensor) -> Tensor:
-    """[B], whether each view shows the image mirrored."""
+    """Whether each view shows the image mirrored: bool [B], from matrices [B, 2, 3]."""
     a = matrices
     return a[:, 0, 0] * a[:, 1, 1] - a[:, 0, 1] * a[:, 1, 0] < 0
 
