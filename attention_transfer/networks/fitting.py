@@ -1,7 +1,8 @@
 """Matching a state_dict to a network that it does not fit exactly: another head, none, or other names.
 
-The differences that are allowed do not change the attention maps: the head, the counters of batch norms (which old files
-lack), and the names that public code gives to the same parameters. Everything else must agree, key by key and shape by shape.
+The differences that are allowed do not change the attention maps: the head, the counters of batch norms (which old
+files lack), and the names that public code gives to the same parameters. Everything else must agree, key by key and
+shape by shape.
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ def _remedy(entered: list[_Entered], images: Tensor, role: str, expected: int, f
             "before this layer"
         )
     if len(entered) > 1 or found != channels:
-        return "its layers do not fit one another for such images; mend the network, or give it other images"
+        return "its layers do not fit one another for such images; repair the network, or give it other images"
     return _remedy_of_channels(role, expected, channels)
 
 
