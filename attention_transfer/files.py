@@ -161,7 +161,9 @@ def _sync_folder(folder: Path) -> None:
 
 @cache
 def _warn_unsynced_folder(folder: str) -> None:
-    logger.warning("the file system of %s cannot bring a folder to the disk: after a power cut it may be older", folder)
+    logger.warning(
+        "the file system of %s cannot fsync a folder: after a power failure its previous content may be there", folder
+    )
 
 
 class DiskSpace(NamedTuple):

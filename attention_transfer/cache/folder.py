@@ -101,7 +101,7 @@ def evict(folder: Path, needed: int, limit: float) -> None:
     """
     if needed > limit * GIGABYTE:
         raise CacheError(
-            f"{needed / GIGABYTE:.1f} GB are to be kept in {folder}, but cache_limit is {limit:g} GB; raise it, or "
+            f"{needed / GIGABYTE:.1f} GB are to be cached in {folder}, but cache_limit is {limit:g} GB; raise it, or "
             "switch the cache off."
         )
     stored = entries(folder)

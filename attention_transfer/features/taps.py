@@ -28,7 +28,7 @@ class Taps:
     """Collects the outputs of named modules while a network runs.
 
     Args:
-        model: any network; wrappers (DistributedDataParallel, torch.compile) are looked through.
+        model: any network, also inside wrappers (DistributedDataParallel, torch.compile).
         names: dotted module names, as in `model.named_modules()`. Their outputs are read by the network's
             registered readout, as [B, C, H, W] for any other network.
         stop: `run` may end the forward pass as soon as every named module has run.

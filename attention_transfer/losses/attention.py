@@ -29,7 +29,7 @@ def map_distance(student: Tensor, teacher: Tensor, size: Size | None = None, mas
         size: (H, W) at which to compare; None takes the smaller of each side.
         mask: [B, Ht, Wt], 1 where the teacher's map is valid and 0 elsewhere. Both sides are compared only in the cells
             of `size` that lie wholly where it is 1; an image without such a cell adds no loss and gets no gradient.
-            None: compared everywhere.
+            With None they are compared everywhere.
 
     Returns:
         a scalar, in [0, 2 / (H W)]: the mean over all B H W cells, covered or not.

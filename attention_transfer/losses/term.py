@@ -83,7 +83,7 @@ class LossTerm(nn.Module):
         self.needs = needs if needs is not None else Needs()
 
     def build(self, inputs: LossInputs) -> None:
-        """Create the term's parameters, if any; called once, with outputs of few images, before the optimizer is made."""
+        """Create the term's parameters, if any; called once, before the optimizer is made, on few images."""
 
     def forward(self, inputs: LossInputs) -> dict[str, Tensor]:
         """The scalars [] of a batch, one of them under the term's own name."""

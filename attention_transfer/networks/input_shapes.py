@@ -63,7 +63,7 @@ def find_misfit(network: nn.Module, images: Tensor, role: str) -> DataError | Te
     which its own error explains best, and for a network whose lazy layers have no weights yet.
 
     Args:
-        network: wrappers are looked through.
+        network: also inside wrappers.
         images: [B, C, H, W].
         role: student, teacher or network.
     """

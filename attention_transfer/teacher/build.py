@@ -185,7 +185,7 @@ def _log_cost(plan: CachePlan | None) -> None:
     if plan is None:
         logger.info(
             "the teacher runs on every batch: the loader does not tell which samples are in it, so that nothing can "
-            "be cached (the loaders of prepare_dataloaders tell)"
+            "be cached (the loaders of prepare_dataloaders do)"
         )
     else:
         logger.info("%s", plan.cost)

@@ -49,7 +49,7 @@ def fold_batch_norm(model: nn.Module, images: Tensor, names: Sequence[str]) -> n
     features of copy and original must agree to 1e-4. One line in the log says what was folded, or why nothing was.
 
     Args:
-        model: any network; wrappers are looked through. It is left as it was found.
+        model: any network, also inside wrappers; it is not changed.
         images: [B, 3, H, W] like those to come; the first eight are used.
         names: tapped modules.
 

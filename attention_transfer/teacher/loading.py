@@ -61,8 +61,8 @@ def load_teacher_model(
     has_head = card is not None and not isinstance(card, HeadlessCard)
     if card is not None and has_head and num_classes is not None and card.num_classes != num_classes:
         logger.info(
-            "the teacher tells %d classes apart and the student %d: attention transfer does not mind, "
-            "distillation (alpha > 0) would",
+            "the teacher tells %d classes apart and the student %d: attention transfer allows that, "
+            "distillation (alpha > 0) does not",
             card.num_classes,
             num_classes,
         )

@@ -39,7 +39,7 @@ class FrozenRunner:
     Batch norm is folded when the runner is made: weights that change later have no effect.
 
     Args:
-        model: the teacher's network, on its device; wrappers are looked through.
+        model: the teacher's network, on its device, also inside wrappers.
         names: tapped modules.
         images: [B, 3, H, W], like those to come; folding is checked on them.
         needs: the signals to compute. Without logits each pass ends after the deepest tapped module.

@@ -1,4 +1,4 @@
-"""From an image file, whatever its format, to an RGB image and to a normalised tensor."""
+"""Image files of any format as RGB images and as normalised tensors."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def samples_digest(samples: Sequence[Sample], mark: Mark) -> str:
     Args:
         samples: in the order that gives them their positions.
         mark: 'content' reads every file. Checkpoints store the digest of sizes, and cache keys contain one of the
-            others: changing a mark would invalidate them.
+            others; changing a mark would invalidate them.
     """
     marks: dict[Mark, Callable[[Sample], str]] = {
         "size": lambda sample: str(sample.size),

@@ -75,8 +75,8 @@ def find_splits(data_dir: str | os.PathLike[str], split_seed: int = 0) -> Splits
     split without class folders has no labels: this is logged, and `test` is empty.
 
     An image is any file whose suffix is that of a format that Pillow can open here, or that has no suffix and begins
-    like an image. Hidden and system files (.DS_Store, ._x, Thumbs.db, .ipynb_checkpoints) are skipped; so are other files,
-    which is logged with their suffixes.
+    like an image. Hidden and system files (.DS_Store, ._x, Thumbs.db, .ipynb_checkpoints) are skipped; so are other
+    files, which is logged with their suffixes.
 
     Args:
         data_dir: the folder.

@@ -49,8 +49,8 @@ def find_split_folders(root: Path) -> SplitFolders:
     """The folder of each split; a folder of class folders is a train folder without val and test.
 
     Folders are splits by their names (see `read_split_name`) if they hold folders; so a class may be called "train"
-    or "test". A split may be nested one folder deeper, as seg_train/seg_train/ is. Folders of any name that share two or
-    more names of the folders in them are not classes.
+    or "test". A split may be nested one folder deeper, as seg_train/seg_train/ is. Folders of any name that share two
+    or more names of the folders in them are not classes.
 
     Raises:
         DataError: two folders claim one split; there are splits, but no train among them; folders share the names of

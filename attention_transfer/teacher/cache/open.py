@@ -190,7 +190,7 @@ def _clear_if_stale(cache: TeacherCache, runner: FrozenRunner, index: CacheIndex
         return
     if not cache.is_writable:
         raise CacheError(
-            f"{cache.maps.path} does not say what the teacher says, and must not be written to; set cache_dir to "
+            f"{cache.maps.path} does not hold what the teacher puts out, and must not be written to; set cache_dir to "
             "another folder."
         )
     logger.warning(

@@ -14,8 +14,8 @@ _EDGE = 1 + 1e-4
 def warp_maps(maps: Tensor, matrices: Tensor, grid: Grid, image_size: int) -> tuple[Tensor, Tensor]:
     """The maps of whole images as they lie under views of them.
 
-    Each cell of the view's map is looked up, bilinearly, where its centre comes from in the whole image; beyond the
-    outermost centres, which are up to a stride away from the image's edge, the outermost cells go on.
+    Each cell of the view's map is sampled bilinearly at its centre's position in the whole image; beyond the outermost
+    centres, which are up to a stride away from the image's edge, the outermost cells are repeated.
 
     Args:
         maps: [B, h, w], of whole images.
