@@ -49,7 +49,7 @@ class LossTerm(nn.Module):
 
     Args:
         weight: at least 0; at 0 the term is reported and not minimised.
-        needs: what it needs of student and teacher.
+        needs: the signals that it needs of student and teacher; None: only the student's logits.
 
     Attributes:
         name: an identifier; the key of its value in the training history, as in train_NAME and val_NAME.

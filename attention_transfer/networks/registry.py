@@ -47,7 +47,7 @@ def create_model(name: str, num_classes: int = 10, weights: str | None = None) -
         name: as in the catalogue, in any case: 'MultiBranchNet', 'ResNet18', 'CifarResNet-20', ...
         num_classes: number of logits, at least 1.
         weights: torchvision's pretrained weights for ResNet18 or ResNet50, such as 'IMAGENET1K_V1' or
-            'DEFAULT'. If they have another number of classes, the head alone is initialised anew.
+            'DEFAULT'. If they have another number of classes, only the head is newly initialised.
 
     Raises:
         ConfigError: an unknown name, a depth or width that the family does not have, fewer than one class,

@@ -118,7 +118,10 @@ class Teachers:
                     closing.callback(teacher.close)
 
     def log_cache_hits(self, epoch: int, runtime: Runtime) -> None:
-        """Log the cache hits and misses of the training images since the last call, summed over all processes."""
+        """Log the cache hits and misses of the training images since the last call, summed over all processes.
+
+        Every process must call this together.
+        """
         if not isinstance(self.train, CachedTeacher) or self.train.cache is None:
             return
         counts = torch.tensor([self.train.hits, self.train.misses], device=runtime.device)

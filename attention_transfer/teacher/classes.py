@@ -45,7 +45,7 @@ class SelectLogits:
         """The same output with logits [B, len(positions)] instead of [B, K].
 
         Raises:
-            TeacherError: the teacher puts out another number of logits.
+            TeacherError: the teacher outputs another number of logits.
         """
         logits = output.logits
         if logits is None:

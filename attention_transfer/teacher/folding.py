@@ -1,7 +1,7 @@
-"""Batch norm folded into the convolutions before it, on a copy of the network.
+"""Folding of batch norm into the preceding convolutions, on a copy of the network.
 
-In eval mode batch norm multiplies each channel by a number and adds another, which weights and bias of the convolution
-before it can do alike: the network then saves a pass over each feature map. What may be folded is found by a forward
+In eval mode batch norm multiplies each channel by a number and adds another, which the weights and bias of the
+convolution before it can absorb: the network then saves a pass over each feature map. What may be folded is found by a forward
 pass, not by names, and the folded network is checked against the original on images.
 """
 
@@ -109,7 +109,7 @@ def foldable_pairs(network: nn.Module, images: Tensor, names: Sequence[str]) -> 
 
 
 def _is_plain_conv(module: nn.Module) -> bool:
-    # A subclass may compute its weights anew in every pass.
+    # A subclass may recompute its weights in every pass.
     return type(module) is nn.Conv2d and module.weight.dtype == torch.float32 and not _has_hooks(module)
 
 
@@ -135,7 +135,7 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         user = self._inside or f"the operation {func}"
         for value in tree_leaves((args, kwargs)):
-            # An earlier tensor may have had the same id; all that matter are kept alive in `put_out`.
+            # An earlier tensor may have had the same id; `put_out` holds references to all that matter.
             if isinstance(value, Tensor):
                 self.users[id(value)].add(user)
         return func(*args, **(kwargs or {}))

@@ -44,7 +44,7 @@ def load_teacher_model(
     attention transfer only: its card is a `HeadlessCard`.
 
     Args:
-        teacher_path: a checkpoint of ours; a .pth or .safetensors file with the weights of a registered network; or
+        teacher_path: a checkpoint of this library; a .pth or .safetensors file with the weights of a registered network; or
             torchvision's pretrained weights by name, as in 'ResNet50:DEFAULT'.
         num_classes: the student's number of classes; if the teacher's differs, this is logged: attention transfer
             allows it, distillation (alpha > 0) does not.
@@ -94,7 +94,7 @@ def _from_file(path: str | os.PathLike[str], teacher_arch: str | None, teacher_k
 
 
 def _own(content: dict[str, Any], path: str, teacher_arch: str | None, teacher_key: str | None) -> nn.Module:
-    """The network of a checkpoint of ours."""
+    """The network of a checkpoint of this library."""
     if teacher_key not in (None, OWN_KEY):
         raise TeacherError(
             f"teacher_key is {teacher_key!r}, but {path} is a checkpoint of attention-transfer with its weights "

@@ -13,7 +13,7 @@ _NO_PICTURES = frozenset({"EPS", "WMF", "MPEG", "FLI", "HDF5", "GRIB", "BUFR", "
 # A JPEG file of several pictures, which Pillow opens as a JPEG, so that the format has no opener of its own.
 _OPENED_AS_JPEG = frozenset({".mpo"})
 _RECOGNISABLE = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "PSD", "QOI", "DDS")
-"""Formats with magic bytes; a file of any content could be taken for one of the others."""
+"""Formats with magic bytes; the others would match files of any content."""
 _NAMED = 8
 
 

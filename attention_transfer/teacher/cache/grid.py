@@ -1,4 +1,4 @@
-"""Where the cells of a stage's map lie on the image.
+"""Grid of a stage's map: the positions of its cells on the image.
 
 Output i of a convolution of odd size k, stride s and padding (k - 1) / 2 is centred at its input's position s i: the
 cells of a ResNet stage of stride 4 are centred at pixels 0, 4, 8, ..., not at the middles of 4 x 4 blocks. A patch

@@ -85,7 +85,7 @@ class WarpIndex:
 
     Args:
         dataset: gives the whole images.
-        grids: where the cells of each stage lie.
+        grids: the positions of the cells of each stage's map on the image.
     """
 
     def __init__(self, dataset: ImageDataset, grids: list[Grid]) -> None:

@@ -46,7 +46,7 @@ def open_cache(
     on the disk.
 
     Args:
-        plan: the data set, and how often each view of it comes up.
+        plan: the data set, its views and the number of epochs.
         config: the settings of the cache, hash_files, teacher_precision and map_precision are used.
         teacher: the network, unfolded.
         runner: runs it.

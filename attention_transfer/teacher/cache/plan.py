@@ -16,7 +16,7 @@ class CachePlan:
 
     Attributes:
         role: train or val.
-        dataset: of ours.
+        dataset: the images.
         views: number of views of each image; 'warp'; or None for new ones in every epoch.
         epochs: of the whole run.
     """

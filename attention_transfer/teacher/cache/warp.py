@@ -20,7 +20,7 @@ def warp_maps(maps: Tensor, matrices: Tensor, grid: Grid, image_size: int) -> tu
     Args:
         maps: [B, h, w], of whole images.
         matrices: [B, 2, 3], from the view's coordinates to the whole image's, both from -1 to 1.
-        grid: where the cells lie on the image.
+        grid: the positions of the cells on the image.
         image_size: side of the images in pixels.
 
     Returns:
