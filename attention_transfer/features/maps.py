@@ -72,7 +72,7 @@ SUM_OF_SQUARES = MapFunction("mean of squares over channels", energy)
 
 
 class _Energy(torch.autograd.Function):
-    """The mean of squares with its backward pass written by hand.
+    """The mean of squares, [B, C, H, W] to [B, H, W], with its backward pass written by hand.
 
     Autograd would save the squares and read them once more; d energy / d x = 2 x / C needs x alone, which the network
     saves anyway, and is one pass that preserves x's dtype and memory format.

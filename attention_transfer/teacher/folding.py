@@ -1,8 +1,8 @@
 """Folding of batch norm into the preceding convolutions, on a copy of the network.
 
 In eval mode batch norm multiplies each channel by a number and adds another, which the weights and bias of the
-convolution before it can absorb: the network then saves a pass over each feature map. What may be folded is found by a forward
-pass, not by names, and the folded network is checked against the original on images.
+convolution before it can absorb: the network then saves a pass over each feature map. What may be folded
+is found by a forward pass, not by names, and the folded network is checked against the original on images.
 """
 
 from __future__ import annotations

@@ -66,8 +66,8 @@ def prepare_dataloaders(
             of the folders, how a missing split is cut, and when test is empty.
         batch_size: images a step, over all processes.
         augment: give random views of the training images instead of the whole images.
-        num_workers: processes that load images, for each loader; they stay alive between epochs. At most as
-            many as cores that this process may use.
+        num_workers: processes that load images, for each loader; they stay alive between epochs. At most one
+            for each core that this process may use.
         image_size: side of the images in pixels, from 8 to 4096.
         seed: seed of the orders.
         split_seed: seed of the cut of a missing val or test.

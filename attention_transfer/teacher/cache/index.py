@@ -62,11 +62,13 @@ class ViewIndex:
         self.count = len(dataset) * views
 
     def rows(self, batch: Batch) -> Rows:
+        """The record of each image: index + view * samples, [B]."""
         assert batch.indices is not None
         rows: Rows = batch.indices.numpy() + (batch.view or 0) * len(self.dataset)
         return rows
 
     def batch(self, rows: Rows) -> Batch:
+        """The views with these records [n]."""
         keys = [divmod(row, len(self.dataset)) for row in rows.tolist()]
         return collate(self.dataset.__getitems__(keys), self.dataset.image_size)
 
@@ -75,6 +77,7 @@ class ViewIndex:
         return batch.images[torch.from_numpy(positions).to(batch.images.device)]
 
     def project_to_view(self, batch: Batch, maps: Maps) -> tuple[Maps, Maps | None]:
+        """The maps [B, h, w] as they are: the records are of the views themselves."""
         return maps, None
 
 
@@ -94,11 +97,13 @@ class WarpIndex:
         self.count = 2 * len(dataset)
 
     def rows(self, batch: Batch) -> Rows:
+        """The record of each image: index, + samples where the view is mirrored, [B]."""
         assert batch.indices is not None
         rows: Rows = batch.indices.numpy() + self._mirrored(batch) * len(self.dataset)
         return rows
 
     def batch(self, rows: Rows) -> Batch:
+        """The whole images with these records [n], with the matrix of the image or of its mirror image."""
         mirrored, indices = np.divmod(rows, len(self.dataset))
         images = self.dataset.whole(indices.tolist())
         matrices = torch.eye(2, 3).repeat(len(rows), 1, 1)
@@ -115,6 +120,7 @@ class WarpIndex:
         return images.to(batch.images.device)
 
     def project_to_view(self, batch: Batch, maps: Maps) -> tuple[Maps, Maps | None]:
+        """The maps [B, h, w] warped to the views, and their coverage [B, h, w]; see `warp_maps`."""
         assert batch.matrices is not None
         matrices = torch.where(is_mirrored(batch.matrices)[:, None, None], mirror(batch.matrices), batch.matrices)
         pairs = [
