@@ -44,8 +44,8 @@ def load_teacher_model(
     attention transfer only: its card is a `HeadlessCard`.
 
     Args:
-        teacher_path: a checkpoint of this library; a .pth or .safetensors file with the weights of a registered network;
-            or torchvision's pretrained weights by name, as in 'ResNet50:DEFAULT'.
+        teacher_path: a checkpoint of this library; a .pth or .safetensors file with the weights of a registered
+            network; or torchvision's pretrained weights by name, as in 'ResNet50:DEFAULT'.
         num_classes: the student's number of classes; if the teacher's differs, this is logged: attention transfer
             allows it, distillation (alpha > 0) does not.
         device: 'auto', 'cpu', 'cuda', ...
