@@ -1,4 +1,4 @@
-"""Where a run computes: device, number format and processes; the processes are Hugging Face accelerate's."""
+"""Runtime of a run: device, precision and processes; the processes are Hugging Face accelerate's."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Runtime:
-    """One process alone on one device, in float32 or bfloat16; `AcceleratedRuntime` does the rest.
+    """Runtime of a single process on one device, in float32 or bfloat16; `AcceleratedRuntime` does the rest.
 
-    The training loop asks a runtime for everything that depends on device, precision and the number of
+    The training loop uses a runtime for everything that depends on device, precision and the number of
     processes, so that the same loop runs everywhere.
     """
 
@@ -39,30 +39,30 @@ class Runtime:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and talks to the user."""
+        """Whether this process writes files and logs."""
         return self.rank == 0
 
     @property
     def is_local_main(self) -> bool:
-        """Whether this process is the first of its machine, and makes what the others there open."""
+        """Whether this process is the first on its machine, which creates the files that the others there open."""
         return self.local_rank == 0
 
     def autocast(self, precision: str | None = None) -> AbstractContextManager[Any]:
-        """The context in which networks run in `precision`; None is the run's own."""
+        """The autocast context for `precision`; None is the run's own."""
         dtype = _AUTOCAST.get(precision or self.precision)
         return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
     def wrap(self, student: nn.Module) -> nn.Module:
-        """The student as the loop calls it: gradients averaged over processes where there are several."""
+        """The student, in DistributedDataParallel where there are several processes."""
         return student
 
     def step(self, loss: Tensor, optimizer: torch.optim.Optimizer, alone: Iterable[nn.Parameter] = ()) -> None:
         """Backward pass and one step of the optimizer.
 
         Args:
-            loss: of this process's share.
-            optimizer: over all that is trained.
-            alone: parameters outside the wrapped student, whose gradients nobody else averages over processes.
+            loss: a scalar [], of this process's share of the batch.
+            optimizer: of all trained parameters.
+            alone: parameters outside the wrapped student, whose gradients are averaged over processes here.
         """
         loss.backward()  # type: ignore[no-untyped-call]
         self.average_gradients(alone)
@@ -72,7 +72,7 @@ class Runtime:
         """Average the gradients of parameters over all processes."""
 
     def sum_over_processes(self, values: Tensor) -> Tensor:
-        """The sum of `values` over all processes."""
+        """The sum of `values`, a tensor [...] of any shape, over all processes; [...]."""
         return values
 
     def broadcast_object(self, value: Any) -> Any:
@@ -91,33 +91,33 @@ class Runtime:
         return None
 
     def load_scaler_state(self, state: dict[str, Any] | None) -> None:
-        """Go on with a state of float16 gradient scaling."""
+        """Restore a state of float16 gradient scaling."""
 
 
 class AcceleratedRuntime(Runtime):
     """The runtime of a run: any device and precision, alone or under `accelerate launch` or torchrun; to be closed.
 
     Raises:
-        ConfigError: the device is not there, or the precision does not exist on it.
+        ConfigError: the device is not available, or does not support the precision.
     """
 
     def __init__(self, config: Config) -> None:
         device = resolve_device(config.device)
         precision = resolve_precision(config.precision, device)
-        # accelerate keeps its state for the life of the process and refuses another device;
-        # a notebook calls train_at again and again with whatever it likes.
+        # accelerate holds its state for the life of the process and refuses another device;
+        # a notebook may call train_at several times with different devices.
         self._found = [(kind, dict(kind._shared_state)) for kind in (AcceleratorState, PartialState, GradientState)]
         AcceleratorState._reset_state(reset_partial_state=True)
         try:
-            # its number format is fixed from here on, and ours may be chosen when the networks are there: so it gets
-            # none
+            # accelerate's precision is fixed from here on, while ours may be chosen once the networks exist: so it
+            # gets none
             self._accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
         except BaseException:
             self.close()
             raise
         self.world_size = self._accelerator.num_processes
         if self.world_size > 1:
-            # the processes stay together until they end: their launcher's program may train again
+            # the process group stays until the processes exit: the launched program may train again
             atexit.unregister(leave_process_group)
             atexit.register(leave_process_group)
         self.rank = self._accelerator.process_index
@@ -129,7 +129,7 @@ class AcceleratedRuntime(Runtime):
         self.use_precision(precision)
 
     def close(self) -> None:
-        """Leave accelerate's state as it was found, which may be that of an Accelerator of the user's."""
+        """Restore accelerate's earlier state, which may be that of a user's own Accelerator."""
         for kind, state in self._found:
             kind._shared_state.clear()
             kind._shared_state.update(state)
@@ -146,6 +146,13 @@ class AcceleratedRuntime(Runtime):
         return nn.parallel.DistributedDataParallel(student, device_ids=device_ids)
 
     def step(self, loss: Tensor, optimizer: torch.optim.Optimizer, alone: Iterable[nn.Parameter] = ()) -> None:
+        """As `Runtime.step`, with the gradients scaled in fp16.
+
+        Args:
+            loss: a scalar [], of this process's share of the batch.
+            optimizer: of all trained parameters.
+            alone: parameters outside the wrapped student.
+        """
         if self._scaler is None:
             super().step(loss, optimizer, alone)
             return
@@ -157,12 +164,13 @@ class AcceleratedRuntime(Runtime):
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         if self.world_size > 1:
             for parameter in parameters:
-                if parameter.grad is None:  # every process must take part, also one whose share did not need it
+                if parameter.grad is None:  # every process must take part, even if its share did not use the parameter
                     parameter.grad = torch.zeros_like(parameter)
                 torch.distributed.all_reduce(parameter.grad)
                 parameter.grad /= self.world_size
 
     def sum_over_processes(self, values: Tensor) -> Tensor:
+        """The sum of `values` [...] over all processes; [...]."""
         if self.world_size == 1:
             return values
         total: Tensor = self._accelerator.reduce(values, reduction="sum")
@@ -190,10 +198,10 @@ class AcceleratedRuntime(Runtime):
 
 
 def leave_process_group() -> None:
-    """Take leave of the other processes; one that exits without may abort, and take a finished run down with it."""
+    """Destroy the process group; a process that exits without may abort and fail a finished run."""
     if torch.distributed.is_initialized():
         # Gloo's thread needs the interpreter to free its last tensors, and up to torch 2.6 destroying the group waits
-        # for that thread without giving the interpreter up: a moment of rest, and both end.
+        # for that thread without releasing the interpreter: after a short sleep both can end.
         time.sleep(0.2)
         torch.distributed.destroy_process_group()
 
@@ -201,10 +209,15 @@ def leave_process_group() -> None:
 def resolve_precision(precision: str, device: torch.device, setting: str = "precision") -> str:
     """'fp32', 'bf16' or 'fp16' for a device; 'auto' is bf16 on GPUs of capability 8.0 or more, else fp32.
 
-    On a CPU that is where 'auto' begins: `precision.choose_precision` times both once the networks are there.
+    On a CPU 'auto' is only preliminary: `precision.choose_precision` times both once the networks exist.
+
+    Args:
+        precision: 'auto', 'fp32', 'bf16' or 'fp16'.
+        device: on which the network runs.
+        setting: the setting's name, for messages.
 
     Raises:
-        ConfigError: fp16 elsewhere than on a CUDA device.
+        ConfigError: fp16 on a device other than CUDA.
     """
     if precision == "auto":
         return "bf16" if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
@@ -217,7 +230,7 @@ T = TypeVar("T")
 
 
 def all_or_raise(runtime: Runtime, work: Callable[[], T]) -> T:
-    """Do something in every process, and fail in all of them where it fails in one."""
+    """Call `work` in every process, and raise the first error in all of them if it fails in one."""
     error: Exception | None = None
     try:
         result = work()

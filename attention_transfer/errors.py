@@ -4,9 +4,9 @@
     ├── ConfigError        a setting is unknown, of the wrong type, out of range or contradictory
     ├── DataError          a folder, an image, a label or a loader is not what training needs
     │   └── UnguardedScriptError   a script that starts processes does not check that it is the main program
-    ├── CheckpointError    a file is not a checkpoint of ours, is damaged or does not fit
+    ├── CheckpointError    a file is not a checkpoint of this library, is corrupt or does not fit
     ├── TeacherError       the teacher cannot be recognised, loaded or compared with the student
-    ├── CacheError         what was to be kept on disk cannot be, or what lies there is damaged
+    ├── CacheError         the cache cannot be written, or an entry is corrupt
     ├── WriteError         a file of a run cannot be written: no room, no permission, a read-only disk
     └── DivergenceError    the loss is no longer a finite number
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 
 class AttentionTransferError(Exception):
-    """Base of all errors below; its message is a sentence that says what to do."""
+    """Base of all errors below; the message says what is wrong and what to do."""
 
 
 class ConfigError(AttentionTransferError, ValueError):
@@ -29,11 +29,11 @@ class DataError(AttentionTransferError, ValueError):
 
 
 class UnguardedScriptError(DataError):
-    """A script that starts processes does not check `__name__`, and so would be run again by each of them."""
+    """A script that starts processes has no `if __name__ == "__main__"`, so each of them would run it again."""
 
 
 class CheckpointError(AttentionTransferError, ValueError):
-    """A file is not a checkpoint of this library, is damaged, or does not fit the run."""
+    """A file is not a checkpoint of this library, is corrupt, or does not fit the run."""
 
 
 class VersionError(CheckpointError):
@@ -45,11 +45,11 @@ class TeacherError(AttentionTransferError, ValueError):
 
 
 class CacheError(AttentionTransferError, OSError):
-    """What was to be kept on disk cannot be, or what lies there is damaged."""
+    """The cache cannot be written, or an entry is corrupt."""
 
 
 class WriteError(AttentionTransferError, OSError):
-    """A file of a run cannot be written; the one of before is still there."""
+    """A file of a run cannot be written; its previous version is intact."""
 
 
 class DivergenceError(AttentionTransferError, ArithmeticError):

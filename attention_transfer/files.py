@@ -1,8 +1,8 @@
-"""Files that are whole or absent, whoever is killed when, and the sentence where one cannot be written.
+"""Atomic file writes: a file is complete or absent even if its process is killed; and the message when a write fails.
 
-A file is written under another name in its own folder, brought to the disk, renamed, and the folder brought to the
-disk: until the rename the file of before is there, and from then on the new one. What a killed process leaves is a
-draft, a hidden file named after the file that it was to become; the next one who writes there removes it.
+A file is written as a draft in its own folder, fsynced and renamed, and then the folder is fsynced: until the rename
+the previous file is there, and from then on the new one. A killed process leaves its draft behind, a hidden file named
+after its target; the next write there removes it.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ logger = logging.getLogger(__name__)
 
 
 def write_atomically(path: str | os.PathLike[str], *pieces: Buffer, setting: str) -> None:
-    """Write a file so that `path` holds either all of `pieces` or what it held before.
+    """Write a file atomically: `path` holds either all of `pieces` or its previous content.
 
     Args:
-        path: where; its folder is made, and drafts of this file that killed processes left are removed.
+        path: of the file; its folder is created, and drafts of it that killed processes left are removed.
         pieces: the content, one after the other.
-        setting: the setting that moves the file elsewhere, as in "save_dir"; for the sentence.
+        setting: the setting that moves the file elsewhere, as in "save_dir"; for the error message.
 
     Raises:
         WriteError: it cannot be written; the message names the path, its bytes, the reason and the remedy.
@@ -59,17 +59,17 @@ def write_atomically(path: str | os.PathLike[str], *pieces: Buffer, setting: str
         is_replaced = True
         _sync_folder(path.parent)
     except OSError as error:
-        is_kept = not is_replaced and os.access(path, os.F_OK)
-        kept = f" {path.name} is still the one from before." if is_kept else ""
-        raise WriteError(write_failure(path, size, error, setting) + kept) from error
+        is_intact = not is_replaced and os.access(path, os.F_OK)
+        intact = f" {path.name} is still the one from before." if is_intact else ""
+        raise WriteError(write_failure(path, size, error, setting) + intact) from error
 
 
 def check_writable(path: str | os.PathLike[str], size: int, setting: str) -> None:
-    """Make a draft of one block beside `path` and remove it again, so that an error comes now and not later.
+    """Write a draft of one block beside `path` and remove it again, so that an error is raised before the real write.
 
     Args:
-        path: the file that is going to be written; its folder is made.
-        size: bytes that it is going to have; for the sentence.
+        path: of the file to be written later; its folder is created.
+        size: bytes that it will have; for the error message.
         setting: as for `write_atomically`.
 
     Raises:
@@ -86,7 +86,7 @@ def check_writable(path: str | os.PathLike[str], size: int, setting: str) -> Non
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, and bring them to the disk."""
+    """Create a folder and its parents, and fsync them."""
     made = [each for each in (folder, *folder.parents) if not os.access(each, os.F_OK)]
     folder.mkdir(parents=True, exist_ok=True)
     for each in made:
@@ -94,11 +94,11 @@ def make_folder(folder: Path) -> None:
 
 
 def remove_drafts(folder: str | os.PathLike[str], name: str = "") -> None:
-    """Remove the drafts in `folder`, of files whose names begin with `name`, that nobody is writing any more."""
+    """Remove the drafts in `folder`, of files whose names begin with `name`, that no process is writing any more."""
     try:
         names = os.listdir(folder)  # noqa: PTH208
     except OSError:
-        return  # no folder has no drafts, and one that cannot be read is told of by who writes there
+        return  # a missing folder has no drafts; an unreadable one raises when it is written to
     for each in names:
         if each.startswith(f".{name}") and DRAFT.fullmatch(each):
             with suppress(OSError):
@@ -107,10 +107,10 @@ def remove_drafts(folder: str | os.PathLike[str], name: str = "") -> None:
 
 def _remove_if_abandoned(draft: Path) -> None:
     if sys.platform == "win32":
-        draft.unlink()  # fails there while somebody has it open
+        draft.unlink()  # fails there while a process has it open
         return
     with draft.open("r+b") as file:
-        # whoever writes a draft holds its lock, and whoever is killed lets go of it
+        # a writing process holds the lock of its draft; the system releases it when the process ends
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         draft.unlink()
 
@@ -132,11 +132,11 @@ def _open_draft(path: Path) -> FileIO:
         file = FileIO(draft, "x")
         if sys.platform == "win32":
             return file
-        with suppress(OSError):  # some file systems have no locks; then nobody can take this draft for abandoned either
+        with suppress(OSError):  # without locks on this file system no process can take the draft for abandoned
             fcntl.flock(file, fcntl.LOCK_EX)
         if os.fstat(file.fileno()).st_nlink:
             return file
-        file.close()  # another process took it for abandoned before it had its lock
+        file.close()  # another process removed it as abandoned before it was locked
 
 
 def _write(file: FileIO, piece: Buffer) -> None:
@@ -154,18 +154,20 @@ def _sync_folder(folder: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
-        _say_that_folders_are_not_synced(str(folder))
+        _warn_unsynced_folder(str(folder))
     finally:
         os.close(descriptor)
 
 
 @cache
-def _say_that_folders_are_not_synced(folder: str) -> None:
-    logger.warning("the file system of %s cannot bring a folder to the disk: after a power cut it may be older", folder)
+def _warn_unsynced_folder(folder: str) -> None:
+    logger.warning(
+        "the file system of %s cannot fsync a folder: after a power failure its previous content may be there", folder
+    )
 
 
 class DiskSpace(NamedTuple):
-    """What a file system has left for this user; None where it does not tell.
+    """Free space of a file system for this user; None where it is not reported.
 
     Attributes:
         free: bytes.
@@ -177,7 +179,7 @@ class DiskSpace(NamedTuple):
 
 
 def disk_space(folder: Path) -> DiskSpace:
-    """What is left on the file system of `folder`, or of the nearest folder above it that exists."""
+    """Free space on the file system of `folder`, or of the nearest folder above it that exists."""
     if sys.platform == "win32":
         import shutil
 
@@ -188,7 +190,7 @@ def disk_space(folder: Path) -> DiskSpace:
 
 
 def greatest_file() -> int | None:
-    """Bytes that a file of this process may have (ulimit -f); None where there is no such limit."""
+    """Greatest size of a file in bytes (ulimit -f); None where there is no such limit."""
     if sys.platform == "win32":
         return None
     import resource
@@ -198,7 +200,14 @@ def greatest_file() -> int | None:
 
 
 def write_failure(path: Path, size: int, error: OSError, setting: str) -> str:
-    """The sentence of a file of `size` bytes that could not be written: path, bytes, reason, remedy."""
+    """The message for a file that could not be written: path, bytes, reason, remedy.
+
+    Args:
+        path: of the file.
+        size: bytes that it needs; 0 where that is unknown.
+        error: raised by the write.
+        setting: the setting that moves the file elsewhere.
+    """
     where = _existing(path.parent)
     reason = _reason(where, size, error)
     needs = f"needs {size:,} bytes, but" if size else "cannot be written:"

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 @lru_cache(maxsize=1024)
 def log_once(message: str, level: int = logging.INFO) -> None:
-    """Log something that holds for every batch the first time alone; `log_once.cache_clear()` starts anew."""
+    """Log a message that recurs, such as once a batch, the first time only; `log_once.cache_clear()` resets this."""
     logger.log(level, "%s", message)
 
 
@@ -24,7 +24,7 @@ LIBRARY = logging.getLogger("attention_transfer")
 
 
 class _Buffer(logging.Handler):
-    """Keeps what is said before there is a file to write it to; bounded, for it listens on until the run ends."""
+    """Buffers records until the log file is open; bounded, because it stays attached until the run ends."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,10 +43,10 @@ def is_printed_elsewhere(record: logging.LogRecord, handler: logging.Handler) ->
 
 
 def _handlers_of(record: logging.LogRecord) -> Iterator[logging.Handler]:
-    place: logging.Logger | None = logging.getLogger(record.name)
-    while place is not None:
-        yield from place.handlers
-        place = place.parent if place.propagate else None
+    source: logging.Logger | None = logging.getLogger(record.name)
+    while source is not None:
+        yield from source.handlers
+        source = source.parent if source.propagate else None
 
 
 def _writes_to_console(handler: logging.Handler) -> bool:
@@ -61,7 +61,7 @@ def _writes_to_console(handler: logging.Handler) -> bool:
 class ConsoleHandler(logging.Handler):
     """Writes lines to standard output without breaking the progress bars.
 
-    A line that a handler of the user's own writes to the console, as after logging.basicConfig(), is left to that.
+    A record that a user's own handler writes to the console, as after logging.basicConfig(), is not written again.
     """
 
     def __init__(self) -> None:
@@ -74,20 +74,20 @@ class ConsoleHandler(logging.Handler):
 
 @contextmanager
 def capture_logs() -> Iterator[Iterable[logging.LogRecord]]:
-    """For the time of a run the library speaks; what it says before the log is open is kept."""
-    level, keep = LIBRARY.level, _Buffer()
+    """Set the library's log level to INFO for a run; gives the records that were logged before the log file is open."""
+    level, buffer = LIBRARY.level, _Buffer()
     LIBRARY.setLevel(logging.INFO)
-    LIBRARY.addHandler(keep)
+    LIBRARY.addHandler(buffer)
     try:
-        yield keep.records
+        yield buffer.records
     finally:
-        LIBRARY.removeHandler(keep)
+        LIBRARY.removeHandler(buffer)
         LIBRARY.setLevel(level)
 
 
 @contextmanager
 def log_to_stdout() -> Iterator[None]:
-    """What the library says meanwhile goes to standard output, as during a run."""
+    """Send the library's log to standard output, as during a run."""
     handler = ConsoleHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     LIBRARY.addHandler(handler)

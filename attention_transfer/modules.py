@@ -1,4 +1,4 @@
-"""What holds for any `nn.Module`: its wrappers, its mode, its device and its number format."""
+"""Utilities for any `nn.Module`: its wrappers, mode, device and number format."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from attention_transfer.errors import ConfigError
 
 
 def like_weights(images: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
-    """Float images in the number format of a network's parameters, which may be float64 on either side."""
+    """Float images [B, C, H, W] in the dtype of a network's parameters; images and network may be float64."""
     weights = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), None)
     return images if weights is None else images.to(weights.dtype)
 
@@ -38,9 +38,9 @@ def _parallel_inner(model: nn.Module) -> nn.Module | None:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
-    """Inside, the network is in eval mode without gradients; after, every module is in the mode it was in.
+    """Run a network in eval mode without gradients inside; afterwards every module's mode is restored.
 
-    In eval mode no buffer changes either, so the network is left as it was found.
+    In eval mode no buffer changes either, so the network is unchanged.
     """
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -53,10 +53,10 @@ def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def count_logits(logits: object) -> int:
-    """The K of a network's logits [B, K].
+    """The number of classes K of a network's logits [B, K].
 
     Raises:
-        ConfigError: it put out something else, or a single logit.
+        ConfigError: the network's output has another shape, or a single logit.
     """
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         what = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__

@@ -1,4 +1,4 @@
-"""What may be in a checkpoint: plain data and tensors, which a reader that runs no code can read."""
+"""The types that a checkpoint may hold: plain data and tensors, which can be loaded without running code."""
 
 from __future__ import annotations
 
@@ -15,15 +15,19 @@ _TENSORS = (Tensor, nn.Parameter)
 
 
 def check_plain(content: Any, where: str = "the checkpoint") -> None:
-    """Refuse what `torch.load(..., weights_only=True)` would refuse, before it is on disk and cannot be read again.
+    """Refuse what `torch.load(..., weights_only=True)` would refuse, before it is written.
+
+    Args:
+        content: of a checkpoint.
+        where: what messages call it.
 
     Raises:
-        CheckpointError: names the place and the type.
+        CheckpointError: names the entry and its type.
     """
     if type(content) in _ATOMS:
         return
     if type(content) in _TENSORS:
-        # what somebody has tacked on to a tensor is pickled with it
+        # attributes that were set on a tensor are pickled with it
         check_plain(vars(content), f"the attributes of {where}")
     elif isinstance(content, Tensor):
         raise CheckpointError(

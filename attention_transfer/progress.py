@@ -1,4 +1,4 @@
-"""Progress bars that are shown to a person and quiet everywhere else."""
+"""Progress bars, drawn in terminals and notebooks only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import TqdmWarning
 
 with warnings.catch_warnings():
-    # In a notebook without ipywidgets it takes text bars instead, which is all that there is to be said.
+    # In a notebook without ipywidgets tqdm warns and falls back to text bars, which is fine.
     warnings.filterwarnings("ignore", category=TqdmWarning)
     from tqdm.auto import tqdm
 
@@ -21,7 +21,7 @@ def is_interactive() -> bool:
 
 
 def in_notebook() -> bool:
-    """Whether this is a Jupyter kernel; its streams are no terminals, and yet bars are drawn there."""
+    """Whether this is a Jupyter kernel; its streams are not terminals, but bars can be drawn there."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return shell is not None and type(shell).__name__ == "ZMQInteractiveShell"
@@ -33,6 +33,6 @@ def write_line(text: str) -> None:
 
 
 def progress_bar(iterable: Iterable[Any] | None = None, **settings: Any) -> Any:
-    """tqdm.auto's bar, drawn only where someone is watching; as text in a notebook without ipywidgets."""
+    """tqdm.auto's bar, drawn only in a terminal or notebook; as text in a notebook without ipywidgets."""
     settings.setdefault("leave", False)
     return tqdm(iterable, disable=not is_interactive(), **settings)

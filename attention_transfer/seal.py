@@ -1,12 +1,12 @@
-"""A digest at the end of a zip archive, which tells that every byte before it is the one that was written.
+"""A SHA-256 digest at the end of a zip archive, which detects corruption of any byte before it.
 
-torch.save writes a zip archive, and torch.load does not compare its checksums: a bit that flips inside a tensor is
-loaded as it is. A zip archive may end with a comment, which readers skip. Ours is
+torch.save writes a zip archive, and torch.load does not compare its checksums: a flipped bit inside a tensor is loaded
+unnoticed. A zip archive may end with a comment, which readers skip. Ours is
 
     attention-transfer sha256 <64 hexadecimal digits>
 
-the SHA-256 of all bytes before it, the comment's own length among them. It tells of damage, not of malice: whoever
-changes a file on purpose can seal it again.
+the SHA-256 of all bytes before it, including the comment's own length. It detects corruption, not tampering: a file
+that was changed on purpose can be sealed again.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ _BLOCK = 1 << 20
 
 
 def seal(archive: BytesIO) -> bytes:
-    """The comment that seals an archive, whose length is noted in it; to be written behind it."""
+    """The comment that seals an archive, to be appended to it; its length is written into the archive here."""
     archive.seek(-len(NO_COMMENT), os.SEEK_END)
     archive.write(LENGTH.to_bytes(len(NO_COMMENT), "little"))
     return MARK + hashlib.sha256(archive.getbuffer()).hexdigest().encode()
 
 
 def is_sealed(file: BinaryIO) -> bool:
-    """Whether a file ends as a sealed one does; nothing is said of its content yet."""
+    """Whether a file ends with the comment of a sealed one; its content is not checked."""
     return _tail(file, LENGTH).startswith(MARK)
 
 
 def is_intact(file: BinaryIO) -> bool:
-    """Whether every byte of a sealed file is the one that was written; it is then at its beginning again."""
+    """Whether the content of a sealed file matches its digest; the file is then positioned at its beginning."""
     rest = file.seek(0, os.SEEK_END) - LENGTH
     file.seek(0)
     digest = hashlib.sha256()
     while rest > 0 and (block := file.read(min(_BLOCK, rest))):
         digest.update(block)
         rest -= len(block)
-    told = file.read(LENGTH)
+    comment = file.read(LENGTH)
     file.seek(0)
-    return told == MARK + digest.hexdigest().encode()
+    return comment == MARK + digest.hexdigest().encode()
 
 
 def ends_unsealed(file: BinaryIO) -> bool:

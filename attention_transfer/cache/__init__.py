@@ -1,1 +1,1 @@
-"""What is kept on disk between epochs and runs: files of records, and the folder that they lie in."""
+"""The cache on disk, shared between epochs and runs: files of records, and their folder."""

@@ -1,4 +1,4 @@
-"""Whether something can be kept in the cache folder."""
+"""Checking that a new entry fits in the cache folder."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from attention_transfer.files import disk_space
 
 
 def check_disk_space(folder: Path, needed: int, limit: float, *, spares_disk: bool) -> None:
-    """Make room for something new; nothing is needed for what is there already.
+    """Check that a new entry fits in the cache folder, and evict others to make room for it.
 
     Args:
         folder: of the cache.
-        needed: bytes.
+        needed: bytes of the entry; with 0 nothing is checked.
         limit: gigabytes that the folder may hold.
-        spares_disk: refuse what is more than half of the free disk.
+        spares_disk: refuse an entry larger than half of the free disk space.
 
     Raises:
-        CacheError: it cannot be kept there; the message says why, and what to do.
+        CacheError: the entry cannot be stored; the message says why, and what to do.
     """
     if not needed:
         return

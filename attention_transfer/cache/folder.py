@@ -1,4 +1,4 @@
-"""The folder of all that is kept: where it is, what lies in it, how large it may grow."""
+"""The cache folder: its path, its entries, its size limit and eviction."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 PIXELS, MAPS, LOGITS = ".pixels", ".maps", ".logits"
 PRECISION_FILE = "precision.json"
-"""What the trials of number formats came to."""
+"""The file with the measured choice of precision."""
 GIGABYTE = 10**9
 
 _NETWORK_FILE_SYSTEMS = {
@@ -34,12 +34,12 @@ class Entry:
     """A file of records in the cache folder.
 
     Attributes:
-        path: where it is.
+        path: of the file.
         kind: pixels, maps or logits.
         size: bytes on disk.
         used: when it was last used, in seconds since 1970.
-        about: what it holds, in words and numbers.
-        identity: the fingerprint of what it holds.
+        about: a description of its content.
+        identity: the cache key of its content.
     """
 
     path: Path
@@ -59,7 +59,7 @@ def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
 
 
 def entries(folder: Path) -> list[Entry]:
-    """The files of records in a cache folder, what was used longest ago first."""
+    """The files of records in a cache folder, least recently used first."""
     return sorted(_entries(folder), key=lambda entry: entry.used)
 
 
@@ -75,7 +75,7 @@ def _entries(folder: Path) -> Iterator[Entry]:
 
 
 def unreadable(folder: Path) -> list[Path]:
-    """Files in a cache folder that are named like files of records and are none, or damaged."""
+    """Files in a cache folder that are named like files of records but are not, or are damaged."""
     named = {path for suffix in (PIXELS, MAPS, LOGITS) for path in folder.glob(f"[!.]*{suffix}")}
     return sorted(named - {entry.path for entry in _entries(folder)})
 
@@ -87,21 +87,26 @@ def remove(entry: Entry) -> None:
 
 
 def evict(folder: Path, needed: int, limit: float) -> None:
-    """Remove what was used longest ago until `needed` more bytes stay below `limit` gigabytes.
+    """Remove the least recently used entries until `needed` more bytes stay below `limit` gigabytes.
 
-    What a living process has open stays.
+    Entries that a running process has open stay.
+
+    Args:
+        folder: of the cache.
+        needed: bytes of the new entry.
+        limit: gigabytes that the folder may hold.
 
     Raises:
         CacheError: `needed` alone is above the limit.
     """
     if needed > limit * GIGABYTE:
         raise CacheError(
-            f"{needed / GIGABYTE:.1f} GB are to be kept in {folder}, but cache_limit is {limit:g} GB; raise it, or "
+            f"{needed / GIGABYTE:.1f} GB are to be cached in {folder}, but cache_limit is {limit:g} GB; raise it, or "
             "switch the cache off."
         )
-    kept = entries(folder)
-    total = sum(entry.size for entry in kept) + needed
-    for entry in kept:
+    stored = entries(folder)
+    total = sum(entry.size for entry in stored) + needed
+    for entry in stored:
         if total <= limit * GIGABYTE:
             return
         try:
@@ -109,15 +114,15 @@ def evict(folder: Path, needed: int, limit: float) -> None:
                 continue
             remove(entry)
         except OSError:
-            continue  # another run was faster, or has it open
+            continue  # another run removed it first, or has it open
         total -= entry.size
         logger.info("%s (%.0f MB) was used longest ago and is removed: cache_limit", entry.path.name, entry.size / 1e6)
 
 
 def network_file_system(folder: Path) -> str | None:
-    """The type of the folder's file system where that is shared over a network, else None.
+    """The type of the folder's file system if it is shared over a network, else None.
 
-    Memory maps and locks of several machines do not agree there, and records could tear.
+    Memory maps and locks of several machines are not coherent there, so that records could be torn.
     """
     place = os.path.realpath(folder)
     mounts = [part for part in psutil.disk_partitions(all=True) if _lies_in(place, part.mountpoint)]

@@ -1,4 +1,4 @@
-"""Who is using a file: what a living process has open is not removed to make room."""
+"""Marks on files in use: a file that a running process has open is not evicted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ except ImportError:  # Windows, which does not remove a file that is open
 
 
 class Mark:
-    """Marks a file as used until it is closed, or its process ends.
+    """A mark that a file is in use, a shared lock held until it is closed or its process ends.
 
     Args:
         path: the file.
@@ -25,21 +25,21 @@ class Mark:
             fcntl.flock(self._handle, fcntl.LOCK_SH)
 
     def close(self) -> None:
-        """Take the mark away; a second time nothing happens."""
-        # Processes that were forked meanwhile share the lock: closing alone would leave it to them, and one of them
-        # must not take it from their parent.
+        """Remove the mark; a second call does nothing."""
+        # Processes forked meanwhile share the lock: closing alone would leave it with them, and they must not release
+        # their parent's.
         if fcntl is not None and not self._handle.closed and self._process == os.getpid():
             fcntl.flock(self._handle, fcntl.LOCK_UN)
         self._handle.close()
 
 
 def mark_in_use(path: Path) -> Mark:
-    """Mark a file as used."""
+    """Mark a file as in use."""
     return Mark(path)
 
 
 def is_in_use(path: Path) -> bool:
-    """Whether any process has marked the file."""
+    """Whether any process has marked the file as in use."""
     if fcntl is None:
         return False
     with path.open("rb") as handle:

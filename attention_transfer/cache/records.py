@@ -1,13 +1,13 @@
-"""Rows of bytes in one file, each of them whole or absent, whoever is killed when.
+"""Rows of bytes in one file, each of them whole or absent, even if a writing process is killed.
 
-The file is allocated in full under a temporary name and then linked to its own, so that there is no half a file, and
-no disk that fills up under a memory map. Every row has a checksum that is verified on each read; a row that does not
+The file is allocated in full under a temporary name and then linked to its own, so that a file is never partial, and
+the disk cannot fill up under a memory map. Every row has a checksum that is verified on each read; a row that does not
 agree with its checksum counts as absent. Several processes of a machine may read and fill one file at a time.
 
     bytes                     content
-    0 .. 4096                 magic, then JSON: identity, number of rows, when it was made and of what
+    0 .. 4096                 magic, then JSON: identity, number of rows, description with the time of creation
     4 * rows                  CRC-32 of each row, seeded with identity and row; 0 = absent
-    8 * (rows + 1)            where each row begins, from the first on
+    8 * (rows + 1)            offset of each row, from the first on
     the rest                  the rows
 """
 
@@ -44,21 +44,21 @@ _NO_SUMS, _NO_STARTS, _NO_BYTES = np.empty(0, np.uint32), np.empty(0, np.int64),
 
 
 class Records:
-    """An open file of records, to be closed; sent to another process it is opened there again, by its path.
+    """An open file of records, to be closed; when pickled, it is reopened by its path in the other process.
 
-    What is read is a copy, so that nothing that lives longer, an error with its frames included, keeps the file open.
+    `read` returns copies, so that no reference to them, such as from a traceback, holds the file open.
 
     Args:
-        path: a file that `create` made.
-        identity: of what the rows are; a file of another identity is refused.
+        path: of a file made by `create`.
+        identity: cache key of the rows; a file with another one is refused.
 
     Attributes:
-        about: what `create` was told of the content.
+        about: the description given to `create`.
         is_writable: False where the file or its folder forbids writing; rows can then be read only.
         is_closed: whether `close` was called.
 
     Raises:
-        CacheError: the file is missing, damaged or of another identity; later, it is closed.
+        CacheError: the file is missing, damaged or of another identity; in a method: it was closed.
 
     Example:
         with Records(path, identity) as records:
@@ -99,7 +99,7 @@ class Records:
         self._seed = zlib.crc32(self.identity.encode())
 
     def close(self) -> None:
-        """Let go of the file; a second time nothing happens."""
+        """Close the file; a second call does nothing."""
         self.is_closed = True
         self._checksums, self._starts, self._rows = _NO_SUMS, _NO_STARTS, _NO_BYTES
         mark, self._mark = self._mark, None
@@ -140,13 +140,13 @@ class Records:
     def create(
         cls, path: str | os.PathLike[str], identity: str, sizes: Sequence[int] | npt.NDArray[np.int64], **about: Any
     ) -> Records:
-        """Make a file of absent rows, or open the one that is there already.
+        """Create a file of absent rows, or open the existing one.
 
         Args:
-            path: where; its folder is made.
-            identity: what the rows are of.
+            path: of the file; its folder is created.
+            identity: cache key of the rows.
             sizes: bytes of each row.
-            about: anything that JSON can hold, for people and for `Records.about`.
+            about: a description of the content, any JSON values.
 
         Raises:
             CacheError: the disk has no room, or the folder cannot be written to.
@@ -168,7 +168,7 @@ class Records:
         return int(self._starts[row + 1] - self._starts[row])
 
     def present(self) -> npt.NDArray[np.bool_]:
-        """Which rows have been written; whether they are whole shows when they are read."""
+        """Which rows have been written, bool [rows]; whether they are intact is checked when they are read."""
         self._check_open()
         present: npt.NDArray[np.bool_] = np.asarray(self._checksums) != 0
         return present
@@ -183,7 +183,7 @@ class Records:
         return content if checksum == self._checksum(row, content) else None
 
     def write(self, rows: Iterable[int], contents: Iterable[Bytes]) -> int:
-        """Write rows where they are absent or damaged, and leave those alone that are whole.
+        """Write rows where they are absent or damaged; intact rows stay as they are.
 
         Returns:
             the number of rows that were written.
@@ -193,7 +193,7 @@ class Records:
         with self._lock():
             for row, content in zip(rows, contents, strict=True):
                 if self.read(row) is None:
-                    # A reader that comes between these lines sees a row that does not agree with its checksum.
+                    # A concurrent reader sees a row that does not match its checksum, which counts as absent.
                     self._checksums[row] = 0
                     self._rows[self._starts[row] : self._starts[row + 1]] = content
                     self._checksums[row] = self._checksum(row, content)
@@ -211,15 +211,15 @@ class Records:
             self._checksums[list(rows)] = 0
 
     def _lock(self) -> Any:
-        # A write takes less than a millisecond; the default would look again after fifty.
+        # A write takes less than a millisecond; the default polls every fifty.
         return FileLock(self.path.with_suffix(self.path.suffix + ".lock")).acquire(poll_interval=0.002)
 
     def damaged(self) -> list[int]:
-        """Rows that are present and do not agree with their checksum; reads the whole file."""
+        """Rows that are present but do not match their checksum; reads the whole file."""
         return [int(row) for row in np.flatnonzero(self.present()) if self.read(int(row)) is None]
 
     def touch(self) -> None:
-        """Note that the file is used now; what was used longest ago is the first to go."""
+        """Set the file's time of last use to now; the least recently used file is evicted first."""
         if self.is_writable:
             os.utime(self.path)
 
@@ -232,7 +232,7 @@ def read_header(path: Path) -> dict[str, Any]:
     """Identity, number of rows and description of a file of records.
 
     Raises:
-        CacheError: it is none.
+        CacheError: it cannot be read, or is not a file of records.
     """
     try:
         with path.open("rb") as file:
@@ -288,7 +288,7 @@ def _allocate(path: Path, header: bytes, starts: npt.NDArray[np.int64]) -> None:
 
 
 def _reserve(descriptor: int, size: int) -> None:
-    """Give a file all its blocks; without posix_fallocate by writing zeros."""
+    """Allocate all blocks of a file; without posix_fallocate by writing zeros."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, 0, size)
         return
@@ -305,12 +305,12 @@ def _umask() -> int:
 
 
 def _may_write(path: Path) -> bool:
-    # root may write anything, but a file that nobody may write is meant to stay as it is
+    # root may write to any file, but one without write permission is meant to stay unchanged
     return bool(path.stat().st_mode & 0o222) and os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove what processes left that were killed while they allocated a file."""
+    """Remove the temporary files of processes that were killed while allocating."""
     for draft in folder.glob(".new-*"):
         try:
             if time.time() - draft.stat().st_mtime > _ABANDONED_SECONDS:

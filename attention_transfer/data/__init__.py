@@ -1,4 +1,4 @@
-"""From a folder of images, or from a loader that a user brings, to batches that know what they hold."""
+"""Data: from a folder of images, or a user's loader, to batches that carry the indices of their samples."""
 
 from attention_transfer.data.batches import Batch, Example
 from attention_transfer.data.dataset import ImageDataset

@@ -1,4 +1,4 @@
-"""How many images each class has, where the labels are known without reading images, and what to say of it."""
+"""Class counts, where the labels are known without reading images, and the warning about imbalance."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import numpy as np
 from torch.utils.data import Subset
 
 IMBALANCED = 5
-"""From this ratio of the largest class to the smallest on, accuracy alone misleads."""
+"""Ratio of the largest class to the smallest from which accuracy alone is misleading."""
 
 
 def class_counts(loader: object) -> dict[int, int] | None:
-    """Images by class of a loader's data set, whose `targets` tell them (looked up through `Subset`s).
+    """Images per class of a loader's data set, from its `targets`, also inside `Subset`s.
 
     torchvision's data sets, and ours, have `targets`: a list, array or tensor of one class number an image.
 
     Returns:
-        the number of images of each class that has any, by its number; None where the data set does not tell, or
-        changes its labels on the way (`target_transform`).
+        the number of images of each class that has any, by its number; None where the data set has no
+        `targets`, or changes its labels when it is read (`target_transform`).
     """
     dataset: Any = getattr(loader, "dataset", None)
     chosen: np.ndarray[Any, Any] | None = None
@@ -37,24 +37,25 @@ def class_counts(loader: object) -> dict[int, int] | None:
             return None
         labels = labels if chosen is None else labels[chosen]
     except (TypeError, ValueError, IndexError):
-        return None  # labels of another kind, as of detection
+        return None  # labels of another kind, such as boxes
     return dict(sorted(Counter(labels.tolist()).items()))
 
 
 def imbalance_warning(counts: Mapping[int, int], names: Sequence[str]) -> str | None:
-    """What to say of training images of which the largest class has at least five times as many as the smallest.
+    """The warning for training images of which the largest class has at least five times as many as the smallest.
 
     Args:
         counts: images by class number, see `class_counts`.
-        names: of the classes; those that it does not reach go by their numbers.
+        names: of the classes; classes without a name are called by their numbers.
 
     Returns:
-        a sentence with both classes and their counts; None where nothing is to be said.
+        a sentence with both classes and their counts; None where the classes are not imbalanced.
 
     Example:
         >>> print(imbalance_warning({0: 6, 1: 180}, ["cracked", "sound"]))
         the classes are imbalanced: of the training images 180 are 'sound' and 6 are 'cracked', 30 to 1; look at the \
-balanced accuracy (the mean of recall over the classes), for plain accuracy is high for whoever always says 'sound'.
+balanced accuracy (the mean of recall over the classes), because plain accuracy is high for a network that always \
+predicts 'sound'.
     """
     if not counts:
         return None
@@ -65,5 +66,5 @@ balanced accuracy (the mean of recall over the classes), for plain accuracy is h
     return (
         f"the classes are imbalanced: of the training images {counts[most]} are {common} and {counts[least]} are "
         f"{rare}, {counts[most] / counts[least]:.3g} to 1; look at the balanced accuracy (the mean of recall over the "
-        f"classes), for plain accuracy is high for whoever always says {common}."
+        f"classes), because plain accuracy is high for a network that always predicts {common}."
     )

@@ -1,4 +1,4 @@
-"""What a data set and a loader hand out: two values to unpack, and the identity that rides along."""
+"""Examples and batches: pairs of images and labels that also carry the indices of their samples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Example(tuple[Tensor, int]):
-    """One image [3, H, W] and its label; a pair that also knows which view of which sample it is."""
+    """One image [3, H, W] and its label; a pair with the attributes `view` and `index` of its sample."""
 
     view: int
     index: int  # type: ignore[assignment]  # hides tuple.index, which a pair has no use for
@@ -21,18 +21,18 @@ class Example(tuple[Tensor, int]):
         return example
 
 
-# No list and no tuple: a DataLoader that pins memory rebuilds those, and would lose the attributes.
+# Neither a list nor a tuple: a DataLoader that pins memory rebuilds those without the attributes.
 @dataclass(eq=False, slots=True)
 class Batch:
-    """Images and labels, and which samples they are. Unpacks to exactly `images, labels`.
+    """Images, labels and the indices of their samples. Unpacks to exactly `images, labels`.
 
     Attributes:
         images: float32 [B, 3, H, W], normalised.
         labels: int64 [B].
-        indices: int64 [B], positions in the data set; None where the loader does not know them.
+        indices: int64 [B], positions in the data set; None where they are unknown.
         view: the view that all images show; None where it is unknown, or B is 0.
         matrices: float32 [B, 2, 3], from the coordinates of each view to those of the whole image (both from -1 to 1,
-            as torch's affine_grid has them); None where nobody asked for them.
+            as in torch's affine_grid); None unless they were requested.
 
     Example:
         >>> images, labels = Batch(torch.zeros(4, 3, 32, 32), torch.tensor([0, 1, 1, 0]))
@@ -56,19 +56,19 @@ class Batch:
         return (self.images, self.labels)[position]
 
     def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory; the DataLoader calls this where pin_memory is on."""
+        """The same batch in page-locked memory; called by a DataLoader with pin_memory."""
         return self._with_each(lambda tensor: tensor.pin_memory())
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The same batch on another device; indices and matrices stay, for they are looked at on the CPU."""
+        """The same batch on another device; indices and matrices stay on the CPU, where they are used."""
         moved = self._with_each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
         return replace(moved, indices=self.indices, matrices=self.matrices)
 
     def own(self) -> Batch:
         """The same batch in this process's own memory.
 
-        What a worker sends lies in memory that both share, each tensor behind an open file, as long as anything refers
-        to it: an error that is kept, for one.
+        A worker sends tensors in shared memory, each of which holds a file open as long as anything refers to it, such
+        as a stored exception.
         """
         return self._with_each(lambda tensor: tensor.clone() if _is_shared(tensor) else tensor)
 
@@ -79,17 +79,17 @@ class Batch:
 
 
 def _is_shared(tensor: Tensor) -> bool:
-    # of those on a GPU torch says that they always are
+    # torch reports tensors on a GPU as always shared
     return tensor.device.type == "cpu" and bool(tensor.is_shared())  # type: ignore[no-untyped-call]
 
 
 class Examples(list[Example]):
-    """Examples that were rendered as one batch, which can be had back without stacking them again.
+    """Examples that were rendered as one batch, which `batch` returns without stacking them again.
 
     Args:
         images: [B, 3, H, W].
-        labels: B labels.
-        where: (view, index) of each.
+        labels: of each image.
+        where: (view, index) of each image.
         matrices: [B, 2, 3], or None.
     """
 
@@ -102,14 +102,14 @@ class Examples(list[Example]):
         self.matrices = matrices
 
     def batch(self) -> Batch:
-        """All of them as a batch, which has one view."""
+        """The examples, all of one view, as a batch with images [B, 3, H, W]."""
         labels = torch.tensor([label for _, label in self], dtype=torch.int64)
         indices = torch.tensor([example.index for example in self], dtype=torch.int64)
         return Batch(self.images, labels, indices, self[0].view if self else None, self.matrices)
 
 
 def collate(examples: Sequence[Example], image_size: int) -> Batch:
-    """The batch of some examples of one view; of none, images [0, 3, image_size, image_size]."""
+    """The batch of examples of one view, images [B, 3, H, W]; without examples [0, 3, image_size, image_size]."""
     if isinstance(examples, Examples):
         return examples.batch()
     if not examples:

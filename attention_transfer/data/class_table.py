@@ -1,4 +1,4 @@
-"""How many images of each class each split has, as figures and as a table."""
+"""Images per class and split, as numbers and as a table."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ _OF_ALL_IMAGES = (SequentialSampler, RandomSampler, DistributedSampler, Weighted
 
 
 def images_per_class(loaders: Mapping[str, object], names: Sequence[str]) -> ClassCounts | None:
-    """Count the images of each class in each split that tells its labels without being read (see `class_counts`).
+    """Count the images of each class in each split whose labels are known without reading images (see `class_counts`).
 
     Args:
         loaders: by split.
         names: of all classes, by number.
 
     Returns:
-        of every class its images in each split that tells; None where none does.
+        the counts of every class in each such split; None if there is none.
     """
-    told = {split: class_counts(loader) for split, loader in loaders.items() if _draws_from_all(loader)}
+    known = {split: class_counts(loader) for split, loader in loaders.items() if _draws_from_all(loader)}
     splits = {
         split: counts
-        for split, counts in told.items()
-        if counts and min(counts) >= 0 and max(counts) < len(names)  # else training has a word to say
+        for split, counts in known.items()
+        if counts and min(counts) >= 0 and max(counts) < len(names)  # else training raises an error about the labels
     }
     if not splits:
         return None
@@ -40,7 +40,7 @@ def images_per_class(loaders: Mapping[str, object], names: Sequence[str]) -> Cla
 
 
 def _draws_from_all(loader: object) -> bool:
-    """Whether every image of the data set may come up; what a sampler of the user's own leaves out is not known."""
+    """Whether every image of the data set may be drawn; a user's own sampler may leave some out."""
     sampler = getattr(loader, "batch_sampler", None)
     if type(sampler) is BatchSampler:
         return isinstance(sampler.sampler, _OF_ALL_IMAGES)
@@ -50,7 +50,7 @@ def _draws_from_all(loader: object) -> bool:
 def class_table(counts: ClassCounts) -> list[str]:
     """The lines of a table with a row for each class and a column for each split.
 
-    Of more than 20 classes there are the largest and the smallest, the median and the sum. Where the largest class of
+    For more than 20 classes it has the largest and the smallest, the median and the sum. Where the largest class of
     the first split, which is train, has five times as many images as the smallest, a last line says how many times.
 
     Example:

@@ -1,4 +1,4 @@
-"""Samples as a PyTorch data set of views."""
+"""A PyTorch data set of augmented views or whole images of a source."""
 
 from __future__ import annotations
 
@@ -25,14 +25,23 @@ class ImageDataset(Dataset[Example]):
     """Images and labels by position, or by (view, position), one at a time or a batch at once.
 
     `dataset[index]` is `dataset[0, index]`. Without an augmentation every view is the whole image; with one, the
-    pixels are a function of (seed, view, index). It holds no open file that is not opened again by its path and no
-    generator, so it can be sent to worker processes under any start method.
+    pixels are a function of (seed, view, index). It can be pickled and sent to worker
+    processes under any start method: it holds no generator, and open files are reopened by their path.
+
+    Args:
+        source: of the images.
+        image_size: side S of the images in pixels.
+        mean: mean of each channel, of pixels in [0, 1].
+        std: standard deviation of each channel, of pixels in [0, 1].
+        augmentation: how far a view may differ from the whole image; None: views are whole images.
+        seed: of the views.
+        tells_matrices: whether batches carry the matrix of each view.
+        pixel_range: the values from black to white of files of more than 8 bits; None: see `decode_image`.
 
     Attributes:
         source: holds the images; classes: names of the classes; class_to_idx: their labels; targets: label of each.
-        decoder: from a file to the picture that views are made of.
-        store: the pictures as they were decoded once; None: they are decoded each time.
-        tells_matrices: batches carry the matrix of each view.
+        decoder: from a file to the picture that views are rendered from.
+        store: the cached pictures; None: they are decoded each time.
 
     Raises:
         DataError: on access, if the file cannot be read as an image.
@@ -70,7 +79,7 @@ class ImageDataset(Dataset[Example]):
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[int | Key]) -> Examples:
-        """A batch of views at once; DataLoader asks for it where there is such a method."""
+        """A batch of views at once; the DataLoader calls this method if there is one."""
         pairs = [key if isinstance(key, tuple) else (0, key) for key in keys]
         where = [(view, range(len(self.source))[position]) for view, position in pairs]
         labels = [self.targets[index] for _, index in where]
@@ -78,7 +87,7 @@ class ImageDataset(Dataset[Example]):
         return Examples(images, labels, where, matrices)
 
     def digest(self, *, hash_files: bool = False) -> str:
-        """What the images are known again by; see `Source.fingerprint`."""
+        """A digest that identifies the images in later runs; see `Source.fingerprint`."""
         return self.source.fingerprint("content" if hash_files else "size and time")
 
     def whole(self, indices: Sequence[int]) -> Tensor:
@@ -102,17 +111,17 @@ class ImageDataset(Dataset[Example]):
         return [draw_view(self.augmentation, self.seed, view, index) for view, index in where]
 
     def picture(self, index: int) -> Picture:
-        """The decoded image that views are made of: uint8 [H, W, 3]."""
-        kept = self.store.picture(index) if self.store is not None else None
-        if kept is not None:
-            return kept
+        """The decoded image that views are rendered from: uint8 [H, W, 3]; from the cache, if it is there."""
+        cached = self.store.picture(index) if self.store is not None else None
+        if cached is not None:
+            return cached
         picture = self.decode(index)
         if self.store is not None:
             self.store.repair(index, picture)
         return picture
 
     def decode(self, index: int) -> Picture:
-        """The picture of an image, decoded anew."""
+        """The picture of an image, decoded from its file: uint8 [H, W, 3]."""
         content = self.source.open(index)
         if isinstance(content, bytes):
             content = NamedBytes(content, f"{self.source.identity(index)} of {self.source.place}")

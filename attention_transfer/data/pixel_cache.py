@@ -1,4 +1,4 @@
-"""Whether the pixels of a run's data sets are kept, and keeping them."""
+"""Pixel cache: the decoded pictures of a run's data sets, cached where settings and disk allow it."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _COMPARED = 8
 
 
 def make_stores(datasets: Sequence[ImageDataset], config: Config) -> list[Records] | None:
-    """Open or make the files for the pictures of these data sets, to be closed; None: they are decoded each time.
+    """Open or create the files for the pictures of these data sets, to be closed; None: they are decoded each time.
 
-    One process of a machine does this, before the others open what it made.
+    One process of a machine calls this, before the others call `open_stores`.
 
     Raises:
-        CacheError: pixel_cache is 'on', and they cannot be kept.
+        CacheError: pixel_cache is 'on', and the cache cannot be written.
         DataError: a file cannot be read as an image.
     """
     if config.pixel_cache == "off":
@@ -46,7 +46,7 @@ def make_stores(datasets: Sequence[ImageDataset], config: Config) -> list[Record
 def _make_stores(datasets: Sequence[ImageDataset], config: Config) -> list[Records]:
     folder = cache_folder(config.cache_dir)
     with ExitStack() as opened:
-        # What is open is not removed to make room: so what is there is opened first.
+        # Open files are not evicted to make room, so the existing ones are opened first.
         stores = {dataset: _closed_by(opened, open_store(dataset, config)) for dataset in datasets}
         missing = [dataset for dataset, store in stores.items() if store is None]
         sizes = {dataset: picture_sizes(dataset.source, dataset.decoder) for dataset in missing}
@@ -54,7 +54,7 @@ def _make_stores(datasets: Sequence[ImageDataset], config: Config) -> list[Recor
         check_disk_space(folder, needed, config.cache_limit, spares_disk=config.pixel_cache == "auto")
         for dataset, of_each in sizes.items():
             about = {"data": config.data_dir, "images": len(dataset), "image size": config.image_size}
-            path, identity = _place(dataset, config)
+            path, identity = _store_location(dataset, config)
             stores[dataset] = opened.enter_context(Records.create(path, identity, of_each, **about))
         made = [_without_stale(store, dataset) for dataset, store in stores.items() if store is not None]
         opened.pop_all()
@@ -66,7 +66,7 @@ def _closed_by(opened: ExitStack, store: Records | None) -> Records | None:
 
 
 def open_stores(datasets: Sequence[ImageDataset], config: Config) -> list[Records] | None:
-    """Open what another process of this machine has made, to be closed; None where that made nothing."""
+    """Open the files that another process of this machine created, to be closed; None if one does not exist."""
     if config.pixel_cache == "off":
         return None
     with ExitStack() as opened:
@@ -79,8 +79,8 @@ def open_stores(datasets: Sequence[ImageDataset], config: Config) -> list[Record
 
 
 def open_store(dataset: ImageDataset, config: Config) -> Records | None:
-    """The file for the pictures of a data set, if it is there, to be closed."""
-    path, identity = _place(dataset, config)
+    """The file for the pictures of a data set, to be closed; None if it does not exist."""
+    path, identity = _store_location(dataset, config)
     if not path.exists():
         return None
     with ExitStack() as opened:
@@ -90,17 +90,17 @@ def open_store(dataset: ImageDataset, config: Config) -> Records | None:
     return records
 
 
-def _place(dataset: ImageDataset, config: Config) -> tuple[Path, str]:
+def _store_location(dataset: ImageDataset, config: Config) -> tuple[Path, str]:
     identity = pixels_identity(dataset.digest(hash_files=config.hash_files), dataset.decoder)
     return store_path(cache_folder(config.cache_dir), identity), identity
 
 
 def _without_stale(records: Records, dataset: ImageDataset) -> Records:
-    """Forget all pictures where some are not what the files hold now, though sizes and times are the same."""
-    store, known = PixelStore(records), np.flatnonzero(records.present())
-    for index in known[:: max(1, len(known) // _COMPARED)][:_COMPARED].tolist():
-        kept = store.picture(index)
-        if kept is None or np.array_equal(kept, dataset.decode(index)):
+    """Clear the records if some pictures differ from their files, although sizes and times are the same."""
+    store, present = PixelStore(records), np.flatnonzero(records.present())
+    for index in present[:: max(1, len(present) // _COMPARED)][:_COMPARED].tolist():
+        cached = store.picture(index)
+        if cached is None or np.array_equal(cached, dataset.decode(index)):
             continue
         if not records.is_writable:
             raise CacheError(f"{records.path} holds pixels of other images, and must not be written to; remove it.")
@@ -114,14 +114,14 @@ def _without_stale(records: Records, dataset: ImageDataset) -> Records:
 def cache_pixels(
     datasets: Sequence[ImageDataset], stores: Sequence[Records], config: Config, rank: int = 0, world_size: int = 1
 ) -> None:
-    """Decode what is not yet kept, and let the data sets read it from there.
+    """Decode the pictures that are not cached yet, and make the data sets read from the cache.
 
     Args:
         datasets: of the run.
-        stores: a file for each; whoever opened them closes them, and the images are decoded each time from then on.
+        stores: a file for each, closed by the caller; from then on the images are decoded each time.
         config: num_workers and cache_dir are used.
         rank: of this process among those of its machine, which share the work.
-        world_size: how many they are.
+        world_size: the number of these processes.
 
     Raises:
         DataError: a file cannot be read as an image.

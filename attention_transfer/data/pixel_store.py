@@ -1,4 +1,4 @@
-"""The decoded images of a data set in one file, which all workers and later runs share."""
+"""Pixel store: the decoded images of a data set in one file, shared by all workers and later runs."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ T = TypeVar("T")
 
 
 class PixelStore:
-    """Pictures by position, as they were decoded once; a damaged one is absent, and all are when `records` is closed.
+    """Decoded pictures by position; a damaged one counts as absent, and so do all once `records` is closed.
 
     Args:
-        records: a row for each picture; sent to a worker, they are opened there by their path.
+        records: a row for each picture; reopened by their path in a worker.
     """
 
     def __init__(self, records: Records) -> None:
         self.records = records
 
     def picture(self, index: int) -> Picture | None:
-        """The picture; None where it is absent or damaged."""
+        """The picture, uint8 [H, W, 3]; None where it is absent or damaged."""
         if self.records.is_closed:
             return None
         content = self.records.read(index)
@@ -54,14 +54,14 @@ class PixelStore:
         return content[_SHAPE_BYTES:].reshape(height, width, 3)
 
     def repair(self, index: int, picture: Picture) -> None:
-        """Put a picture back that was damaged, where that is possible."""
+        """Store a picture [H, W, 3] again that was absent or damaged, if the file is writable and the size fits."""
         if self.records.is_closed or not self.records.is_writable:
             return
         if self.records.size_of(index) == _SHAPE_BYTES + picture.size:
             self.keep([index], [picture])
 
     def keep(self, indices: Sequence[int], pictures: Sequence[Picture]) -> None:
-        """Put pictures in where they are absent."""
+        """Store pictures [H, W, 3] where they are absent or damaged."""
         self.records.write(indices, map(_as_bytes, pictures))
 
 
@@ -71,18 +71,18 @@ def _as_bytes(picture: Picture) -> Bytes:
 
 
 def pixels_identity(data_digest: str, decoder: Decoder) -> str:
-    """The fingerprint of the pictures of a data set."""
+    """The cache key of the pictures of a data set."""
     content = {"format": FORMAT, "data": data_digest, **decoder.identity()}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def store_path(folder: Path, identity: str) -> Path:
-    """Where the pictures with this fingerprint are kept."""
+    """The file of the pictures with this cache key."""
     return folder / f"{identity[:20]}{PIXELS}"
 
 
 def picture_sizes(source: Source, decoder: Decoder) -> npt.NDArray[np.int64]:
-    """Bytes that each picture takes up in a store; of images whose shape matters, the headers are read.
+    """Bytes of each picture in a store; where pictures are not squares, the headers of the files are read.
 
     Raises:
         DataError: a file cannot be read as an image.
@@ -98,10 +98,18 @@ def picture_sizes(source: Source, decoder: Decoder) -> npt.NDArray[np.int64]:
 def fill_store(
     store: PixelStore, source: Source, decoder: Decoder, num_workers: int, rank: int = 0, world_size: int = 1
 ) -> int:
-    """Decode what is absent, under a progress bar and in `num_workers` processes, or as many as there are cores.
+    """Decode and store the absent pictures, under a progress bar.
 
-    A call that is cut off has lost nothing but the pictures in hand; the next one goes on. Of several ranks each
-    decodes its share.
+    An interrupted call loses only the pictures being decoded; the next one continues. Of several ranks each decodes
+    its share.
+
+    Args:
+        store: to be filled.
+        source: of the images.
+        decoder: makes the pictures.
+        num_workers: number of processes, at most as many as there are cores.
+        rank: of this process.
+        world_size: number of processes that call this for the store.
 
     Returns:
         the number of images that were decoded.
@@ -109,7 +117,7 @@ def fill_store(
     Raises:
         DataError: a file cannot be read as an image.
     """
-    # By the number itself: what other ranks have decoded by now must not shift the shares.
+    # By row number, so that the shares do not depend on what other ranks have decoded by now.
     absent = [row for row in np.flatnonzero(~store.records.present()).tolist() if row % world_size == rank]
     if not absent or not store.records.is_writable:
         return 0
@@ -136,17 +144,17 @@ def _as_it_is(result: T) -> T:
 
 
 class _Decoding(Dataset[tuple[int, list[str]]]):
-    """A data set of side effects: asking for some images puts them into the store."""
+    """A data set used for its side effect: fetching images stores their pictures."""
 
     def __init__(self, store: PixelStore, source: Source, decoder: Decoder) -> None:
         self.store, self.source, self.decoder = store, source, decoder
 
     def __getitems__(self, indices: list[int]) -> tuple[int, list[str]]:
-        """Decode some images; how many they are, and what there is to say of them."""
+        """Decode and store some images; returns their number and the warnings about them."""
         warnings: list[str] = []
         pictures = [self.decoder(self.source.open(index), warnings.append) for index in indices]
-        kept = list(self._those_that_fit(indices, pictures))
-        self.store.keep([index for index, _ in kept], [picture for _, picture in kept])
+        fitting = list(self._those_that_fit(indices, pictures))
+        self.store.keep([index for index, _ in fitting], [picture for _, picture in fitting])
         return len(indices), warnings
 
     def _those_that_fit(self, indices: list[int], pictures: list[Picture]) -> Iterator[tuple[int, Picture]]:

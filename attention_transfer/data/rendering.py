@@ -1,8 +1,8 @@
 """From decoded pictures to a batch of normalised images, augmented or whole.
 
 A view's crop, flip and rotation are one matrix, and so are its changes of colour; both are applied to the whole batch
-at once. Nothing is computed across samples and every sum is one of whole numbers, which floating point adds exactly:
-so an image never depends on what else is in its batch, nor on the number of threads.
+at once. Nothing is computed across samples, and every sum is of whole numbers, which floating point adds exactly: an
+image depends neither on the rest of its batch nor on the number of threads.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ _Picture = npt.NDArray[np.uint8]
 _Matrix = npt.NDArray[np.float64]
 
 _DENSITY = 1.5
-"""A picture's pixels to one pixel of a view, at most.
+"""Greatest number of a picture's pixels per pixel of a view.
 
-Bilinear lookup sees two pixels of the picture to either side: with more between lookups it skips some (aliasing),
-after a reduction to fewer it blurs. 1.5 is where the error against supersampling is least, see
+Bilinear lookup reads the two nearest pixels along each axis: with a higher density it skips some (aliasing), with a
+lower one it blurs. At 1.5 the error against supersampling is least, see
 `benchmarks/augmentation.py`.
 """
 
 _PIXELS_AT_ONCE = 2**17
-"""Of views, so that what is computed of them stays in the processor's cache: 128 of 32 x 32, 8 of 128 x 128."""
+"""Pixels of views rendered at once, so that they fit the processor's cache: 128 of 32 x 32, 8 of 128 x 128."""
 
 
 def view_matrices(views: Sequence[ViewParameters]) -> Tensor:
-    """Where each place of a view comes from in the whole image.
+    """The matrices from the coordinates of views to those of the whole images.
 
     Returns:
         float32 [B, 2, 3]: a matrix maps (x, y, 1) in the view to (x, y) in the whole image. In both, x runs from
@@ -60,21 +60,20 @@ def render_views(
 ) -> Tensor:
     """One view of each picture: bilinear, antialiased, and normalised as (x / 255 - mean) / std.
 
-    A view shows what lies under its matrix (`view_matrices`), beyond its crop too where a rotation reaches there.
-    What lies outside the whole image is 0, the mean colour. Brightness, contrast, saturation and hue follow each
-    other in this order, on 8-bit pixels, without being clipped in between; contrast keeps the mean grey, of what
-    the view shows of the image, where it is.
+    A view shows the region that its matrix (`view_matrices`) maps to, which after a rotation reaches beyond its crop.
+    Outside the whole image it is 0, the mean colour. Brightness, contrast, saturation and hue are applied in this
+    order, on 8-bit pixels, without clipping in between; contrast preserves the mean grey of the image's visible part.
 
     Args:
         pictures: uint8 [H, W, 3] each.
-        views: as many.
+        views: one for each picture.
         size: side of a view in pixels, up to 4096.
         mean: mean of each channel, of pixels in [0, 1].
         std: standard deviation of each channel, of pixels in [0, 1].
 
     Returns:
         float32 [B, 3, size, size]. Each image is a function of its picture and its view: on one type of processor
-        the same bits, whatever the batch and the number of threads.
+        it is bit-identical whatever the batch and the number of threads.
 
     Raises:
         DataError: there are not as many views as pictures.
@@ -105,11 +104,11 @@ def _render(
 
 
 def render_whole(pictures: Pictures, size: int, mean: Triple = IMAGENET_MEAN, std: Triple = IMAGENET_STD) -> Tensor:
-    """Whole images, as `to_tensor` makes of `resize_whole`, to the bit.
+    """Whole images, bit-identical to `to_tensor(resize_whole(image))`.
 
     Args:
         pictures: uint8 [H, W, 3] each.
-        size: side in pixels. A picture of size x size is normalised and nothing else.
+        size: side in pixels. A picture of size x size is only normalised.
         mean: mean of each channel, of pixels in [0, 1].
         std: standard deviation of each channel, of pixels in [0, 1].
 
@@ -132,7 +131,7 @@ def _matrices(views: Sequence[ViewParameters]) -> _Matrix:
         angle, mirror = math.radians(view.angle), -1 if view.flip else 1
         cosine, sine = math.cos(angle), math.sin(angle)
         width, height = right - left, bottom - top
-        # What was cropped, flipped and turned counter-clockwise is turned back, flipped and scaled.
+        # The inverse of crop, flip and counter-clockwise rotation: rotate back, flip, and scale.
         matrix[0] = mirror * width * cosine, -mirror * width * sine, left + right - 1
         matrix[1] = height * sine, height * cosine, top + bottom - 1
     return matrices
@@ -143,7 +142,7 @@ def _reduce(
 ) -> tuple[_Picture, _Matrix]:
     """The part of a picture that a view shows, at no more than `density` pixels to one, and the matrix into it.
 
-    The part has every place of the picture that the view reaches, so what is outside of it is outside of the picture.
+    The part covers everything of the picture that the view reaches, so what is outside of it is outside of the picture.
     """
     left, top, right, bottom = view.box
     height, width, _ = picture.shape
@@ -163,14 +162,14 @@ def _reduce(
 
 
 def _span(row: _Matrix, pixels: int) -> tuple[int, int]:
-    """First pixel, and the one after the last, that a view touches along an axis of the picture."""
+    """First pixel, and the one after the last, that a view covers along an axis of the picture."""
     reach = abs(row[0]) + abs(row[1])
     first, end = ((row[2] + side * reach + 1) / 2 * pixels for side in (-1, 1))
     return max(0, math.floor(first)), min(pixels, math.ceil(end))
 
 
 def _into(row: _Matrix, span: tuple[int, int], pixels: int) -> _Matrix:
-    """An axis of a matrix into the whole picture, as one into a part of it."""
+    """A row of a matrix into the whole picture, converted to one into a part of it."""
     centre, half = (span[0] + span[1]) / pixels - 1, (span[1] - span[0]) / pixels
     return (row - (0, 0, centre)) / half
 
@@ -178,14 +177,14 @@ def _into(row: _Matrix, span: tuple[int, int], pixels: int) -> _Matrix:
 def _places(matrices: _Matrix, size: int) -> Tensor:
     """[2, B, size, size]: x and y in the picture of each pixel of the views."""
     a, b, c = torch.from_numpy(matrices.astype(np.float32)).permute(2, 1, 0).unsqueeze(3)
-    # Symmetric to the bit, so that a mirrored view is the mirror image of the view.
+    # Exactly symmetric, so that a mirrored view is the mirror image of the view.
     centres = torch.arange(1 - size, size, 2, dtype=torch.float32) / size
     places: Tensor = (a * centres).unsqueeze(2) + (b * centres + c).unsqueeze(3)
     return places
 
 
 def _look_up(pictures: Pictures, places: Tensor) -> Tensor:
-    """[B, 3, size, size]: what pictures are at places, in whole numbers from 0 to 255; beyond the edge as at it."""
+    """[B, 3, size, size]: the pictures sampled at places [2, B, size, size], whole numbers from 0 to 255."""
     where = places.permute(1, 2, 3, 0)
     if len({picture.shape for picture in pictures}) == 1:
         images = _bilinear(np.stack(pictures), where)
@@ -203,14 +202,14 @@ def _as_planes(pictures: _Picture) -> Tensor:
 
 
 def _change_colours(images: Tensor, outside: Tensor, views: Sequence[ViewParameters]) -> Tensor:
-    """Brightness, contrast, saturation and hue of [B, 3, size, size]; outside the whole image it must be 0."""
-    # Floats hold whole numbers, and a row's sum, exactly: in no order do they round.
+    """Brightness, contrast, saturation and hue of [B, 3, size, size]; 0 where `outside` [B, 1, size, size]."""
+    # Floats represent whole numbers and the sum of a row exactly, so that no order of summation rounds.
     red, green, blue = images.sum(dim=3).sum(dim=2, dtype=torch.float64).numpy().T
     shown = outside.logical_not().sum(dim=(1, 2, 3)).numpy()
     mean_grey = (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue) / shown
     offsets = _per_sample(grey_shares(views) * mean_grey)
     from_red, from_green, from_blue = _per_sample(colour_matrices(views)).unbind(dim=2)
-    # Products and sums one by one, because a matrix product's rounding depends on the shape.
+    # Separate products and sums, because the rounding of a matrix product depends on its shape.
     changed = images[:, 0:1] * from_red.unsqueeze(3)
     changed += images[:, 1:2] * from_green.unsqueeze(3)
     changed += images[:, 2:3] * from_blue.unsqueeze(3)

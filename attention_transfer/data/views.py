@@ -1,7 +1,7 @@
 """Augmentation as a function: the same seed, view and index always give the same pixels.
 
-A view's parameters are plain numbers in fractions of the image, so they can be drawn without opening it, and what
-was done to the image can be done to a map of its attention.
+A view's parameters are plain numbers in fractions of the image, so they can be drawn without opening it, and the
+same geometric transformation can be applied to an attention map.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _HUE_SHARE = 0.1
 _NUMBERS = 10
 _U64 = np.uint64
 
-# ITU-R BT.601: what of red, green and blue makes up the luma Y, and the two axes of chroma I and Q.
+# ITU-R BT.601: the weights of red, green and blue in the luma Y, and in the chroma axes I and Q.
 LUMA = np.array([0.299, 0.587, 0.114])
 _TO_YIQ = np.array([LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 _TO_GREY = np.tile(LUMA, (3, 1))
@@ -62,11 +62,11 @@ class Augmentation:
 
 @dataclass(frozen=True, slots=True)
 class ViewParameters:
-    """What is done to an image, in this order.
+    """The transformations of an image, in the order in which they are applied.
 
     Attributes:
         box: left, top, right and bottom of the crop, in fractions of the image's width and height.
-        flip: mirrored, left to right.
+        flip: whether it is mirrored left to right.
         angle: rotation about the centre, counter-clockwise, in degrees.
         brightness, contrast, saturation: factors; 1 changes nothing.
         hue: shift of the hue in turns; 0 changes nothing.
@@ -82,20 +82,33 @@ class ViewParameters:
 
     @property
     def changes_colours(self) -> bool:
-        """Whether any colour is not what it is in the image."""
+        """Whether any colour is changed."""
         return (self.brightness, self.contrast, self.saturation, self.hue) != (1.0, 1.0, 1.0, 0.0)
 
 
 def draw_view(augmentation: Augmentation, seed: int, view: int, index: int) -> ViewParameters:
-    """The parameters of one view of one image, a function of its four arguments and nothing else.
+    """The parameters of one view of one image, a pure function of the arguments.
 
     Every number is drawn whether it is used or not, so that switching the flip off does not move the crop.
+
+    Args:
+        augmentation: the ranges of the parameters.
+        seed: of the views.
+        view: number of the view.
+        index: position of the image in the data set.
     """
     return draw_views(augmentation, seed, view, (index,))[0]
 
 
 def draw_views(augmentation: Augmentation, seed: int, view: int, indices: Sequence[int]) -> list[ViewParameters]:
-    """`draw_view` of many images of one view: the same parameters, in a fraction of the time."""
+    """`draw_view` of many images of one view: the same parameters, in a fraction of the time.
+
+    Args:
+        augmentation: the ranges of the parameters.
+        seed: of the views.
+        view: number of the view.
+        indices: positions of the images in the data set.
+    """
     return [_view_of(augmentation, numbers) for numbers in _random_numbers(seed, view, indices)]
 
 
@@ -118,7 +131,7 @@ def _random_numbers(seed: int, view: int, indices: Sequence[int]) -> list[list[f
     """Ten numbers in [0, 1) for each index: the outputs 10 index + 1 to 10 index + 10 of SplitMix64.
 
     SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators") computes its n-th
-    output from n alone, without a state to carry along.
+    output from n alone, without sequential state.
     """
     before = np.array(indices, dtype=_U64).reshape(-1, 1) * _U64(_NUMBERS)
     state: npt.NDArray[np.uint64] = np.add(before, np.arange(1, _NUMBERS + 1, dtype=_U64))
@@ -156,13 +169,13 @@ def _draw_box(
 
 
 def colour_matrices(views: Sequence[ViewParameters]) -> npt.NDArray[np.float64]:
-    """[B, 3, 3]: what brightness, contrast, saturation and hue do to the colours (red, green, blue), in this order.
+    """[B, 3, 3]: brightness, contrast, saturation and hue, in this order, as matrices on colours (red, green, blue).
 
     Each of the four is affine on its own (the hue as a rotation about the grey axis in the YIQ colour space, as in
-    NVIDIA DALI's `color_twist`), so their composition is computed on a 3 x 3 matrix instead of on the pixels. What
-    is missing is the share of the image's mean grey that contrast adds to each colour, see `grey_shares`.
+    NVIDIA DALI's `color_twist`), so their composition is computed on a 3 x 3 matrix instead of on the pixels. Not
+    included is the share of the image's mean grey that contrast adds to each colour, see `grey_shares`.
     """
-    # math, because what NumPy makes of the sine of a number may depend on the numbers beside it.
+    # math, because NumPy's vectorised sine of a number may depend on its neighbours in the array.
     turns = [2 * math.pi * view.hue for view in views]
     values = [
         (math.cos(turn), math.sin(turn), view.saturation, view.brightness * view.contrast)
@@ -177,5 +190,5 @@ def colour_matrices(views: Sequence[ViewParameters]) -> npt.NDArray[np.float64]:
 
 
 def grey_shares(views: Sequence[ViewParameters]) -> npt.NDArray[np.float64]:
-    """[B]: how much of the image's mean grey is added to each colour, so that contrast keeps it where it is."""
+    """[B]: how much of the image's mean grey is added to each colour, so that contrast preserves it."""
     return np.array([(1 - view.contrast) * view.brightness for view in views])

@@ -22,7 +22,7 @@ _found: weakref.WeakKeyDictionary[nn.Module, dict[Size, tuple[str, ...]]] = weak
 
 
 def discover_stages(model: nn.Module, images: Tensor) -> tuple[str, ...]:
-    """The stages of an unknown network: the last module to put out each resolution, at most the deepest four.
+    """The stages of an unknown network: the last module to output each resolution, at most the deepest four.
 
     Args:
         model: any convolutional network; it is run once, in eval mode.
@@ -32,7 +32,7 @@ def discover_stages(model: nn.Module, images: Tensor) -> tuple[str, ...]:
         module names, shallow to deep; maps of 1x1 carry no signal and are left out.
 
     Raises:
-        ConfigError: no module puts out [B, C, H, W] with a resolution below the image's.
+        ConfigError: no module outputs [B, C, H, W] with a resolution below the image's.
     """
     network, size = unwrapped(model), (images.shape[2], images.shape[3])
     found = _found.setdefault(network, {})

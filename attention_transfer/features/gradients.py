@@ -1,4 +1,4 @@
-"""The gradient of the loss by the input: where a change of a pixel changes the decision."""
+"""Gradient of the loss by the input, which shows the pixels that the output depends on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def input_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         labels: [B].
 
     Returns:
-        [B, C, H, W], without a graph; of an empty batch, empty.
+        [B, C, H, W], detached; empty for an empty batch.
     """
     with torch.enable_grad():
         pixels = images.detach().requires_grad_()
@@ -26,13 +26,13 @@ def input_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def gradient_by(pixels: Tensor, logits: Tensor, labels: Tensor, *, create_graph: bool) -> Tensor:
-    """The gradient of the summed cross-entropy of some logits by the pixels that they come from.
+    """The gradient of the summed cross-entropy by the pixels from which the logits were computed.
 
     Args:
         pixels: [B, C, H, W], requiring gradients, from which `logits` were computed.
         logits: [B, K].
         labels: [B].
-        create_graph: keep it differentiable, for a student that is trained through it.
+        create_graph: make the gradient itself differentiable, for a student that is trained through it.
 
     Returns:
         [B, C, H, W].

@@ -17,7 +17,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class MapFunction:
-    """A kind of attention map, which a run chooses once.
+    """A kind of attention map: a named function from features to maps.
 
     Attributes:
         name: part of the cache key of a teacher's maps; another function needs another name.
@@ -72,10 +72,10 @@ SUM_OF_SQUARES = MapFunction("mean of squares over channels", energy)
 
 
 class _Energy(torch.autograd.Function):
-    """The mean of squares with its backward pass written by hand.
+    """The mean of squares, [B, C, H, W] to [B, H, W], with its backward pass written by hand.
 
-    Autograd would keep the squares and walk over them once more; d energy / d x = 2 x / C needs x alone, which the
-    network keeps anyway, and is one pass that leaves x's dtype and memory format.
+    Autograd would save the squares and read them once more; d energy / d x = 2 x / C needs x alone, which the network
+    saves anyway, and is one pass that preserves x's dtype and memory format.
     """
 
     @staticmethod
@@ -92,17 +92,17 @@ class _Energy(torch.autograd.Function):
             return (features * factor).to(features.dtype)
         result = torch.empty_like(features)
         for x, by, out in zip(_pieces(features), _pieces(factor, like=features), _pieces(result), strict=True):
-            # In float32, for in float16 a small gradient would become 0 before its time; and converted by itself,
-            # because an operation on two number formats is not vectorised and takes ten times as long.
+            # In float32, because a small gradient would underflow in float16; and converted separately, because an
+            # operation on two dtypes is not vectorised and takes ten times as long.
             out.copy_(x.to(by.dtype).mul_(by))
         return result
 
 
 def _mean_of_squares(features: Tensor) -> Tensor:
-    """[B, H, W] without a tensor of all squares: getting its memory takes longer than the arithmetic.
+    """[B, C, H, W] to [B, H, W] without a tensor of all squares: allocating it takes longer than the arithmetic.
 
-    Compilers fuse the square with the sum, and so does `vector_norm`; on a CPU it is fast only where it need not
-    convert and the channels are neighbours in memory. The rest is squared a few images at a time.
+    Compilers fuse the square with the sum, and so does `vector_norm`; on a CPU it is fast only without a
+    dtype conversion and with channels contiguous in memory. Other tensors are squared a few images at a time.
     """
     wide = torch.promote_types(features.dtype, torch.float32)
     if torch.compiler.is_compiling():
@@ -128,7 +128,7 @@ def _pieces(x: Tensor, like: Tensor | None = None) -> Sequence[Tensor]:
 
 
 def normalize(maps: Tensor) -> Tensor:
-    """Each map of [B, H, W] divided by its own L2 norm; an all-zero map stays zero."""
+    """Each map of [B, H, W] divided by its own L2 norm, as [B, H, W]; an all-zero map stays zero."""
     return F.normalize(maps.flatten(1)).view_as(maps)
 
 
@@ -155,4 +155,5 @@ def attention_map(features: Tensor) -> Tensor:
 
 
 def at_least_float32(x: Tensor) -> Tensor:
+    """A tensor [...] of any shape, converted to float32 unless it is wider; [...]."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""Which stage of the student is compared with which stage of the teacher, and at what size."""
+"""Pairing the stages of student and teacher, and the size at which each pair is compared."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ def common_size(one: Size, other: Size) -> Size:
 
 
 class StagePair(NamedTuple):
-    """Which stage of the student is compared with which of the teacher, and at what size."""
+    """A pair of stages whose attention maps are compared.
+
+    Attributes:
+        student: index of the student's stage.
+        teacher: index of the teacher's stage.
+        size: (H, W) at which their maps are compared.
+    """
 
     student: int
     teacher: int
@@ -22,14 +28,14 @@ class StagePair(NamedTuple):
 
     @property
     def has_signal(self) -> bool:
-        """A normalised map of one number is always 1: such a pair teaches nothing."""
+        """Whether the pair gives a gradient: a normalised 1x1 map is always 1."""
         return self.size != (1, 1)
 
 
 def pair_stages(student: Sequence[Size], teacher: Sequence[Size]) -> list[StagePair]:
     """Pair the stages of two networks by the sizes of their maps, each stage at most once.
 
-    Stages of equal size pair first; what is left pairs from the deepest, in order. Pairs come in the order of
+    Stages of equal size pair first; the rest pair from the deepest, in order. Pairs come in the order of
     the student's stages, those without signal (1x1) among them.
 
     Args:

@@ -1,4 +1,4 @@
-"""Signals: what a network tells of a batch, by name, and what a loss needs of it."""
+"""Signals: a network's named outputs for a batch, and which of them a loss needs."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ class Signal:
     """One named output of a network for a batch.
 
     Attributes:
-        value: a tensor whose first dimension is the batch, or one for each stage, shallow to deep.
+        value: a tensor [B, ...], or one for each stage, shallow to deep.
         coverage: for each stage [B, H, W], 1 where the map is known and 0 where it is not; None: known everywhere.
-        depends_on_label: the value is another one where the label is.
-        exact_under_warp: the value for the whole image is the value for any view of it. A map is warped, so it is not.
+        depends_on_label: whether the value depends on the label.
+        exact_under_warp: whether the value for the whole image holds for any view of it. A map is warped, so it does
+            not.
     """
 
     value: Tensor | tuple[Tensor, ...]
@@ -36,12 +37,12 @@ class Needs:
 
     Attributes:
         maps: attention maps of the stages, by these functions.
-        logits: logits [B, K] of the teacher; the student's are always there.
+        logits: logits [B, K] of the teacher; the student's are always available.
         features: the stages' own outputs [B, C, H, W]. They are too large to cache: the teacher runs on every batch.
-        input_gradient: the gradient of each image's cross-entropy by its pixels [B, C, H, W], which the student's side
-            keeps differentiable. It depends on the label and is not cached.
+        input_gradient: the gradient of each image's cross-entropy by its pixels [B, C, H, W], differentiable on
+            the student's side. It depends on the label and is not cached.
         labels: the hard labels [B].
-        epoch: the epoch, from 0, with its fraction done.
+        epoch: the epoch, from 0, plus the fraction of it that is done.
     """
 
     maps: tuple[MapFunction, ...] = ()
@@ -53,7 +54,7 @@ class Needs:
 
     @classmethod
     def union(cls, needs: Iterable[Needs]) -> Self:
-        """What serves all of them; each map function once, in the order in which it comes up first."""
+        """The union of several needs; each map function once, in order of first occurrence."""
         every = list(needs)
         return cls(
             maps=tuple(dict.fromkeys(function for each in every for function in each.maps)),
@@ -71,25 +72,25 @@ class Needs:
 
     @property
     def uncacheable(self) -> tuple[str, ...]:
-        """The signals among these that no cache keeps."""
+        """The needed signals that cannot be cached."""
         names = {FEATURES: self.features, INPUT_GRADIENT: self.input_gradient}
         return tuple(name for name, is_needed in names.items() if is_needed)
 
     @property
     def of_the_teacher(self) -> tuple[str, ...]:
-        """The names of the signals that a teacher must tell."""
+        """The names of the signals that are needed of a teacher."""
         names = {LOGITS: self.logits, FEATURES: self.features, INPUT_GRADIENT: self.input_gradient}
         return (*(function.signal for function in self.maps), *(name for name, is_needed in names.items() if is_needed))
 
 
 class Output(dict[str, Signal]):
-    """What a network told of a batch: its signals by name; the maps of a function go by `MapFunction.signal`."""
+    """A network's signals for a batch, by name; the maps of a function are under `MapFunction.signal`."""
 
     def tensor(self, name: str) -> Tensor:
-        """A signal that is one tensor.
+        """A signal that is one tensor [B, ...].
 
         Raises:
-            KeyError: the network did not tell it.
+            KeyError: there is no such signal.
             TypeError: it is one tensor a stage.
         """
         value = self[name].value
@@ -98,7 +99,11 @@ class Output(dict[str, Signal]):
         return value
 
     def stages(self, name: str) -> tuple[Tensor, ...]:
-        """A signal that is one tensor for each stage, shallow to deep; none where the network did not tell it."""
+        """A signal that is one tensor [B, ...] for each stage, shallow to deep; empty if there is no such signal.
+
+        Raises:
+            TypeError: it is a single tensor.
+        """
         if name not in self:
             return ()
         value = self[name].value
@@ -112,13 +117,13 @@ class Output(dict[str, Signal]):
 
     @property
     def logits(self) -> Tensor | None:
-        """[B, K]; None where nobody asked for them."""
+        """The logits [B, K]; None if they were not computed."""
         return self.tensor(LOGITS) if LOGITS in self else None
 
 
 class StudentOutput(Output):
-    """What the student told of a batch, with gradients."""
+    """The student's signals for a batch, with gradients."""
 
 
 class TeacherOutput(Output):
-    """What the teacher told of a batch, without gradients; empty for no teacher."""
+    """The teacher's signals for a batch, without gradients; empty without a teacher."""

@@ -1,4 +1,4 @@
-"""The stages of a network: what attention is compared on."""
+"""The stages of a network, on whose outputs attention is compared."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def stage_names(model: nn.Module, images: Tensor, layers: Sequence[str] | None =
     Args:
         model: a network of this library, whose stages are known, or any other, whose stages are found by
             running it once on an image.
-        images: [B, 3, H, W] on the network's device; only an unknown network sees them.
-        layers: module names that override all this.
+        images: [B, 3, H, W] on the network's device; used for an unknown network only.
+        layers: module names to use instead.
     """
     if layers is not None:
         return tuple(layers)
@@ -26,7 +26,7 @@ def stage_names(model: nn.Module, images: Tensor, layers: Sequence[str] | None =
 
 
 def split_layers(layers: Sequence[str] | None) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
-    """The student's and the teacher's module names out of the setting `layers`.
+    """The student's and the teacher's module names from the setting `layers`; None and None where it is None.
 
     Example:
         >>> split_layers(["layer3", "stage4:layer4"])

@@ -1,7 +1,7 @@
-"""Listening to a network: which modules to listen to, and what they put out while it runs.
+"""Taps: the outputs of named modules, collected by forward hooks.
 
-No network has to know that it is being watched: forward hooks are set when a `Taps` context opens and are gone
-when it closes, also after an error.
+The network's code is not changed: the hooks are registered when a `Taps` context opens and removed when it closes,
+also after an error.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from attention_transfer.networks.registry import readout_of
 
 
 class _AllCollected(BaseException):
-    """Ends a forward pass after the last tapped module; no Exception, so that no network takes it for an error."""
+    """Ends a forward pass after the last tapped module; not an Exception, so that no network catches it as one."""
 
 
 class Taps:
-    """Collects what named modules put out while a network runs.
+    """Collects the outputs of named modules while a network runs.
 
     Args:
-        model: any network; wrappers (DistributedDataParallel, torch.compile) are looked through.
-        names: dotted module names, as in `model.named_modules()`. Their outputs are read as the network's registered
-            readout has it, [B, C, H, W] for any other network.
-        stop: `run` may end the forward pass as soon as every named module has put out its features.
+        model: any network, also inside wrappers (DistributedDataParallel, torch.compile).
+        names: dotted module names, as in `model.named_modules()`. Their outputs are read by the network's
+            registered readout, as [B, C, H, W] for any other network.
+        stop: `run` may end the forward pass as soon as every named module has run.
 
     Raises:
-        ConfigError: a name that the network does not have; the message lists those that it has.
+        ConfigError: the network has no module of a name; the message lists those that it has.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
@@ -79,10 +79,10 @@ class Taps:
             images: [B, 3, H, W] on the network's device.
 
         Returns:
-            what the network puts out; None where the pass ended early.
+            the network's output, such as logits [B, K]; None if the pass ended early.
 
         Raises:
-            ConfigError: a named module took no part in the pass.
+            ConfigError: a named module did not run.
         """
         self._outputs.clear()
         self._calls.clear()

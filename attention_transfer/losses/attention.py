@@ -18,18 +18,18 @@ from attention_transfer.losses.term import LossInputs, LossTerm
 
 
 def map_distance(student: Tensor, teacher: Tensor, size: Size | None = None, mask: Tensor | None = None) -> Tensor:
-    """Mean squared difference of two sets of maps, brought to one size and normalised.
+    """Mean squared difference of two batches of maps, pooled to one size and normalised.
 
-    Both sides are average-pooled to `size`, then normalised. As the normalised map of an image differs from its
-    energy by one factor, it makes no difference whether the maps come in normalised or not.
+    Both sides are average-pooled to `size`, then normalised. As normalising only scales the map of each
+    image, the result does not depend on whether the maps were normalised before.
 
     Args:
         student: [B, Hs, Ws], not negative.
         teacher: [B, Ht, Wt], not negative.
         size: (H, W) at which to compare; None takes the smaller of each side.
-        mask: [B, Ht, Wt], 1 where the teacher's map holds and 0 elsewhere. Both sides are compared only in the cells
-            of `size` that lie wholly where it is 1; an image without any adds no loss and gets no gradient. None
-            compares everywhere.
+        mask: [B, Ht, Wt], 1 where the teacher's map is valid and 0 elsewhere. Both sides are compared only in the cells
+            of `size` that lie wholly where it is 1; an image without such a cell adds no loss and gets no gradient.
+            With None they are compared everywhere.
 
     Returns:
         a scalar, in [0, 2 / (H W)]: the mean over all B H W cells, covered or not.
@@ -52,18 +52,18 @@ def map_distance(student: Tensor, teacher: Tensor, size: Size | None = None, mas
 
 
 WHOLE = 1 - 1e-6
-"""A cell is covered from here on: the average of ones may round to slightly less than 1."""
+"""Least average coverage of a covered cell: the average of ones may round to slightly less than 1."""
 
 
 LEAST_NORM = 1e-12
-"""As in F.normalize: a map below this norm is divided by it instead."""
+"""As in F.normalize: a map whose norm is smaller is divided by this instead."""
 
 
 class _Distance(torch.autograd.Function):
     """The mean of (a - b)^2, where a and b are rows [B, N] divided by their norms, backward by hand.
 
     With p = 2 (a - b) / (B N), d distance / d row = (p - a <a, p>) / |row|, and p / LEAST_NORM for a row below it.
-    The maps are so small that launching operations is what costs; autograd's own formula launches twice as many.
+    The maps are so small that launching kernels dominates the cost; autograd's own backward launches twice as many.
     """
 
     @staticmethod
@@ -107,10 +107,10 @@ def attention_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tens
 
     Args:
         student: features [B, C, H, W] of each stage, shallow to deep.
-        teacher: features of the teacher's stages; channels and sizes may differ from the student's.
+        teacher: features [B, C, H, W] of the teacher's stages; channels and sizes may differ from the student's.
 
     Returns:
-        a scalar, not negative; 0 where both look at the same places.
+        a scalar, not negative; 0 where all paired attention maps are equal.
 
     Raises:
         ValueError: no pair of stages is larger than 1x1.
@@ -140,7 +140,7 @@ class AttentionTransfer(LossTerm):
         map_function: the kind of attention map.
 
     Raises:
-        ConfigError: in a pass, with a weight above 0: no pair of stages is larger than 1x1.
+        ConfigError: in `is_silent`, with a weight above 0: no pair of stages is larger than 1x1.
     """
 
     name = "attention"
@@ -150,7 +150,11 @@ class AttentionTransfer(LossTerm):
         self.map_function = map_function
 
     def is_silent(self, inputs: LossInputs) -> bool:
-        """A network without stages has no maps; where nothing is minimised, that is no error."""
+        """Whether AT is 0: student or teacher has no maps, or at weight 0 no pair of stages is larger than 1x1.
+
+        Raises:
+            ConfigError: the weight is above 0, both have maps, and no pair of stages is larger than 1x1.
+        """
         student, teacher = inputs.student.maps(self.map_function), inputs.teacher.maps(self.map_function)
         if not student or not teacher:
             return True
@@ -162,7 +166,10 @@ class AttentionTransfer(LossTerm):
         return not inputs.pairs
 
     def forward(self, inputs: LossInputs) -> dict[str, Tensor]:
-        """{"attention": AT, "attention_stage_0": the first pair's part, ...}, unweighted."""
+        """{"attention": AT, "attention_stage_0": the first pair's part, ...}, unweighted scalars [].
+
+        They are computed from the maps [B, H, W] of student and teacher, and the coverage of the teacher's.
+        """
         student, teacher = inputs.student.maps(self.map_function), inputs.teacher[self.map_function.signal]
         maps = inputs.teacher.maps(self.map_function)
         coverage: tuple[Tensor | None, ...] = teacher.coverage or (None,) * len(maps)

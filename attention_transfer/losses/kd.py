@@ -38,7 +38,7 @@ class KnowledgeDistillation(LossTerm):
         temperature: above 0.
 
     Raises:
-        TeacherError: in a pass, with a weight above 0: the heads have different sizes.
+        TeacherError: in `is_silent`, with a weight above 0: the heads have different sizes.
     """
 
     name = "kd"
@@ -48,7 +48,11 @@ class KnowledgeDistillation(LossTerm):
         self.temperature = temperature
 
     def is_silent(self, inputs: LossInputs) -> bool:
-        """Heads of different sizes cannot be compared; where nothing is minimised, that is no error."""
+        """Whether KD is 0: the teacher gives no logits, or at weight 0 the heads have different sizes.
+
+        Raises:
+            TeacherError: the weight is above 0, and the heads have different sizes.
+        """
         if super().is_silent(inputs):
             return True
         teacher = inputs.teacher.tensor("logits")
@@ -57,15 +61,15 @@ class KnowledgeDistillation(LossTerm):
         return inputs.logits.shape != teacher.shape
 
     def forward(self, inputs: LossInputs) -> dict[str, Tensor]:
-        """{"kd": KD}, unweighted."""
+        """{"kd": KD}, unweighted: a scalar [], from logits [B, K] of student and teacher."""
         return {self.name: distillation_loss(inputs.logits, inputs.teacher.tensor("logits"), self.temperature)}
 
 
 def check_equal_heads(student_classes: int, teacher_classes: int) -> None:
-    """Distillation compares class by class, so both heads must be equally wide.
+    """Check that both heads have the same number of classes, which distillation requires.
 
     Raises:
-        TeacherError: they are not.
+        TeacherError: they have not.
     """
     if student_classes != teacher_classes:
         raise TeacherError(
@@ -75,10 +79,10 @@ def check_equal_heads(student_classes: int, teacher_classes: int) -> None:
 
 
 def check_has_head(card: ModelCard | None) -> None:
-    """Distillation needs the teacher's own head, which its file may lack.
+    """Check that the teacher has its own head, which distillation requires and its file may lack.
 
     Raises:
-        TeacherError: it does.
+        TeacherError: it has none.
     """
     if isinstance(card, HeadlessCard):
         raise TeacherError(

@@ -1,7 +1,7 @@
 """A term of the loss: total = cross-entropy + the sum over terms of weight * term.
 
-A term of your own is a subclass, handed in as `train_at(terms=[...])`; nothing else has to know it. Logs, epoch means,
-TensorBoard and the summary go through the terms of a run by name.
+A user's own term is a subclass, passed as `train_at(terms=[...])`; no other code needs changing. Logs, epoch means,
+TensorBoard and the summary report the terms of a run by name.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from attention_transfer.features.signals import Needs, StudentOutput, TeacherOut
 
 @dataclass(frozen=True)
 class LossInputs:
-    """What a term is given of a batch.
+    """Inputs of a loss term for a batch.
 
     Attributes:
         student: its logits [B, K], with gradients, and the signals that the term needs.
-        teacher: the signals that it told, without gradients.
+        teacher: its signals, without gradients.
         pairs: which stages are compared, where stages are tapped on both sides; at sizes above 1x1.
         labels: [B], the hard labels; None unless the term's needs name them.
         epoch: from 0, with the fraction done; None unless the term's needs name it.
@@ -36,12 +36,12 @@ class LossInputs:
 
     @property
     def logits(self) -> Tensor:
-        """The student's [B, K]."""
+        """The student's logits [B, K]."""
         return self.student.tensor("logits")
 
 
 class LossTerm(nn.Module):
-    """One term of the loss.
+    """Base class of a term of the loss.
 
     `forward` returns a dict of scalars. The one under the term's own name is multiplied by the weight and minimised;
     the others are reported beside it. Parameters of a term (a projector, say) are made in `build`, trained with the
@@ -49,13 +49,13 @@ class LossTerm(nn.Module):
 
     Args:
         weight: at least 0; at 0 the term is reported and not minimised.
-        needs: what it needs of student and teacher.
+        needs: the signals that it needs of student and teacher; None: only the student's logits.
 
     Attributes:
         name: an identifier; the key of its value in the training history, as in train_NAME and val_NAME.
 
     Raises:
-        ConfigError: the weight is negative, or the name is none.
+        ConfigError: the weight is negative, or the name is not an identifier.
 
     Example:
         >>> class Confidence(LossTerm):
@@ -83,12 +83,12 @@ class LossTerm(nn.Module):
         self.needs = needs if needs is not None else Needs()
 
     def build(self, inputs: LossInputs) -> None:
-        """Make the term's parameters, if any; called once, before the optimizer is made, with outputs of few images."""
+        """Create the term's parameters, if any; called once, before the optimizer is made, on few images."""
 
     def forward(self, inputs: LossInputs) -> dict[str, Tensor]:
-        """The scalars of a batch, one of them under the term's own name."""
+        """The scalars [] of a batch, one of them under the term's own name."""
         raise TypeError(f"{type(self).__name__} has no forward(inputs); give it one that returns a dict of scalars.")
 
     def is_silent(self, inputs: LossInputs) -> bool:
-        """Whether the teacher did not tell what the term needs; the term is then 0."""
+        """Whether the teacher's output lacks a signal that the term needs; the term is then 0."""
         return any(signal not in inputs.teacher for signal in self.needs.of_the_teacher)

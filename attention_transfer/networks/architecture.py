@@ -1,4 +1,4 @@
-"""What the registry knows of a family of networks."""
+"""Architecture: the registry's description of a family of networks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Architecture:
 
     Attributes:
         name_pattern: regular expression of the whole name, as in `config.NETWORKS`; its groups are numbers.
-        build: called as `build(*numbers, num_classes=...)` with the numbers out of the name. It raises
+        build: called as `build(*numbers, num_classes=...)` with the numbers in the name. It raises
             ConfigError for numbers that the family does not have.
         taps: names of the modules whose outputs are the stages, shallow to deep.
         head: name of the final `nn.Linear`.

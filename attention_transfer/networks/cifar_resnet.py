@@ -16,8 +16,13 @@ from attention_transfer.networks.initialisation import he_initialise
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut: [B, width_in, H, W] to [B, width, H / stride, W / stride].
 
-    The shortcut has no parameters. Where the shape changes it takes every second pixel and fills up with
+    The shortcut has no parameters. Where the shape changes it takes every second pixel and pads with
     channels of zeros, half of them before and half after (option A of section 3.3).
+
+    Args:
+        width_in: input channels.
+        width: output channels.
+        stride: of the first convolution.
     """
 
     def __init__(self, width_in: int, width: int, stride: int) -> None:
@@ -30,6 +35,7 @@ class BasicBlock(nn.Module):
         self.padding = (width - width_in) // 2
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, width_in, H, W] to [B, width, H / stride, W / stride]."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         return F.relu(out + self._shortcut(x))
@@ -64,6 +70,7 @@ class CifarResNet(nn.Module):
         he_initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, num_classes] of float images [B, 3, H, W]."""
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         logits: Tensor = self.linear(x.mean(dim=(2, 3)))

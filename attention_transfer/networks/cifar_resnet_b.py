@@ -1,9 +1,9 @@
 """ResNet for 32x32 images with projection shortcuts (option B of He et al. 2015, https://arxiv.org/abs/1512.03385).
 
-The form in which papers on distillation train their CIFAR teachers and students: RepDistiller
+The variant that papers on distillation use for CIFAR teachers and students: RepDistiller
 (https://github.com/HobbitLong/RepDistiller) and mdistiller call these networks resnet8, resnet20, resnet56, resnet110,
-resnet8x4, resnet32x4, and so do weights of other public collections. Names of parameters are theirs, so that their
-files load as they are.
+resnet8x4, resnet32x4, and so do weights of other public collections. Parameter names are theirs, so that their
+files load unchanged.
 """
 
 from __future__ import annotations
@@ -26,6 +26,11 @@ class ProjectionBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut: [B, width_in, H, W] to [B, width, H / stride, W / stride].
 
     Where the shape changes, the shortcut is a 1x1 convolution with batch norm.
+
+    Args:
+        width_in: input channels.
+        width: output channels.
+        stride: of the first convolution.
     """
 
     def __init__(self, width_in: int, width: int, stride: int) -> None:
@@ -40,6 +45,7 @@ class ProjectionBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, width_in, H, W] to [B, width, H / stride, W / stride]."""
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         return F.relu(out + (x if self.downsample is None else self.downsample(x)))
 
@@ -71,6 +77,7 @@ class CifarResNetB(nn.Module):
         he_initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, num_classes] of float images [B, 3, H, W]."""
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         logits: Tensor = self.fc(x.mean(dim=(2, 3)))

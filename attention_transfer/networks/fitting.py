@@ -1,7 +1,8 @@
-"""Which network a state_dict belongs to, where it is not exactly that of one: another head, none, other names.
+"""Matching a state_dict to a network that it does not fit exactly: another head, none, or other names.
 
-What may differ is what changes nothing of the attention maps: the head, the counters of batch norms (which old files
-lack), and the names that public code gives to the same parameters. All else must agree, key by key and shape by shape.
+The differences that are allowed do not change the attention maps: the head, the counters of batch norms (which old
+files lack), and the names that public code gives to the same parameters. Everything else must agree, key by key and
+shape by shape.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Fit(NamedTuple):
         name: the network's.
         num_classes: its logits; None where the state_dict has no head, or one that cannot be built from it.
         keys: the key in the state_dict of each tensor of the network that it has.
-        head: what stands for the head, where that is not the network's own Linear; '' where it is.
+        head: description of the head, if it is not the network's own Linear; '' if it is.
     """
 
     name: str
@@ -36,7 +37,7 @@ class Fit(NamedTuple):
 
     @property
     def rank(self) -> int:
-        """0: the network's own head; 1: another Linear; 2: none that can be built."""
+        """0 for the network's own head, 1 for another Linear, 2 for none that can be built."""
         return 2 if self.num_classes is None else int(bool(self.head))
 
 
@@ -59,7 +60,7 @@ class Misfit(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Of all keys of either side, the fraction that agrees."""
+        """The fraction of the keys of either side that agree."""
         return self.matching / (self.matching + len(self.missing) + len(self.unexpected) + len(self.reshaped))
 
     def in_words(self, most: int = 3) -> str:
@@ -75,7 +76,7 @@ def _some(items: list[str], most: int) -> str:
 
 
 def find_fits(shapes: Shapes) -> list[Fit]:
-    """Every registered network that a state_dict of these shapes belongs to; those with the best head alone.
+    """Every registered network that a state_dict of these shapes belongs to; only those with the best head.
 
     Example:
         >>> from attention_transfer import create_model
@@ -90,7 +91,7 @@ def find_fits(shapes: Shapes) -> list[Fit]:
 
 
 def nearest_network(shapes: Shapes, name: str | None = None) -> Misfit | None:
-    """The network that differs least from a state_dict of these shapes, and how; None where none is near.
+    """The network that differs least from a state_dict of these shapes, and how; None if there is no candidate.
 
     Args:
         shapes: of a state_dict.
@@ -125,12 +126,12 @@ def _as_it_is(key: str) -> str:
 def _expected(architecture: Architecture, name: str, num_classes: int) -> Shapes | None:
     try:
         return expected_shapes(architecture, name, num_classes)
-    except ValueError:  # a family may guess a depth that it does not have
+    except ValueError:  # a family's guess may be a depth that it does not have
         return None
 
 
 def _trunk(architecture: Architecture, name: str) -> Shapes:
-    """All but the head."""
+    """The shapes of a network without its head."""
     expected = _expected(architecture, name, 1) or {}
     return {key: shape for key, shape in expected.items() if not key.startswith(f"{architecture.head}.")}
 
@@ -166,7 +167,7 @@ def _may_lack(key: str, shapes: Shapes) -> bool:
 
 
 def _only_linear(rest: Shapes, features: int) -> str | None:
-    """The name of a single Linear of so many features, to which all these tensors belong."""
+    """The name of a single Linear with `features` inputs, to which all these tensors belong; None if there is none."""
     linear = next(iter(rest)).rpartition(".")[0]
     shape = rest.get(f"{linear}.weight", ())
     if len(shape) != 2 or shape[1] != features or not linear:
@@ -176,7 +177,7 @@ def _only_linear(rest: Shapes, features: int) -> str | None:
 
 
 def _block_of_linears(rest: Shapes, features: int) -> str | None:
-    """The name of a module of Linears and their norms that reads so many features, to which all these belong."""
+    """The name of a module of Linears and norms with `features` inputs, to which all these belong; None if none."""
     blocks = {key.partition(".")[0] for key in rest}
     if len(blocks) > 1 or any(len(shape) > 2 for shape in rest.values()):
         return None

@@ -8,7 +8,7 @@ from torch import nn
 def he_initialise(model: nn.Module) -> None:
     """Draw every 2-D convolution's weights from N(0, 2 / fan_in), equation 10 of the paper, in place.
 
-    Batch norms and the linear head keep PyTorch's defaults (scale 1, shift 0; uniform in 1 / sqrt(fan_in)).
+    Batch norms and the linear head have PyTorch's defaults (scale 1, shift 0; uniform in 1 / sqrt(fan_in)).
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):

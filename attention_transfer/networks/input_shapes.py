@@ -1,4 +1,4 @@
-"""Whether a network can take images of some shape; and if it cannot, at which layer, and what to do."""
+"""Checking that a network takes images of some shape; if not, an error that names the layer and the remedy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _COLOURS = (1, 3, 4)
 
 
 class _Entered(NamedTuple):
-    """A layer with weights, as a forward pass has come to it."""
+    """A layer with weights that a forward pass has reached, and the shape of its input."""
 
     name: str
     layer: nn.Module
@@ -30,14 +30,14 @@ class _Entered(NamedTuple):
 
 @contextmanager
 def refusing_misfits(network: nn.Module, images: Tensor, role: str) -> Iterator[None]:
-    """Turn what a network raises inside into a sentence, where images [B, C, H, W] do not fit its layers.
+    """Replace an error raised inside by one with a remedy, if images [B, C, H, W] do not fit a network's layers.
 
-    Errors of other origin go through as they are.
+    Other errors pass through unchanged.
 
     Args:
         network: that runs inside.
-        images: that it is run on.
-        role: student, teacher or network, as the sentence begins.
+        images: [B, C, H, W], its input.
+        role: student, teacher or network, for the message.
 
     Raises:
         TeacherError: a teacher cannot take the images.
@@ -48,22 +48,22 @@ def refusing_misfits(network: nn.Module, images: Tensor, role: str) -> Iterator[
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        # where neither network fits, it is the images that are wrong, and not the teacher
-        is_told = isinstance(error, AttentionTransferError) and not isinstance(error, TeacherError)
-        misfit = None if is_told else find_misfit(network, images, role)
+        # if neither network fits, the images are wrong and not the teacher
+        is_explained = isinstance(error, AttentionTransferError) and not isinstance(error, TeacherError)
+        misfit = None if is_explained else find_misfit(network, images, role)
         if misfit is None:
             raise
         raise misfit from error
 
 
 def find_misfit(network: nn.Module, images: Tensor, role: str) -> DataError | TeacherError | None:
-    """Run a network on one image; the error to raise if a layer cannot take what comes to it, with the remedy.
+    """Run a network on one image; the error to raise if a layer cannot take its input, with the remedy.
 
-    The network is run in eval mode and left as it was found. None is returned also where it fails for another reason,
-    which its own error tells best, and for one whose lazy layers have no weights yet.
+    The network is run in eval mode and is unchanged afterwards. None is returned also if it fails for another reason,
+    which its own error explains best, and for a network whose lazy layers have no weights yet.
 
     Args:
-        network: wrappers are looked through.
+        network: also inside wrappers.
         images: [B, C, H, W].
         role: student, teacher or network.
     """
@@ -82,7 +82,7 @@ def find_misfit(network: nn.Module, images: Tensor, role: str) -> DataError | Te
 
 
 def _run_until_it_fails(network: nn.Module, image: Tensor) -> list[_Entered]:
-    """The layers with weights that a pass came to before it failed; none if it did not fail."""
+    """The layers with weights that a pass reached before it failed; none if it did not fail."""
     entered: list[_Entered] = []
 
     def listener(name: str) -> Any:
@@ -106,7 +106,7 @@ def _run_until_it_fails(network: nn.Module, image: Tensor) -> list[_Entered]:
 
 
 def _expected_and_found(entered: _Entered) -> tuple[int, int] | None:
-    """How many channels or values a layer takes and what came; None where that is not what is wrong."""
+    """The number of channels or values that a layer takes and gets; None if they agree."""
     layer, shape = entered.layer, entered.shape
     if isinstance(layer, nn.Linear):
         pair = layer.in_features, shape[-1] if shape else 1
@@ -138,7 +138,7 @@ def _remedy(entered: list[_Entered], images: Tensor, role: str, expected: int, f
             "before this layer"
         )
     if len(entered) > 1 or found != channels:
-        return "its layers do not fit one another for such images; mend the network, or give it other images"
+        return "its layers do not fit one another for such images; repair the network, or give it other images"
     return _remedy_of_channels(role, expected, channels)
 
 

@@ -1,8 +1,8 @@
 """MultiBranchNet: a small student of parallel branches, designed for this library.
 
 A 3x3 stem of stride 2 leads to four stages at strides 4, 8, 16 and 32. Each begins with a 3x3 convolution
-of stride 2, which sets its width (64, 128, 192, 256), and goes on with one, one, two and two blocks that keep
-it. A block looks at its input through four branches of a quarter of the width each,
+of stride 2, which sets its width (64, 128, 192, 256), followed by one, one, two and two blocks of that
+width. A block runs its input through four branches of a quarter of the width each,
 
     1x1  |  1x1, 3x3  |  1x1, 1x5, 5x1  |  1x1, 3x3 average pool
 
@@ -35,7 +35,14 @@ STAGE_BLOCKS = (1, 1, 2, 2)
 
 
 class ConvNormAct(nn.Sequential):
-    """Convolution, batch norm and ReLU; padded so that stride 1 keeps the size of the map."""
+    """Convolution, batch norm and ReLU: [B, width_in, H, W] to [B, width, H / stride, W / stride].
+
+    Args:
+        width_in: input channels.
+        width: output channels.
+        kernel: height and width of the kernel, both odd; padded so that stride 1 preserves the size of the map.
+        stride: of the convolution.
+    """
 
     def __init__(self, width_in: int, width: int, kernel: tuple[int, int] = (1, 1), stride: int = 1) -> None:
         padding = (kernel[0] // 2, kernel[1] // 2)
@@ -74,15 +81,16 @@ class MultiBranchBlock(nn.Module):
         self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        seen = torch.cat([branch(x) for branch in self.branches], dim=1)
-        out: Tensor = self.relu(x + self.attention(self.fuse(seen)))
+        """[B, C, H, W] to [B, C, H, W]."""
+        branches = torch.cat([branch(x) for branch in self.branches], dim=1)
+        out: Tensor = self.relu(x + self.attention(self.fuse(branches)))
         return out
 
 
 class MultiBranchNet(nn.Module):
     """The network of this module's docstring: float images [B, 3, H, W] to logits [B, num_classes].
 
-    Any H and W from 32 up; the four stages put out maps of about H/4 x W/4 to H/32 x W/32.
+    Any H and W from 32 up; the four stages output maps of about H/4 x W/4 to H/32 x W/32.
     """
 
     def __init__(self, num_classes: int = 10) -> None:
@@ -97,6 +105,7 @@ class MultiBranchNet(nn.Module):
         he_initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, num_classes] of float images [B, 3, H, W]."""
         x = self.stage4(self.stage3(self.stage2(self.stage1(self.stem(x)))))
         logits: Tensor = self.head(self.pool(x).flatten(1))
         return logits

@@ -1,4 +1,4 @@
-"""Readouts: from what a module puts out to features [B, C, H, W], whatever layout the network has."""
+"""Readouts: from a module's output, in whatever layout, to features [B, C, H, W]."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from attention_transfer.errors import ConfigError
 
 @dataclass(frozen=True)
 class Readout:
-    """How the outputs of a network's stages are read.
+    """A conversion from the output of a network's stage to features [B, C, H, W].
 
     Attributes:
         name: for messages and the cache key.
-        shape: what it takes, in words.
+        shape: the shape that it takes, in words.
         function: the output, a tensor, to features [B, C, H, W]; None for an output of another shape.
 
     Example:
@@ -34,7 +34,7 @@ class Readout:
         """The features [B, C, H, W] of a module's output.
 
         Raises:
-            ConfigError: it is of another shape; the message names the module.
+            ConfigError: the output has another shape; the message names the module.
         """
         features = self.function(output) if isinstance(output, Tensor) else None
         if features is None or features.dim() != 4:
@@ -44,7 +44,7 @@ class Readout:
 
 
 def tokens(height: int, width: int, prefix: int = 0) -> Readout:
-    """The readout of a transformer's tokens [B, prefix + height * width, C], row by row behind the prefix.
+    """The readout of a transformer's tokens [B, prefix + height * width, C], row by row after the prefix.
 
     Args:
         height: of the grid of patches.

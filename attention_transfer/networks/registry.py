@@ -1,7 +1,7 @@
-"""Networks by name: building them, knowing them again, adding a family.
+"""The registry of networks: building them by name, recognising them by their weights, adding a family.
 
-A family lives in one file, which describes it as an `Architecture`; where it is, its
-name, example and summary stand in the catalogue, which needs no torch.
+A family is one file, which describes it as an `Architecture`; its module, name pattern, example and summary are in the
+catalogue, which does not import torch.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from attention_transfer.networks.readout import NCHW, Readout
 logger = logging.getLogger(__name__)
 
 _registered: dict[str, Architecture] = {}
-"""Families that were added while the program runs, by the pattern of their names."""
+"""Families added at run time, by the pattern of their names."""
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a checkpoint needs to build a network again; one built by name has it as its attribute `card`."""
+    """The data from which a network is rebuilt, saved in checkpoints; its attribute `card` if it was built by name."""
 
     name: str
     num_classes: int
@@ -47,7 +47,7 @@ def create_model(name: str, num_classes: int = 10, weights: str | None = None) -
         name: as in the catalogue, in any case: 'MultiBranchNet', 'ResNet18', 'CifarResNet-20', ...
         num_classes: number of logits, at least 1.
         weights: torchvision's pretrained weights for ResNet18 or ResNet50, such as 'IMAGENET1K_V1' or
-            'DEFAULT'. Where they tell another number of classes apart, the head alone starts afresh.
+            'DEFAULT'. If they have another number of classes, only the head is newly initialised.
 
     Raises:
         ConfigError: an unknown name, a depth or width that the family does not have, fewer than one class,
@@ -71,8 +71,8 @@ def create_model(name: str, num_classes: int = 10, weights: str | None = None) -
 def card_of(model: nn.Module) -> ModelCard | None:
     """The card of a network that was built by name, also inside wrappers; None for any other.
 
-    A head that was replaced since counts: by another Linear it changes the number of classes, by anything else the
-    network is no longer one that can be built by name.
+    A head that was replaced is taken into account: another Linear changes the number of classes; with anything else
+    the network can no longer be built by name, and None is returned.
     """
     network = unwrapped(model)
     card = getattr(network, "card", None)
@@ -97,7 +97,7 @@ def taps_of(model: nn.Module) -> tuple[str, ...] | None:
 
 
 def readout_of(model: nn.Module) -> Readout:
-    """How the outputs of a network's stages are read; as [B, C, H, W] for one that was not built by name."""
+    """The readout of a network's stages; [B, C, H, W] unchanged for one that was not built by name."""
     card = card_of(model)
     return NCHW if card is None else _architecture_of(card.name).readout
 
@@ -151,7 +151,13 @@ def architectures() -> list[Architecture]:
 
 
 def expected_shapes(architecture: Architecture, name: str, num_classes: int) -> Shapes:
-    """The keys and shapes of the state_dict of a network of a family; nothing is drawn, and no memory taken."""
+    """The keys and shapes of the state_dict of a network of a family, built on the meta device.
+
+    Args:
+        architecture: the family.
+        name: of the network.
+        num_classes: number of logits.
+    """
     state = _on_meta(architecture, name, num_classes).state_dict()
     return {key: tuple(tensor.shape) for key, tensor in state.items()}
 

@@ -1,4 +1,4 @@
-"""ResNet18 and ResNet50 as torchvision has them, with its pretrained weights by name.
+"""torchvision's ResNet18 and ResNet50, with its pretrained weights by name.
 
 He et al. 2015, "Deep Residual Learning for Image Recognition", https://arxiv.org/abs/1512.03385
 """
@@ -18,15 +18,15 @@ from attention_transfer.networks.architecture import Architecture
 
 
 def published_weights(published: type[WeightsEnum], name: str) -> dict[str, Tensor]:
-    """The state_dict of torchvision's weights `name`, from the torch hub folder or else from the network.
+    """The state_dict (tensors [...] by key) of torchvision's weights `name`, from the torch hub folder or downloaded.
 
     Args:
         published: torchvision's table of weights for one network.
         name: an entry of it, such as 'IMAGENET1K_V1' or 'DEFAULT', in any case.
 
     Raises:
-        ConfigError: the table has no such entry, or the file can be neither read nor fetched; the message
-            then says where to put it by hand.
+        ConfigError: the table has no such entry, or the file can be neither read nor downloaded; the
+            message then says where to put it by hand.
     """
     if name.upper() not in published.__members__:
         known = ", ".join(published.__members__)
@@ -35,7 +35,7 @@ def published_weights(published: type[WeightsEnum], name: str) -> dict[str, Tens
     file = Path(torch.hub.get_dir(), "checkpoints", weights.url.rsplit("/", 1)[-1])
     try:
         return dict(weights.get_state_dict(check_hash=True, map_location="cpu", weights_only=True))
-    # A file that is damaged or no state_dict raises half a dozen unrelated types, and the remedy is the same.
+    # A damaged file may raise half a dozen unrelated types, and the remedy is the same.
     except Exception as error:
         raise ConfigError(
             f"torchvision's weights {published.__name__}.{weights.name} could not be loaded ({error}). "

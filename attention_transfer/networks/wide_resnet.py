@@ -18,6 +18,11 @@ class PreActivationBlock(nn.Module):
     """B(3, 3) of the paper, batch norm and ReLU first: [B, width_in, H, W] to [B, width, H/stride, W/stride].
 
     Where the shape changes, the shortcut is a 1x1 convolution of the activated input.
+
+    Args:
+        width_in: input channels.
+        width: output channels.
+        stride: of the first convolution.
     """
 
     def __init__(self, width_in: int, width: int, stride: int) -> None:
@@ -30,6 +35,7 @@ class PreActivationBlock(nn.Module):
         self.shortcut = nn.Conv2d(width_in, width, 1, stride, bias=False) if changes else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, width_in, H, W] to [B, width, H / stride, W / stride]."""
         activated = F.relu(self.bn1(x))
         out: Tensor = self.conv2(F.relu(self.bn2(self.conv1(activated))))
         return out + (x if self.shortcut is None else self.shortcut(activated))
@@ -61,6 +67,7 @@ class WideResNet(nn.Module):
         he_initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, num_classes] of float images [B, 3, H, W]."""
         x = self.group3(self.group2(self.group1(self.conv1(x))))
         logits: Tensor = self.fc(F.relu(self.bn(x)).mean(dim=(2, 3)))
         return logits

@@ -1,1 +1,1 @@
-"""The teacher: recognising its checkpoint, running it, and what it answers."""
+"""The teacher: recognising its checkpoint, running it, and caching its outputs."""

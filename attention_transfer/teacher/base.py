@@ -1,4 +1,4 @@
-"""A teacher is a callable: a batch in, its signals out; the training loop knows no more about it."""
+"""A teacher is a callable from a batch to its signals; the training loop depends on nothing else."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["NoTeacher", "Teacher", "TeacherOutput"]
 
 
 class Teacher(Protocol):
-    """Anything that can be called with a batch: a network, a cache around one, or nobody."""
+    """Anything that can be called with a batch: a network, a cache around one, or no teacher at all."""
 
     def __call__(self, batch: Batch) -> TeacherOutput:
-        """The teacher's signals for the very pixels in `batch`."""
+        """The teacher's signals for the images [B, 3, H, W] of `batch`: maps [B, h, w] of each stage, logits [B, K]."""
         ...
 
 

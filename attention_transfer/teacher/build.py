@@ -34,10 +34,10 @@ logger = logging.getLogger(__name__)
 def make_teacher(
     teacher_model: nn.Module | None, config: Config, runtime: Runtime, needs: Needs = MAPS_AND_LOGITS
 ) -> Teacher:
-    """The teacher of a loop of one's own: the network as it is on every batch, or nobody.
+    """The teacher for a user's own training loop: the network runs on every batch; or no teacher.
 
     Args:
-        teacher_model: the network, on the device; what is changed of it between two batches counts.
+        teacher_model: the network, on the device; changes to it between batches take effect. None: no teacher.
         config: beta and layers are used.
         runtime: gives number format and memory format.
         needs: the signals that the loss needs.
@@ -64,13 +64,13 @@ def make_runner(
     autocast: Callable[[], AbstractContextManager[Any]],
     needs: Needs,
 ) -> FrozenRunner:
-    """The runner of the teacher in a run with these settings.
+    """The teacher's runner for these settings.
 
     Args:
         config: beta and layers are used.
         teacher: the network, on the device.
-        images: some like those to come, to find its stages and to check its folding on.
-        runtime: gives the memory format for a network that is not ours.
+        images: [B, 3, H, W], like those to come; its stages are found and its folding is checked on them.
+        runtime: gives the memory format for a user's network.
         autocast: makes the context that gives the number format.
         needs: the signals that the loss needs.
     """
@@ -86,7 +86,7 @@ def make_runner(
 
 
 def memory_format_of(teacher: nn.Module, runtime: Runtime) -> torch.memory_format:
-    """Channels-last for networks of ours, whatever the student is: what they answer is kept for other runs as well."""
+    """Channels-last for our networks, whatever the student is: their outputs are cached for other runs as well."""
     return runtime.memory_format if card_of(teacher) is None else torch.channels_last
 
 
@@ -105,20 +105,23 @@ Loader = Iterable[Any]
 
 @dataclass
 class Teachers:
-    """Who answers for the training images, and who for the validation images; to be closed."""
+    """The teachers for the training and for the validation images; to be closed."""
 
     train: Teacher
     val: Teacher
 
     def close(self) -> None:
-        """Let go of the memories; from then on the network is run for everything."""
+        """Close the caches; from then on the network runs for everything."""
         with ExitStack() as closing:
             for teacher in (self.train, self.val):
                 if isinstance(teacher, CachedTeacher):
                     closing.callback(teacher.close)
 
     def log_cache_hits(self, epoch: int, runtime: Runtime) -> None:
-        """Log how many training images were answered from memory since the last time; all processes together."""
+        """Log the cache hits and misses of the training images since the last call, summed over all processes.
+
+        Every process must call this together.
+        """
         if not isinstance(self.train, CachedTeacher) or self.train.cache is None:
             return
         counts = torch.tensor([self.train.hits, self.train.misses], device=runtime.device)
@@ -133,18 +136,18 @@ class Teachers:
 def build_teachers(
     config: Config, teacher: nn.Module | None, train: Loader, val: Loader | None, runtime: Runtime, needs: Needs
 ) -> Teachers:
-    """Decide who answers, and open the memories, to be closed; every process must call this together.
+    """The teachers of a run, with their caches open, to be closed; every process must call this together.
 
     Args:
         config: alpha, beta, layers, epochs, teacher_precision (no longer 'auto') and the cache's settings are used.
         teacher: the network, on the device; None for a run without.
         train: the loader of the training images.
-        val: that of the validation images.
+        val: that of the validation images; None for none.
         runtime: gives device, memory format and processes.
         needs: the signals that the loss needs.
 
     Raises:
-        CacheError: teacher_cache is 'on', and the answers cannot be kept.
+        CacheError: teacher_cache is 'on', and the cache cannot be written.
     """
     if teacher is None:
         return Teachers(NoTeacher(), NoTeacher())
@@ -155,7 +158,7 @@ def build_teachers(
         for role, loader in (("train", train), ("val", val)):
             plan = None if loader is None else plan_for(role, loader, config.epochs, runtime.world_size)
             if role == "train" and (plan is None or plan.views is None):
-                _say_that_it_runs(plan)
+                _log_cost(plan)
             setattr(teachers, role, _cached(plan, config, teacher, make, runtime, needs) or OnlineTeacher(make))
         opened.pop_all()
     return teachers
@@ -176,23 +179,23 @@ def _cached(
         return None
     runner = make(probed_images(plan, runtime.device))
     if runner.depends_on_batch or not runner.names:
-        log_once("the teacher runs on every batch: it has no maps to remember, or what it says depends on the batch")
+        log_once("the teacher runs on every batch: it has no maps to cache, or its outputs depend on the batch")
         return None
     return open_cache(plan, config, teacher, runner, runtime)
 
 
-def _say_that_it_runs(plan: CachePlan | None) -> None:
+def _log_cost(plan: CachePlan | None) -> None:
     if plan is None:
         logger.info(
             "the teacher runs on every batch: the loader does not tell which samples are in it, so that nothing can "
-            "be remembered (the loaders of prepare_dataloaders tell)"
+            "be cached (the loaders of prepare_dataloaders do)"
         )
     else:
         logger.info("%s", plan.cost)
 
 
 def _maker(config: Config, teacher: nn.Module, runtime: Runtime, needs: Needs) -> Callable[[Tensor], FrozenRunner]:
-    """Makes what runs the network, once there are images to find its stages on; one for the whole run."""
+    """A function that makes the teacher's runner from images [B, 3, H, W] when first called, one for the whole run."""
     made: list[FrozenRunner] = []
 
     def make(images: Tensor) -> FrozenRunner:

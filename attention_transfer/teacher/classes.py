@@ -30,7 +30,7 @@ def without_logits(output: TeacherOutput) -> TeacherOutput:
 
 
 class SelectLogits:
-    """Takes those logits that are of the student's classes, in the student's order.
+    """Selects the logits of the student's classes, in the student's order.
 
     Args:
         positions: class i of the student is class positions[i] of the teacher.
@@ -45,7 +45,7 @@ class SelectLogits:
         """The same output with logits [B, len(positions)] instead of [B, K].
 
         Raises:
-            TeacherError: the teacher puts out another number of logits.
+            TeacherError: the teacher outputs another number of logits.
         """
         logits = output.logits
         if logits is None:
@@ -69,10 +69,10 @@ def match_teacher(teacher: nn.Module, student: Classes, *, distils: bool) -> Mat
     Args:
         teacher: the network, which may name its classes (see `network_classes`).
         student: the classes of the student.
-        distils: whether logits teach; where they do not, the classes need not be the same.
+        distils: whether logits are distilled (alpha > 0); if not, the classes may differ.
 
     Raises:
-        TeacherError: logits teach, and the teacher has no head, or does not know the student's classes.
+        TeacherError: logits are distilled, and the teacher has no head, or does not know the student's classes.
     """
     if distils:
         check_has_head(card_of(teacher))
@@ -88,12 +88,12 @@ def match_teacher(teacher: nn.Module, student: Classes, *, distils: bool) -> Mat
 
 
 def match_logits(teacher: nn.Module | None, student: Classes, *, distils: bool) -> MatchLogits:
-    """What makes the logits of a teacher those of the student's classes; decided once for a run.
+    """A function that turns the teacher's logits into logits of the student's classes; decided once for a run.
 
     Args:
         teacher: as for `match_teacher`; None where there is none.
-        student: likewise.
-        distils: likewise.
+        student: the classes of the student.
+        distils: as for `match_teacher`.
 
     Raises:
         TeacherError: as from `match_teacher`.

@@ -1,8 +1,8 @@
-"""Batch norm folded into the convolutions before it, on a copy of the network.
+"""Folding of batch norm into the preceding convolutions, on a copy of the network.
 
-In eval mode batch norm multiplies each channel by a number and adds another, which weights and bias of the convolution
-before it can do alike: the network then saves a walk over each feature map. What may be folded is told by a forward
-pass, not by names, and whether it was right to fold is checked on images.
+In eval mode batch norm multiplies each channel by a number and adds another, which the weights and bias of the
+convolution before it can absorb: the network then saves a pass over each feature map. What may be folded
+is found by a forward pass, not by names, and the folded network is checked against the original on images.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ def fold_batch_norm(model: nn.Module, images: Tensor, names: Sequence[str]) -> n
     norm is an Identity in the copy, so that all names stay.
 
     The fold is computed and checked in float32 on the CPU, because a GPU may round float32 to TF32: logits and tapped
-    features of copy and original must agree to 1e-4. One line in the log tells what was folded, or why nothing was.
+    features of copy and original must agree to 1e-4. One line in the log says what was folded, or why nothing was.
 
     Args:
-        model: any network; wrappers are looked through. It is left as it was found.
+        model: any network, also inside wrappers; it is not changed.
         images: [B, 3, H, W] like those to come; the first eight are used.
         names: tapped modules.
 
@@ -68,7 +68,7 @@ def fold_batch_norm(model: nn.Module, images: Tensor, names: Sequence[str]) -> n
             _fold(folded, pair)
         difference = _difference(original, folded, probe, names)
     except Exception as error:
-        # A stranger's network may fail in any way when it is copied, or run without one of its modules.
+        # A user's network may fail in any way when it is copied, or run without one of its modules.
         return _unfolded(network, f"{type(error).__name__}: {error}".splitlines()[0])
     if not difference <= TOLERANCE:
         return _unfolded(network, f"folding changes what it puts out by {difference:.1e}, more than {TOLERANCE:.0e}")
@@ -109,7 +109,7 @@ def foldable_pairs(network: nn.Module, images: Tensor, names: Sequence[str]) -> 
 
 
 def _is_plain_conv(module: nn.Module) -> bool:
-    # A subclass may compute its weights anew in every pass.
+    # A subclass may recompute its weights in every pass.
     return type(module) is nn.Conv2d and module.weight.dtype == torch.float32 and not _has_hooks(module)
 
 
@@ -122,7 +122,7 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees every operation of a pass, and so everything that reads or changes the output of a convolution."""
+    """Records every operation of a forward pass, and so everything that reads or changes a convolution's output."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -135,7 +135,7 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         user = self._inside or f"the operation {func}"
         for value in tree_leaves((args, kwargs)):
-            # An earlier tensor may have had the same id; all that matter are kept alive in `put_out`.
+            # An earlier tensor may have had the same id; `put_out` holds references to all that matter.
             if isinstance(value, Tensor):
                 self.users[id(value)].add(user)
         return func(*args, **(kwargs or {}))
@@ -144,7 +144,7 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def watching(
         self, convs: dict[str, nn.Module], norms: dict[str, nn.Module], tapped: dict[str, nn.Module]
     ) -> Iterator[None]:
-        """Hooks on the modules, gone after."""
+        """Hooks on the modules, removed at exit."""
         with ExitStack() as hooks:
             for name, module in convs.items():
                 hooks.callback(module.register_forward_hook(self._conv_ran(name)).remove)
@@ -152,7 +152,7 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 hooks.callback(module.register_forward_pre_hook(self._norm_runs(name)).remove)
                 hooks.callback(module.register_forward_hook(self._norm_ran).remove)
             for module in tapped.values():
-                hooks.callback(module.register_forward_hook(self._tap_heard).remove)
+                hooks.callback(module.register_forward_hook(self._tap_ran).remove)
             yield
 
     def _conv_ran(self, name: str) -> Any:
@@ -175,7 +175,7 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _norm_ran(self, module: nn.Module, args: Any, output: Any) -> None:
         self._inside = None
 
-    def _tap_heard(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _tap_ran(self, module: nn.Module, args: Any, output: Any) -> None:
         self.users[id(output)].add("a tap")
 
 
@@ -198,7 +198,7 @@ def _fold(network: nn.Module, pair: Pair) -> None:
 
 
 def _difference(one: nn.Module, other: nn.Module, images: Tensor, names: Sequence[str]) -> float:
-    """The greatest relative difference of what two networks put out; not a number where one puts out such."""
+    """The greatest relative difference between two networks' logits and tapped features; NaN where either has one."""
     mine, theirs = _everything(one, images, names), _everything(other, images, names)
     differences = [(x - y).abs().max() / y.abs().max().clamp(min=1e-12) for x, y in zip(mine, theirs, strict=True)]
     return float(torch.stack(differences).max())

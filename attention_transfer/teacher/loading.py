@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 OWN_KEY = "model_state_dict"
 _NEAR = 0.3
-"""Of all keys, the fraction that must agree for a network to be called the nearest."""
+"""Least fraction of matching keys for a network to be named as the nearest."""
 _SHOWN = 4
 
 
@@ -38,19 +38,19 @@ def load_teacher_model(
 ) -> nn.Module:
     """A frozen teacher in eval mode, with its own head.
 
-    In a file of another training script the network is recognised from its weights, wherever they lie and whatever
-    all their names begin with (module., model., backbone., ...); see `find_weights` for which are taken where there
-    are several. A Linear of another name is taken for the head. Where the head is missing or has several layers, the
-    teacher is good for attention transfer alone: its card is a `HeadlessCard`.
+    In a file of another training script the network is recognised from its weights, under whatever key and
+    whatever prefix (module., model., backbone., ...); `find_weights` says which are used if there are several. A Linear
+    of another name is used as the head. Where the head is missing or has several layers, the teacher can be used for
+    attention transfer only: its card is a `HeadlessCard`.
 
     Args:
-        teacher_path: a checkpoint of ours; a .pth or .safetensors file with the weights of a registered network; or
-            torchvision's pretrained weights by name, as in 'ResNet50:DEFAULT'.
-        num_classes: the student's number of classes; another number in the teacher is logged, as attention
-            transfer does not mind and only distillation (alpha > 0) does.
+        teacher_path: a checkpoint of this library; a .pth or .safetensors file with the weights of a registered
+            network; or torchvision's pretrained weights by name, as in 'ResNet50:DEFAULT'.
+        num_classes: the student's number of classes; if the teacher's differs, this is logged: attention transfer
+            allows it, distillation (alpha > 0) does not.
         device: 'auto', 'cpu', 'cuda', ...
         teacher_arch: the network's name, where the weights fit more than one.
-        teacher_key: the key of the weights in the file, dotted where they lie deeper, where it holds several.
+        teacher_key: the key of the weights in the file, dotted where they are nested, if it holds several.
 
     Raises:
         TeacherError: the file is missing, no registered network has these weights, several have and
@@ -61,8 +61,8 @@ def load_teacher_model(
     has_head = card is not None and not isinstance(card, HeadlessCard)
     if card is not None and has_head and num_classes is not None and card.num_classes != num_classes:
         logger.info(
-            "the teacher tells %d classes apart and the student %d: attention transfer does not mind, "
-            "distillation (alpha > 0) would",
+            "the teacher tells %d classes apart and the student %d: attention transfer allows that, "
+            "distillation (alpha > 0) does not",
             card.num_classes,
             num_classes,
         )
@@ -94,7 +94,7 @@ def _from_file(path: str | os.PathLike[str], teacher_arch: str | None, teacher_k
 
 
 def _own(content: dict[str, Any], path: str, teacher_arch: str | None, teacher_key: str | None) -> nn.Module:
-    """The network of a checkpoint of ours."""
+    """The network of a checkpoint of this library."""
     if teacher_key not in (None, OWN_KEY):
         raise TeacherError(
             f"teacher_key is {teacher_key!r}, but {path} is a checkpoint of attention-transfer with its weights "
@@ -127,11 +127,11 @@ def _recognised(found: Found, path: str, teacher_arch: str | None) -> nn.Module:
         names = ", ".join(fit.name for _, fit in fits)
         raise TeacherError(f"{path} fits {names}; say which with the key teacher_arch.")
     [(reading, fit)] = fits
-    _say_what_was_found(reading, fit)
+    _log_recognised(reading, fit)
     return _built(reading.weights, fit, path)
 
 
-def _say_what_was_found(reading: Reading, fit: Fit) -> None:
+def _log_recognised(reading: Reading, fit: Fit) -> None:
     if reading.beside:
         logger.info(
             "the teacher's weights are those whose names begin with %r; left out are %s",

@@ -1,4 +1,4 @@
-"""What is meant by a teacher_model that is a name: pretrained weights, or a spelling of something that is near."""
+"""Names as teacher_model: pretrained weights, and suggestions for names that are close to one."""
 
 from __future__ import annotations
 
@@ -46,20 +46,20 @@ def what_it_may_be(teacher_model: str) -> str:
     if Path(teacher_model).suffix in (".pth", ".pt", ".safetensors", ".ckpt", ".tar", ".bin", ".pkl"):
         return f"{teacher_model} is not a file; give the path of a checkpoint."
     network = re.split(r"[:.]", teacher_model.rpartition("/")[2])[0]
-    said = f"teacher_model is {teacher_model!r}, which is not a file"
+    start = f"teacher_model is {teacher_model!r}, which is not a file"
     offered = next((name for name in _offered() if name.lower() == network.lower()), None)
     if offered is not None:
-        return f"{said}; for torchvision's pretrained weights write {offered}:DEFAULT. {_possible()}"
+        return f"{start}; for torchvision's pretrained weights write {offered}:DEFAULT. {_possible()}"
     if _is_ours(network):
         own = canonical_network_name(network)
-        return f"{said}; {own} is a network without published weights: give the path of a checkpoint of one."
+        return f"{start}; {own} is a network without published weights: give the path of a checkpoint of one."
     library = _library_of(network)
     if library is not None:
-        return f"{said}. {_possible()} Any other network is handed over as a module: {library}."
+        return f"{start}. {_possible()} Any other network is handed over as a module: {library}."
     near = difflib.get_close_matches(network.lower(), [*map(str.lower, _offered())], n=1, cutoff=0.7)
     meant = [name for name in _offered() if name.lower() in near]
     hint = f" Did you mean '{meant[0]}:DEFAULT'?" if meant else ""
-    return f"{said}; give the path of a checkpoint, or the name of pretrained weights. {_possible()}{hint}"
+    return f"{start}; give the path of a checkpoint, or the name of pretrained weights. {_possible()}{hint}"
 
 
 def _is_ours(name: str) -> bool:

@@ -16,7 +16,7 @@ class OnlineTeacher:
     """Runs the teacher's network on every batch.
 
     Args:
-        make_runner: makes what runs the network, once there are images to find its stages on.
+        make_runner: makes the runner from the first batch of images [B, 3, H, W], on which its stages are found.
     """
 
     def __init__(self, make_runner: Callable[[Tensor], FrozenRunner]) -> None:
@@ -24,7 +24,7 @@ class OnlineTeacher:
         self._runner: FrozenRunner | None = None
 
     def __call__(self, batch: Batch) -> TeacherOutput:
-        """The teacher's signals for `batch`, which must be on its device."""
+        """The teacher's signals for `batch`, images [B, 3, H, W], which must be on its device."""
         if self._runner is None:
             self._runner = self._make_runner(batch.images)
         with refusing_misfits(self._runner.network, batch.images, TEACHER):

@@ -1,4 +1,4 @@
-"""The frozen teacher's network as it runs: the same bits for an image in whatever batch it comes."""
+"""Running the frozen teacher: an image's output is bit-identical in whatever batch it comes."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ MAPS_AND_LOGITS = Needs(maps=(SUM_OF_SQUARES,), logits=True)
 class FrozenRunner:
     """Runs a network in eval mode, without gradients, in chunks of one fixed size, and leaves it as it was found.
 
-    The shape of its input decides in which order a processor adds things up, and so the last bits of every output.
-    Here that shape is always the same: the last chunk is filled up with zeros, whose outputs are cut off. The output
-    for an image depends on neither its place in the batch nor its companions. The number of threads still counts for
-    the last bit of the logits: a linear layer of some widths (17 to 27 and 33 to 43 classes among them) is cut up
-    otherwise by three threads than by one or two.
+    The shape of the input decides the order of summation, and so the last bits of every output. Here that shape is
+    always the same: the last chunk is padded with zeros, whose outputs are cut off. The output for an image depends on
+    neither its position in the batch nor the other images. The number of threads still affects the last bit of the
+    logits: a linear layer of some widths (17 to 27 and 33 to 43 classes among them) is split differently by three
+    threads than by one or two.
 
     Batch norm is folded when the runner is made: weights that change later have no effect.
 
     Args:
-        model: the teacher's network, on its device; wrappers are looked through.
+        model: the teacher's network, on its device, also inside wrappers.
         names: tapped modules.
-        images: [B, 3, H, W], some like those to come; with them folding is checked.
-        needs: the signals to tell. Without logits each pass ends after the deepest tapped module.
+        images: [B, 3, H, W], like those to come; folding is checked on them.
+        needs: the signals to compute. Without logits each pass ends after the deepest tapped module.
         autocast: makes the context that gives the number format.
         chunk: images in a pass.
         memory_format: of the images and of a folded network.
@@ -51,14 +51,14 @@ class FrozenRunner:
     Attributes:
         images_seen: images that it has run so far; neither padding nor the images of the check count.
         is_folded: whether batch norm was folded.
-        depends_on_batch: whether a batch norm has no statistics of its own and takes those of the batch at hand. Then
-            batches run whole and unpadded, and their outputs should not be cached: they are one batch's alone.
+        depends_on_batch: whether a batch norm has no running statistics and uses those of the batch. Then batches run
+            whole and unpadded, and their outputs should not be cached: they hold for that batch only.
 
     Example:
         >>> from attention_transfer import create_model
         >>> images = torch.rand(5, 3, 32, 32)
-        >>> told = FrozenRunner(create_model("CifarResNet-20"), ["layer3"], images).run(images)
-        >>> told.maps(SUM_OF_SQUARES)[0].shape, told.logits.shape
+        >>> output = FrozenRunner(create_model("CifarResNet-20"), ["layer3"], images).run(images)
+        >>> output.maps(SUM_OF_SQUARES)[0].shape, output.logits.shape
         (torch.Size([5, 8, 8]), torch.Size([5, 10]))
     """
 
@@ -93,63 +93,64 @@ class FrozenRunner:
         """The network's signals for images [B, 3, H, W] on its device.
 
         Args:
-            images: B of them.
+            images: [B, 3, H, W].
             labels: [B], for signals that depend on them.
-            whole: all at once instead of in chunks, for outputs that nobody caches.
+            whole: in one pass instead of in chunks, for outputs that are not cached.
 
         Returns:
-            maps [B, h, w] of each tapped module, normalised, by each map function; logits [B, K]; and what else the
-            needs name. Float32, or float64 from a network of float64.
+            maps [B, h, w] of each tapped module, normalised, by each map function; logits [B, K]; and the other signals
+            that are needed. Float32, or float64 from a network of float64.
 
         Raises:
-            ConfigError: a tapped module takes no part, or puts out no map; or a signal lacks its labels.
+            ConfigError: a tapped module does not run, or outputs no map; or a signal lacks its labels.
         """
         self.images_seen += len(images)
-        told = TeacherOutput()
+        output = TeacherOutput()
         if self.names or self.needs.logits:
             size = max(1, len(images)) if whole or self.depends_on_batch else self.chunk
             starts = range(0, max(1, len(images)), size)
             with undisturbed(self.network), self.autocast(), self._taps:
-                # A batch of no images still has maps of some size: one chunk of padding tells it.
+                # An empty batch still has maps [0, h, w]: one chunk of padding gives their size.
                 parts = [self._pass(images[start : start + size], size) for start in starts]
-            told |= {name: _joined([part[name] for part in parts]) for name in parts[0]}
+            output |= {name: _concatenated([part[name] for part in parts]) for name in parts[0]}
         if self.needs.input_gradient:
             if labels is None:
                 raise ConfigError("the gradient by the input depends on the labels, and the batch has none.")
             with undisturbed(self._unfolded):
                 gradient = input_gradient(self._unfolded, like_weights(images, self._unfolded), labels)
-            told[INPUT_GRADIENT] = Signal(gradient, depends_on_label=True)
-        return told
+            output[INPUT_GRADIENT] = Signal(gradient, depends_on_label=True)
+        return output
 
     def _pass(self, images: Tensor, size: int) -> dict[str, Signal]:
         logits = self._taps.run(self._padded(images, size))
-        told: dict[str, Signal] = {}
+        output: dict[str, Signal] = {}
         features = self._taps.features
         if self.names:
             for function in self.needs.maps:
-                maps = tuple(_kept(normalize(function(x)), len(images)) for x in features)
-                told[function.signal] = Signal(maps)
+                maps = tuple(_trimmed(normalize(function(x)), len(images)) for x in features)
+                output[function.signal] = Signal(maps)
             if self.needs.features:
-                told[FEATURES] = Signal(tuple(x[: len(images)].clone() for x in features))
+                output[FEATURES] = Signal(tuple(x[: len(images)].clone() for x in features))
         if self.needs.logits:
             assert logits is not None
-            told[LOGITS] = Signal(_kept(logits, len(images)))
-        return told
+            output[LOGITS] = Signal(_trimmed(logits, len(images)))
+        return output
 
     def _padded(self, images: Tensor, size: int) -> Tensor:
-        # Also a full chunk is copied: so its strides and alignment are the same, whatever it was cut out of.
+        # A full chunk is copied as well, so that strides and alignment are always the same.
         shape = (size, *images.shape[1:])
         padded = torch.zeros(shape, dtype=images.dtype, device=images.device).to(memory_format=self.memory_format)
         padded[: len(images)] = images
         return like_weights(padded, self.network)
 
 
-def _kept(output: Tensor, count: int) -> Tensor:
+def _trimmed(output: Tensor, count: int) -> Tensor:
+    """The first `count` rows of an output [size, ...], which leaves the padding out; at least float32."""
     return at_least_float32(output[:count])
 
 
-def _joined(parts: Sequence[Signal]) -> Signal:
-    """One signal of several passes."""
+def _concatenated(parts: Sequence[Signal]) -> Signal:
+    """One signal [B, ...] from those of several passes."""
     first = parts[0].value
     if isinstance(first, Tensor):
         return Signal(torch.cat([part.value for part in parts if isinstance(part.value, Tensor)]))

@@ -1,4 +1,4 @@
-"""The weights in a file of any training script: where they lie, and what is written around their names."""
+"""Finding the weights in a file of any training script: under which key, and with which prefix."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Weights = dict[str, Tensor]
 
 
 class Found(NamedTuple):
-    """A state_dict, and the key in the file under which it lies, dotted; '' for a bare one."""
+    """A state_dict and its dotted key in the file; '' for a bare one."""
 
     weights: Weights
     key: str
@@ -41,7 +41,7 @@ def find_weights(content: object, path: str, teacher_key: str | None = None) -> 
     Args:
         content: what a .pth or .safetensors file holds.
         path: the file, for messages.
-        teacher_key: the key of the state_dict, dotted where it lies deeper; or the beginning of the tensors' names.
+        teacher_key: the key of the state_dict, dotted where it is nested; or a prefix of the tensors' names.
 
     Raises:
         TeacherError: there is none, or several are equally good and `teacher_key` does not say which.
@@ -73,7 +73,7 @@ def find_weights(content: object, path: str, teacher_key: str | None = None) -> 
 
 
 def _places(content: object, key: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
-    """Every state_dict in nested dicts, by its key; one is not looked for inside another."""
+    """Every state_dict in nested dicts, by its key; a state_dict is not searched for another."""
     if not isinstance(content, Mapping) or len(key) > MOST_DEEP:
         return
     if _is_state_dict(content):
@@ -124,23 +124,23 @@ def _what_there_is(content: object) -> str:
 
 
 def _cleaned(weights: Mapping[str, Any], path: str) -> Weights:
-    """Without what is no tensor of a network."""
-    kept = {
+    """The weights without entries that are not tensors of a network."""
+    tensors = {
         key: value
         for key, value in weights.items()
         if isinstance(value, Tensor) and key.rpartition(".")[2] not in COUNTERS
     }
-    left_out = sorted({key.rpartition(".")[2] for key in weights.keys() - kept.keys()})
+    left_out = sorted({key.rpartition(".")[2] for key in weights.keys() - tensors.keys()})
     if left_out:
         logger.info("of %s these are no weights, and are left out: %s", path, ", ".join(left_out))
-    return kept
+    return tensors
 
 
 class Reading(NamedTuple):
-    """Tensors whose names begin alike, by the rest of their names.
+    """A state_dict's tensors that share a prefix, by their names without it.
 
     Attributes:
-        prefix: the beginning, with its last dot; '' for all that there is.
+        prefix: with its last dot; '' for all tensors.
         weights: the tensors.
         beside: names of the others.
     """
@@ -156,10 +156,10 @@ class Reading(NamedTuple):
 
 
 def readings(weights: Weights) -> Iterator[list[Reading]]:
-    """The tensors as they are named, then less and less of their names: module.model.conv1 as model.conv1 and as conv1.
+    """The tensors as they are named, then with ever longer prefixes removed: module.model.conv1, model.conv1, conv1.
 
-    Each list holds the readings without so many parts of the names. Where names do not all begin alike, as those
-    below 'model.' and 'criterion.', each beginning is a reading.
+    List i holds the readings with i parts of the names removed. Where names have several prefixes, as 'model.' and
+    'criterion.', each prefix is a reading.
 
     Example:
         >>> import torch
@@ -188,13 +188,13 @@ def _one_part_less(reading: Reading, everything: Weights) -> Iterator[Reading]:
 
 
 def matching(weights: Weights, name: str | None = None) -> list[tuple[Reading, Fit]]:
-    """The networks that a state_dict belongs to, with as little as possible taken off its names.
+    """The networks that a state_dict belongs to, with the shortest prefix removed that fits.
 
-    A network with a head is preferred to one without, whatever is taken off.
+    A network with a head is preferred to one without, whatever the prefix.
 
     Args:
         weights: a state_dict.
-        name: only this network is looked for.
+        name: of the only network to try; None for all.
     """
     headless: list[tuple[Reading, Fit]] = []
     for level in readings(weights):

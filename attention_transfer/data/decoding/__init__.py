@@ -1,1 +1,1 @@
-"""From an image file to the picture that views are made of."""
+"""Decoding: from an image file to the picture that views are rendered from."""

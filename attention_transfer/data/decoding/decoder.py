@@ -1,4 +1,4 @@
-"""From an image file to the picture that views are made of, which is no larger than training needs."""
+"""Decoder: from an image file to the picture that views are rendered from, no larger than training needs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Picture = npt.NDArray[np.uint8]
 """[H, W, 3], RGB."""
 
 PIXELS = "pixels"
-"""The kind of the warnings of which `Decoder` gives the first alone."""
+"""The kind of the warnings that `Decoder` logs once."""
 
 _ORIENTATION = 0x0112
 _TRANSPOSED = (5, 6, 7, 8)
@@ -31,15 +31,15 @@ _TRANSPOSED = (5, 6, 7, 8)
 
 @dataclass(frozen=True)
 class Decoder:
-    """Decodes a file and reduces it, the same way whether the result is kept or not.
+    """Decodes a file and reduces its size, identically whether the result is cached or not.
 
-    Without an augmentation a picture is the whole image in a square of `image_size` pixels. With one it keeps its
-    aspect ratio, and its shorter side is just so long that the smallest crop still has `image_size` pixels
-    (191 pixels for crops of 0.6 of the area at 128 pixels); an image that is smaller stays as it is.
+    Without an augmentation a picture is the whole image in a square of `image_size` pixels. With one its aspect ratio
+    is preserved, and its shorter side is just long enough that the smallest crop has `image_size` pixels (191 pixels
+    for crops of 0.6 of the area at 128 pixels); a smaller image is not enlarged.
 
     Attributes:
-        image_size: side of the images that the network sees, in pixels.
-        augmentation: what views may be made of the pictures; None: the whole image alone.
+        image_size: side of the network's input images, in pixels.
+        augmentation: of the views that are rendered from the pictures; None: only whole images.
         pixel_range: the values from black to white of files of more than 8 bits; None: see `decode_image`.
     """
 
@@ -56,11 +56,11 @@ class Decoder:
         return math.ceil(self.image_size / math.sqrt(least * max(NARROWEST, least)))
 
     def __call__(self, content: File | Picture, warn: Callable[[str], None] | None = None) -> Picture:
-        """The picture of an image.
+        """The picture of an image, uint8 [H, W, 3].
 
         Args:
             content: a path, the bytes of a file, or RGB pixels [H, W, 3].
-            warn: hears where values are clipped or few grey levels remain; None: the log does, once for all files.
+            warn: called with a message if values are clipped or few grey levels remain; None: the first is logged.
 
         Raises:
             DataError: the file cannot be read as an image.
@@ -96,8 +96,8 @@ class Decoder:
         return max(1, round(width * scale)), max(1, round(height * scale))
 
     def identity(self) -> dict[str, object]:
-        """What the pixels depend on beside the file."""
-        # (0, 65535) gives the pixels that no range gives
+        """Everything besides the file that the pixels depend on, for the cache key."""
+        # (0, 65535) gives the same pixels as no range
         ranged = self.pixel_range not in (None, FULL)
         return {
             "size": self.image_size,

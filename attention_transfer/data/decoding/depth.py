@@ -1,4 +1,4 @@
-"""Pixels of more than 8 bits: which files have them, what their values are, and how they become 8 bits."""
+"""Pixels of more than 8 bits: detecting them, reading their values, and scaling them to 8 bits."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ Range = tuple[float, float]
 Values = npt.NDArray[Any]
 
 FULL: Range = (0.0, 65535.0)
-"""All values of 16 bits: how pixels are read where no range is given."""
+"""All values of 16 bits: the range where none is given."""
 
 FEW_LEVELS = 32
 _ENOUGH_VALUES = 2**18
 _SWAPPED = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
-"""Two bytes in their order as Pillow names it (big, little, native), and in the other one."""
+"""Pillow's names of byte orders (big, little, native), each with the opposite one."""
 _DEPTHS = (8, 10, 12, 14, 16)
 _UNSIGNED, _SAMPLE_FORMAT, _BITS_PER_SAMPLE = 1, 339, 258
 
 
 def deep_kind(image: Image.Image) -> Literal["grey", "colour"] | None:
-    """Whether an opened image, of which no pixel was read yet, has more than 8 bits a channel and no range of its own.
+    """The kind of an opened but unread image with more than 8 bits a channel and no range of its own.
 
     Returns:
-        None for 8 bits or fewer, and for a portable pixmap that tells its greatest value, by which Pillow scales.
+        None for 8 bits or fewer, and for a portable pixmap that gives its greatest value, by which Pillow scales.
     """
     arguments = [tile[3] for tile in getattr(image, "tile", ())]
     words = [word for each in arguments for word in (each if isinstance(each, tuple) else (each,))]
@@ -47,7 +47,7 @@ def grey_values(image: Image.Image, path: File) -> Values:
 
     Args:
         image: of mode I, I;16, I;16B or F.
-        path: its file, for the message.
+        path: its file, for messages.
 
     Raises:
         DataError: a pixel is NaN or infinite.
@@ -65,10 +65,10 @@ def grey_values(image: Image.Image, path: File) -> Values:
 
 
 def colour_values(path: File) -> npt.NDArray[np.uint16]:
-    """The values [H, W, C] of a PNG or TIFF file with 16 bits a channel, of which Pillow gives 8 at a time.
+    """The values [H, W, C] of a PNG or TIFF file with 16 bits a channel, of which Pillow reads 8 at a time.
 
     Returns:
-        C is 2 (grey and alpha), 3 (RGB) or 4 (RGB and alpha).
+        uint16 [H, W, C], where C is 2 (grey and alpha), 3 (RGB) or 4 (RGB and alpha).
 
     Raises:
         DataError: it is a file of another kind.
@@ -76,7 +76,7 @@ def colour_values(path: File) -> npt.NDArray[np.uint16]:
     with open_image(path) as image:
         order = _raw_mode(image)
         if order == "LA;16B":
-            # Pillow knows no other order of these bytes, but four bytes are also the four channels of RGBA
+            # Pillow has no raw mode with the bytes swapped, but four bytes are also the four channels of RGBA
             parts = _bytes_as(image, "RGBA")
             return parts[..., ::2] * np.uint16(256) + parts[..., 1::2]
         if image.mode not in ("RGB", "RGBA") or not order.startswith(f"{image.mode};16") or order[-1] not in _SWAPPED:
@@ -90,14 +90,14 @@ def colour_values(path: File) -> npt.NDArray[np.uint16]:
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """How the bytes of an opened file lie, in Pillow's words, as in 'RGB;16B'."""
+    """Pillow's raw mode of an opened file, such as 'RGB;16B'."""
     assert isinstance(image, ImageFile.ImageFile)
     arguments = image.tile[0][3]
     return str(arguments[0] if isinstance(arguments, tuple) else arguments)
 
 
 def _bytes_as(image: Image.Image, raw_mode: str) -> npt.NDArray[np.uint16]:
-    """The pixels of an opened file, whose bytes are taken to lie in another way than they do."""
+    """The pixels of an opened file, read in another raw mode than its own."""
     assert isinstance(image, ImageFile.ImageFile)
     tiles: list[Any] = []
     for tile in image.tile:
@@ -109,22 +109,27 @@ def _bytes_as(image: Image.Image, raw_mode: str) -> npt.NDArray[np.uint16]:
 
 
 def to_8_bit(values: Values, pixel_range: Range) -> npt.NDArray[np.uint8]:
-    """Values from `pixel_range` brought to [0, 255] and rounded; those outside of it are clipped."""
+    """Values [...] scaled from `pixel_range` to [0, 255] and rounded, uint8 [...]; those outside of it are clipped."""
     low, high = pixel_range
     numbers = np.clip(values.astype(np.float64), low, high)
     numbers -= low
     numbers *= 255
     numbers /= high - low
     numbers += 0.5
-    return numbers.astype(np.uint8)  # which rounds down
+    return numbers.astype(np.uint8)  # rounds down
 
 
 def natural_range(low: float, high: float, *, is_float: bool = False) -> Range:
-    """The range that values between `low` and `high` were most likely made for.
+    """The most likely nominal range of values between `low` and `high`.
 
     Whole numbers have the full range of their bit depth: 8, 10, 12, 14 or 16 bits, beyond 16 any number of bits, and
     below 0 the power of two that reaches far enough. Floating-point numbers have [0, 1] if they lie in it, else
     [low, high].
+
+    Args:
+        low: least value.
+        high: greatest value.
+        is_float: whether the values are not whole numbers.
 
     Example:
         >>> natural_range(3, 4071), natural_range(-1000, 3000)
@@ -139,7 +144,7 @@ def natural_range(low: float, high: float, *, is_float: bool = False) -> Range:
 
 
 def levels_kept(values: Values, pixel_range: Range) -> int | None:
-    """How many grey levels remain of `values`, where they are few; None where enough do, or where there never were."""
+    """The number of grey levels that remain of `values` [...], if few; None if enough do, or there were few before."""
     some = values.reshape(-1)[:: max(1, values.size // _ENOUGH_VALUES)]
     before, after = np.unique(some), np.unique(to_8_bit(some, pixel_range))
     few = len(after) < FEW_LEVELS and len(before) > 2
@@ -147,12 +152,19 @@ def levels_kept(values: Values, pixel_range: Range) -> int | None:
 
 
 def in_words(pixel_range: Range) -> str:
-    """A range as people write it, as in "(0, 4095)"."""
+    """A range as text, such as "(0, 4095)"."""
     return "({:.10g}, {:.10g})".format(*pixel_range)
 
 
 def clipped(path: File, low: float, high: float, pixel_range: Range) -> str:
-    """What to say of a file with values from `low` to `high`, of which some are outside the range."""
+    """The warning for a file of which some values are outside the range.
+
+    Args:
+        path: the file.
+        low: its least value.
+        high: its greatest value.
+        pixel_range: the range.
+    """
     return (
         f"values outside pixel_range {in_words(pixel_range)} are clipped, as in {name_of(path)} "
         f"(values {low:,.10g} to {high:,.10g})"

@@ -11,7 +11,7 @@ File = str | os.PathLike[str] | bytes
 
 
 class NamedBytes(bytes):
-    """The bytes of a file that has no path, with the name that messages call it by."""
+    """The bytes of a file without a path, with a name for messages."""
 
     name: str
 
@@ -22,12 +22,12 @@ class NamedBytes(bytes):
 
 
 def open_image(file: File) -> Image.Image:
-    """Open a file with Pillow, which reads its header alone."""
+    """Open a file with Pillow, which reads only its header."""
     return Image.open(BytesIO(file) if isinstance(file, bytes) else file)
 
 
 def name_of(file: File) -> str:
-    """What messages call a file."""
+    """The name of a file in messages."""
     if isinstance(file, bytes):
         return getattr(file, "name", "an image in memory")
     return os.fspath(file)

@@ -1,4 +1,4 @@
-"""From an image file, whatever its format, to an RGB image and to a normalised tensor."""
+"""Image files of any format as RGB images and as normalised tensors."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ logger = logging.getLogger(__name__)
 
 Triple = tuple[float, float, float]
 
-# Pillow warns of an image of half the size that it refuses; what is not refused is read. This comes at the end of the
-# list, so that a filter of the user's own, such as one that makes it an error, comes first.
+# Pillow warns of images above half the size that it refuses; all that it does not refuse are read. Appended, so that a
+# user's own filter, such as one that makes it an error, takes precedence.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, append=True)
 
 
@@ -51,14 +51,14 @@ def decode_image(
 
     The EXIF orientation is applied. Grey becomes three equal channels, transparent pixels are laid on white,
     palettes and CMYK are converted, and of an animation the first frame is taken. Pixels of more than 8 bits are
-    scaled from `pixel_range` to [0, 255]; it does not matter to others.
+    scaled from `pixel_range` to [0, 255]; it does not affect others.
 
     Args:
         path: the file.
         pixel_range: the values that become black and white, outside of which they are clipped; None: 16-bit pixels are
             scaled from [0, 65535], and others of more than 8 bits are refused.
-        warn: hears a sentence where values are clipped, or where few grey levels remain for want of a range; None: the
-            log does.
+        warn: called with a message if values are clipped, or if few grey levels remain without a range; None: the
+            message is logged.
 
     Raises:
         DataError: the file is missing, truncated or no image, is larger than Pillow takes (179 megapixels), has NaN or
@@ -75,7 +75,7 @@ def decode_image(
 
 
 def unreadable(path: File, error: Exception) -> DataError:
-    """What to say of a file that cannot be read as an image, or is too large to be."""
+    """The error for a file that cannot be read as an image, or is too large."""
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return _too_large(path, error)
     return DataError(
@@ -85,7 +85,7 @@ def unreadable(path: File, error: Exception) -> DataError:
 
 
 def _too_large(path: File, error: Exception) -> DataError:
-    # Pillow tells the figures in its sentence alone
+    # Pillow gives the numbers only in its message
     figures = [f"{int(number):,}" for number in re.findall(r"\d{4,}", str(error))]
     pixels, limit = figures if len(figures) == 2 else ("too many", f"{2 * (Image.MAX_IMAGE_PIXELS or 0):,}")
     return DataError(
@@ -95,7 +95,7 @@ def _too_large(path: File, error: Exception) -> DataError:
 
 
 def _reduced(image: Image.Image, path: File, pixel_range: Range | None, warn: Callable[[str], None]) -> Image.Image:
-    """The image upright, with 8 bits a channel."""
+    """The image upright, converted to 8 bits a channel."""
     kind = deep_kind(image)
     if kind == "colour" and pixel_range not in (None, FULL):
         image = _colour_of_16_bits(image, path, pixel_range, warn)
@@ -143,11 +143,11 @@ def _warn_of_clipping(values: Values, path: File, pixel_range: Range, warn: Call
 
 
 def _warn_of_few_levels(values: Values, path: File, warn: Callable[[str], None]) -> None:
-    kept = levels_kept(values, FULL)
-    if kept is not None:
+    levels = levels_kept(values, FULL)
+    if levels is not None:
         low, high = values.min().item(), values.max().item()
         likely = in_words(natural_range(low, high))
-        warn(f"{_few_levels(path, f'{kept} of 256')}; if its values are from {likely}, give pixel_range={likely}")
+        warn(f"{_few_levels(path, f'{levels} of 256')}; if its values are from {likely}, give pixel_range={likely}")
 
 
 def _few_levels(path: File, what: str) -> str:
@@ -162,15 +162,24 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 
 def resize_whole(image: Image.Image, size: int) -> Image.Image:
-    """The whole image in a square of `size` pixels: bilinear, antialiased, the aspect ratio not kept.
+    """The whole image in a square of `size` pixels: bilinear, antialiased, without preserving the aspect ratio.
 
-    No pixel is cropped away, so teacher, student and overlays share one frame.
+    Nothing is cropped, so teacher, student and overlays share one frame.
     """
     return image.resize((size, size), Image.Resampling.BILINEAR)
 
 
 def to_tensor(image: Image.Image, mean: Triple = IMAGENET_MEAN, std: Triple = IMAGENET_STD) -> Tensor:
-    """An RGB image as a tensor: float32 [3, H, W], (x / 255 - mean) / std for pixels x in [0, 255]."""
+    """An RGB image as a normalised tensor, (x / 255 - mean) / std for pixels x in [0, 255].
+
+    Args:
+        image: 8-bit RGB.
+        mean: mean of each channel, of pixels in [0, 1].
+        std: standard deviation of each channel, of pixels in [0, 1].
+
+    Returns:
+        float32 [3, H, W].
+    """
     # NumPy, because torch takes three times as long for a small image.
     pixels = np.asarray(image).transpose(2, 0, 1).astype(np.float32, order="C")
     pixels /= 255

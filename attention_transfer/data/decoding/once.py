@@ -1,4 +1,4 @@
-"""Warnings of what holds for many images and is said of the first alone."""
+"""Warnings that hold for many images and are logged for the first only."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from torch.utils.data import get_worker_info
 
 logger = logging.getLogger(__name__)
 
-_said: set[str] = set()
+_logged: set[str] = set()
 
 
 def warn_once(kind: str, sentence: str) -> None:
-    """Log the first sentence of its kind since `warn_anew`; of several workers of a loader the first alone does."""
+    """Log the first warning of its kind since `warn_anew`; of a loader's workers only the first logs."""
     worker = get_worker_info()
-    if kind not in _said and (worker is None or worker.id == 0):
+    if kind not in _logged and (worker is None or worker.id == 0):
         logger.warning("%s", sentence)
-    _said.add(kind)
+    _logged.add(kind)
 
 
 def warn_anew() -> None:
-    """Forget what was said: of other data it is said again."""
-    _said.clear()
+    """Reset the logged kinds, so that other data are warned about again."""
+    _logged.clear()

@@ -1,4 +1,4 @@
-"""One range of values for all images of a data set that have more than 8 bits: found on a sample, or given."""
+"""The common range of values of a data set's images of more than 8 bits: found on a sample, or given."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ from attention_transfer.errors import DataError
 logger = logging.getLogger(__name__)
 
 HEADERS = 256
-"""Files of which the header is read, to find out whether there are any of more than 8 bits."""
+"""Number of files whose header is read, to find those of more than 8 bits."""
 MEASURED = 64
-"""Files whose values decide."""
+"""Number of files on whose values the range is found."""
 CHECKED = 8
-"""Files of each split on which a range is tried out."""
+"""Number of files of each split on which a range is checked."""
 
 _ALWAYS_8_BIT = (".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".avif")
-_KEPT_VALUES = 16384
+_SAMPLED_VALUES = 16384
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """The values of a file of more than 8 bits: the least, the greatest, and some that lie evenly over the image."""
+    """The values of a file of more than 8 bits: the least, the greatest, and an even sample [n] of them."""
 
     path: str
     low: float
@@ -78,16 +78,16 @@ def _is_number(value: object) -> bool:
 def choose_pixel_range(
     deciding: Sequence[Sample], others: Sequence[Sequence[Sample]], pixel_range: Literal["auto"] | Range = "auto"
 ) -> Range | None:
-    """The range of values with which files of more than 8 bits are read, all files of a data set alike.
+    """The range of values with which all files of a data set of more than 8 bits are read.
 
-    Files that are known by their ending to have 8 bits are not looked at. Of the others up to 256 headers are read, and
-    of those with more than 8 bits up to 64 images; both lie evenly in the order of the samples, so that the same data
-    set has the same range in every process and every run. What is found is logged, and so is where it fits badly.
+    Files whose suffix implies 8 bits are skipped. Of the others up to 256 headers are read, and
+    of those with more than 8 bits up to 64 images; both are spread evenly over the samples, so that the same data set
+    has the same range in every process and every run. The range is logged, and files that it fits badly are warned of.
 
     Args:
-        deciding: the files that 'auto' is found on.
-        others: further splits, on which the range is tried out.
-        pixel_range: 'auto', or what was chosen.
+        deciding: the files on which the range is found for 'auto'.
+        others: further splits, on which the range is checked.
+        pixel_range: 'auto', or the range.
 
     Returns:
         `pixel_range` itself; for 'auto' see `natural_range`, and None where no file of more than 8 bits was found.
@@ -116,7 +116,7 @@ def choose_pixel_range(
 
 
 def _deep_files(samples: Sequence[Sample]) -> tuple[int, list[str]]:
-    """How many files may have more than 8 bits, and which do, of a sample of them."""
+    """The number of files that may have more than 8 bits, and those of a sample of them that do."""
     candidates = [sample.path for sample in samples if not sample.path.lower().endswith(_ALWAYS_8_BIT)]
     return len(candidates), [path for path in _evenly(candidates, HEADERS) if _is_deep(path)]
 
@@ -126,7 +126,7 @@ def _is_deep(path: str) -> bool:
         with Image.open(path) as image:
             return deep_kind(image) is not None
     except Exception:
-        return False  # whatever is wrong with the file is told when it is decoded
+        return False  # the error is raised when the file is decoded
 
 
 def _evenly(items: Sequence[T], count: int) -> list[T]:
@@ -152,7 +152,7 @@ def _measure(path: str) -> Measured:
     except Exception as error:
         raise unreadable(path, error) from error
     low, high, flat = values.min().item(), values.max().item(), values.reshape(-1)
-    some = flat[:: max(1, len(flat) // _KEPT_VALUES)].copy()
+    some = flat[:: max(1, len(flat) // _SAMPLED_VALUES)].copy()
     is_float = values.dtype.kind == "f" and (high <= 1 or not np.array_equal(values, np.trunc(values)))
     return Measured(path, low, high, some, is_float)
 
@@ -182,17 +182,17 @@ def _what_they_are(found: Sequence[Measured]) -> str:
 
 
 def _warn_of_few_levels(found: Sequence[Measured], chosen: Range) -> None:
-    kept = {file: levels for file in found if (levels := levels_kept(file.some, chosen)) is not None}
-    # some images are dark, or empty
-    if 10 * len(kept) <= len(found):
+    few = {file: levels for file in found if (levels := levels_kept(file.some, chosen)) is not None}
+    # a few images may be dark, or empty
+    if 10 * len(few) <= len(found):
         return
-    worst = min(kept, key=lambda file: kept[file])
+    worst = min(few, key=lambda file: few[file])
     farthest = max(found, key=lambda file: file.high)
     also = f"; others have more, as {farthest.path} ({farthest.span})" if farthest.high > 2 * worst.high else ""
     logger.warning(
         "with pixel_range %s few grey levels remain in %d of %d sampled files, as in %s (%s: %d levels of 256)%s; if "
         "these are images of fewer bits, set pixel_range, as in pixel_range=%s",
-        in_words(chosen), len(kept), len(found), worst.path, worst.span, kept[worst], also,
+        in_words(chosen), len(few), len(found), worst.path, worst.span, few[worst], also,
         in_words(natural_range(worst.low, worst.high, is_float=worst.is_float)),
     )  # fmt: skip
 

@@ -1,1 +1,1 @@
-"""Loaders: ours, the user's, and the processes that load."""
+"""Loaders: ours, users', and their worker processes."""

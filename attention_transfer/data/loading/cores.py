@@ -1,4 +1,4 @@
-"""How many cores this process may use, and so how many processes load images."""
+"""The number of cores that this process may use, which limits the number of workers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CGROUPS, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def available_cores() -> int:
-    """The cores that this process may run on, as far as affinity and the container's quota of time let it; at least 1.
+    """The cores that this process may run on, by its affinity and its container's CPU quota; at least 1.
 
     `taskset`, schedulers and Kubernetes give a process fewer cores than the machine has.
     """
@@ -20,11 +20,11 @@ def available_cores() -> int:
 
 
 def cgroup_quota(root: Path = CGROUPS, own: Path = OWN_CGROUP) -> float:
-    """The cores whose time the control groups of this process allow; infinite where there is no limit.
+    """The CPU quota of this process's control groups, in cores; infinite where there is no limit.
 
     Args:
         root: where the control groups are mounted.
-        own: the file that names those of a process.
+        own: the file that lists those of this process.
     """
     quota = math.inf
     for folder in _groups(root, own):

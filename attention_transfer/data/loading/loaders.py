@@ -63,11 +63,11 @@ def prepare_dataloaders(
 
     Args:
         data_dir: train/, val/ and test/ folders of class folders, or class folders; see `find_splits` for other names
-            of the folders, what is cut where a split is missing, and when test is empty.
+            of the folders, how a missing split is cut, and when test is empty.
         batch_size: images a step, over all processes.
         augment: give random views of the training images instead of the whole images.
-        num_workers: processes that load images, for each loader; they stay alive between epochs. There are no more of
-            them than cores that this process may use, for more would wait for each other.
+        num_workers: processes that load images, for each loader; they stay alive between epochs. At most one
+            for each core that this process may use.
         image_size: side of the images in pixels, from 8 to 4096.
         seed: seed of the orders.
         split_seed: seed of the cut of a missing val or test.
@@ -130,17 +130,17 @@ def source_loaders(
     *,
     pixel_range: Range | None = None,
 ) -> tuple[DataLoader[Example], DataLoader[Example] | None, DataLoader[Example] | None]:
-    """The (train, val, test) loaders of sources of your own; as good as `prepare_dataloaders` makes them of a folder.
+    """The (train, val, test) loaders of a user's own sources, equivalent to those of `prepare_dataloaders`.
 
     Args:
         train: the training images.
-        val: the validation images, of the same classes; None: there is no such loader.
-        test: likewise.
+        val: the validation images, of the same classes; None: no loader.
+        test: the test images, of the same classes; None: no loader.
         options: how they are loaded; None: the defaults.
         pixel_range: the values from black to white of images of more than 8 bits; None: 0 to 65,535.
 
     Raises:
-        DataError: a source lacks something of `Source`, or its labels do not fit its images or classes.
+        DataError: a source lacks a member of `Source`, or its labels do not fit its images or classes.
     """
     options = options or LoaderOptions()
     for role, source in (("train", train), ("val", val), ("test", test)):
@@ -166,7 +166,7 @@ def _check_source(role: str, source: Source) -> None:
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """How the images of sources are loaded; see `prepare_dataloaders` for each.
+    """Options of the loaders of sources; see `prepare_dataloaders` for each.
 
     Raises:
         DataError: a value is out of range.
@@ -202,7 +202,7 @@ class LoaderOptions:
 
 
 def _loader_of(source: Source, role: str, options: LoaderOptions, pixel_range: Range | None) -> DataLoader[Example]:
-    """The loader of one split; val and test show whole images in their order, and test is whole in every process."""
+    """The loader of one split; val and test give whole images in order, and test is not split over processes."""
     is_training, is_test = role == "train", role == "test"
     augmentation = (options.augmentation or Augmentation()) if options.augment and is_training else None
     dataset = ImageDataset(
@@ -246,7 +246,7 @@ def open_images(
     std: Triple = IMAGENET_STD,
     pixel_range: Literal["auto"] | Range = "auto",
 ) -> DataLoader[Example]:
-    """A loader of whole images in their order, for measuring.
+    """A loader of whole images in their order, for evaluation.
 
     Args:
         samples: the images.
@@ -290,8 +290,8 @@ def _three(name: str, values: Triple) -> Triple:
 
 
 def close_loader(loader: DataLoader[Example]) -> None:
-    """End the workers of a loader now, rather than when Python gets to it; it can be iterated again."""
-    # Persistent workers live as long as the iterator that the DataLoader keeps.
+    """End the workers of a loader now instead of at garbage collection; it can be iterated again."""
+    # Persistent workers live as long as the iterator that the DataLoader holds.
     batches, loader._iterator = loader._iterator, None
     end_workers(batches)
 
@@ -299,11 +299,11 @@ def close_loader(loader: DataLoader[Example]) -> None:
 def own_sampler(loader: object, world_size: int | None = None) -> EpochBatchSampler | None:
     """The sampler of a loader of ours; None for any other loader.
 
-    Such a loader tells which view of which sample each image is, and can start inside an epoch.
+    Its batches carry the view and index of each image, and it can start inside an epoch.
 
     Args:
         loader: any.
-        world_size: only a loader that was made for so many processes; None: for any number.
+        world_size: the number of processes that it must have been made for; None: any number.
     """
     sampler = getattr(loader, "batch_sampler", None)
     if not isinstance(sampler, EpochBatchSampler):
@@ -312,6 +312,6 @@ def own_sampler(loader: object, world_size: int | None = None) -> EpochBatchSamp
 
 
 def own_dataset(loader: object) -> ImageDataset | None:
-    """The data set of a loader, where it is one of ours."""
+    """The data set of a loader of ours; None for any other loader."""
     dataset = getattr(loader, "dataset", None)
     return dataset if isinstance(dataset, ImageDataset) else None

@@ -1,7 +1,7 @@
-"""A script without `if __name__ == "__main__":`, which a process that loads images would run again.
+"""Detection of scripts without `if __name__ == "__main__":`, which a worker process would run again.
 
-Under spawn (macOS, Windows) and forkserver (Python 3.14 on Linux) a new process imports the script that has started
-it. What stands at the script's top level then runs a second time, inside the process that was to load images.
+Under spawn (macOS, Windows) and forkserver (Python 3.14 on Linux) a new process imports the script that started it.
+Its top-level code then runs a second time, inside the worker process.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 
 EXIT_CODE = 86
-"""With what such a process ends; no signal, and nothing that Python or torch end with."""
+"""Exit code of such a process; neither a signal nor a code that Python or torch use."""
 
 _UNTIL_ENDED = 1.0
 """Seconds."""
@@ -27,14 +27,14 @@ REMEDY = (
 
 
 def end_if_imported_again(*, is_told_elsewhere: bool = False) -> None:
-    """End this process with `EXIT_CODE` where it is only importing the script that has started it.
+    """End this process with `EXIT_CODE` if it is a worker that is importing the script that started it.
 
-    It must not go on, for it would train once more; and no error could be caught, as it runs nothing of its own yet.
+    It must end, because it would train once more; it runs no code of its own yet that could handle an error.
 
     Args:
-        is_told_elsewhere: say nothing, for the process that has started this one tells what to do.
+        is_told_elsewhere: print nothing, because the parent process reports the error.
     """
-    # multiprocessing's own mark of a process that is being made; it refuses to start others by the same
+    # multiprocessing's own flag of a process that is being started, by which it refuses to start others
     if not getattr(multiprocessing.current_process(), "_inheriting", False):
         return
     if not is_told_elsewhere:
@@ -43,18 +43,18 @@ def end_if_imported_again(*, is_told_elsewhere: bool = False) -> None:
 
 
 def was_imported_again(error: BaseException, workers: Sequence[BaseProcess]) -> bool:
-    """Whether an error in the main process came of a worker, or of the server of workers, that ended so.
+    """Whether an error in the main process is due to a worker, or the forkserver, that ended with `EXIT_CODE`.
 
     Args:
-        error: what torch or multiprocessing raised.
-        workers: the loader's processes, as far as they were started.
+        error: raised by torch or multiprocessing.
+        workers: the loader's processes that were started.
     """
     if f"with exit code {EXIT_CODE}" in str(error) or any(worker.exitcode == EXIT_CODE for worker in workers):
         return True
     try:
         return any(_ended_so(frame.f_locals.get("self")) for frame, _ in traceback.walk_tb(error.__traceback__))
-    except RuntimeError as told:  # by torch's signal handler, meanwhile
-        return f"with exit code {EXIT_CODE}" in str(told)
+    except RuntimeError as raised:  # by torch's signal handler, meanwhile
+        return f"with exit code {EXIT_CODE}" in str(raised)
 
 
 def _ended_so(starting: object) -> bool:
@@ -63,14 +63,14 @@ def _ended_so(starting: object) -> bool:
         return False
     if starting.wait(_UNTIL_ENDED) == EXIT_CODE:
         return True
-    # the server that forks workers is itself made by importing the script
+    # the forkserver itself imports the script when it starts
     server = getattr(forkserver, "_forkserver", None)
     pid = getattr(server, "_forkserver_pid", None)
     if pid is None or not type(starting).__module__.endswith("forkserver"):
         return False
     try:
         _, status = os.waitpid(pid, 0)
-    except OSError:  # somebody else has asked before
+    except OSError:  # its exit status was already collected elsewhere
         return False
     server._forkserver_pid = None  # type: ignore[union-attr]
     return os.waitstatus_to_exitcode(status) == EXIT_CODE

@@ -1,4 +1,4 @@
-"""A loader whose labels are the numbers that another list gives to the same classes."""
+"""A loader whose labels are mapped to the order of another list of the same classes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from attention_transfer.errors import DataError
 
 
 class Relabelled:
-    """A loader with other labels; in everything else it is the loader that it was made of.
+    """A loader with other labels; every other attribute is that of the wrapped loader.
 
     Args:
         loader: any iterable of (images, labels).
@@ -23,8 +23,8 @@ class Relabelled:
         role: what messages call the loader.
 
     Attributes:
-        positions: int64, the new label of each old one, for those who look at the labels of the loader's data set.
-        classes: as above.
+        positions: int64 [K], the new label of each old one, to map the labels of the loader's data set.
+        classes: names of the classes by their new labels.
     """
 
     def __init__(self, loader: Iterable[Any], positions: Sequence[int], classes: Sequence[str], role: str) -> None:
@@ -34,10 +34,10 @@ class Relabelled:
         self._role = role
 
     def __iter__(self) -> Iterator[Batch]:
-        """Each batch with its new labels, int64 [B] on the CPU or wherever they were.
+        """Each batch with its new labels, int64 [B], on the device of the old ones.
 
         Raises:
-            DataError: a label is none of the loader's classes.
+            DataError: a label is not one of the loader's classes.
         """
         for raw in self.loader:
             batch = raw if isinstance(raw, Batch) else unpack(raw)
@@ -46,7 +46,7 @@ class Relabelled:
                 wrong = next(label for label in labels.tolist() if not 0 <= label < len(self.positions))
                 raise DataError(
                     f"{self._role} has a label {wrong}, but names {len(self.positions)} classes (labels 0 to "
-                    f"{len(self.positions) - 1}); mend its labels or its `dataset.classes`."
+                    f"{len(self.positions) - 1}); correct its labels or its `dataset.classes`."
                 )
             yield replace(batch, labels=self.positions[labels].to(batch.labels.device))
 
@@ -54,7 +54,7 @@ class Relabelled:
         return len(self.loader)  # type: ignore[arg-type]
 
     def __getattr__(self, name: str) -> Any:
-        # a copy that is being made has no loader yet
+        # while it is copied or unpickled there is no loader yet
         if name == "loader":
             raise AttributeError(name)
         return getattr(self.loader, name)

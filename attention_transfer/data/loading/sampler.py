@@ -1,4 +1,4 @@
-"""In which order, and in which shares, the samples of an epoch are seen."""
+"""Batch sampler: the order of an epoch's samples, and their shares by process."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ Key = tuple[int, int]
 class EpochBatchSampler(Sampler[list[Key]]):
     """Batches of (view, index) keys whose order is a function of (seed, epoch) alone.
 
-    Every iteration is the next epoch, so a plain loop sees a fresh order and fresh views each time. The epoch
-    travels in the keys: persistent workers, which never hear of it otherwise, cannot lag behind.
+    Every iteration is the next epoch, so a plain loop gets a new order and new views each time. The view is part of
+    each key, so that persistent workers need no other notice of the epoch.
 
     With several processes each global batch of `batch_size` is split in contiguous shares that differ by at most
     one sample. A share may be empty; it is emitted as an empty list, so that all processes take as many steps.
@@ -23,9 +23,9 @@ class EpochBatchSampler(Sampler[list[Key]]):
     Args:
         num_samples: samples in the data set.
         batch_size: samples a step, over all processes.
-        shuffle: a new order each epoch; False keeps the order of the data set.
+        shuffle: a new order each epoch; False: the order of the data set.
         seed: seed of the orders, at least 0.
-        views: how many different views there are. The view is the epoch modulo `views`; None: the epoch itself.
+        views: number of different views. The view is the epoch modulo `views`; None: the epoch itself.
         rank: this process, from 0 to world_size - 1.
         world_size: number of processes.
     """
@@ -52,7 +52,7 @@ class EpochBatchSampler(Sampler[list[Key]]):
         self.start_batch = 0
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        """Make the next iteration epoch `epoch`, from its batch `start_batch` on; it goes on from `epoch + 1`."""
+        """Make the next iteration epoch `epoch`, from its batch `start_batch` on; the one after is `epoch + 1`."""
         self.next_epoch = epoch
         self.start_batch = start_batch
 
@@ -64,7 +64,7 @@ class EpochBatchSampler(Sampler[list[Key]]):
         """Batches in a whole epoch."""
         return len(range(0, self.num_samples, self.batch_size))
 
-    # A generator, so that an iterator that is made and never asked (a DataLoader makes one) takes no epoch.
+    # A generator, so that an iterator that is never advanced (a DataLoader makes one) does not count as an epoch.
     def __iter__(self) -> Iterator[list[Key]]:
         epoch, start_batch = self.next_epoch, self.start_batch
         self.set_epoch(epoch + 1)
@@ -77,7 +77,7 @@ class EpochBatchSampler(Sampler[list[Key]]):
     def _order(self, epoch: int) -> list[int]:
         if not self.shuffle:
             return list(range(self.num_samples))
-        # The spawn key parts this stream from the views': SeedSequence((seed, epoch)) equals (seed, epoch, 0).
+        # The spawn key separates this stream from the views': SeedSequence((seed, epoch)) equals (seed, epoch, 0).
         entropy = np.random.SeedSequence((self.seed, epoch), spawn_key=(0,))
         order: list[int] = np.random.default_rng(entropy).permutation(self.num_samples).tolist()
         return order

@@ -1,4 +1,4 @@
-"""Loaders that a user brings: whatever their batches look like, they work or say what is wrong."""
+"""Users' loaders: any usual form of batch is unpacked, and others raise an error that says what is wrong."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _LABEL_KEYS = ("labels", "label", "y", "target", "targets")
 def unpack(batch: object) -> Batch:
     """Any usual batch as a `Batch`.
 
-    Taken are a `Batch`, a list or tuple that begins with images and labels, and a dict with images and labels under
+    Accepted are a `Batch`, a list or tuple that begins with images and labels, and a dict with images and labels under
     one of the usual names (images, image, pixel_values, x, input; labels, label, y, target).
 
     Returns:
         images [B, C, H, W] floating-point, labels int64 [B]; indices, view and matrices only if `batch` is a `Batch`.
 
     Raises:
-        DataError: `batch` is something else, its images are no float images, or its labels are not one whole
+        DataError: `batch` is something else, its images are not floating-point, or its labels are not one whole
             number an image.
     """
     if isinstance(batch, Batch):
@@ -62,7 +62,7 @@ def unpack(batch: object) -> Batch:
 
 
 class Received:
-    """The batches of a loader as `unpack` has them, in this process's own memory; an error keeps none of the loader's.
+    """The batches of a loader, unpacked and in this process's own memory; errors hold no reference to the loader's.
 
     Args:
         loader: any iterable of batches.
@@ -78,7 +78,7 @@ class Received:
         return map(_receive, one_pass(self._loader))
 
     def __len__(self) -> int:
-        return len(self._loader)  # type: ignore[arg-type]  # a TypeError where it does not tell
+        return len(self._loader)  # type: ignore[arg-type]  # a TypeError where it has no length
 
 
 def _receive(raw: object) -> Batch:
@@ -111,9 +111,9 @@ def lacks_labels(batch: object, names: Sequence[str] = ()) -> bool:
     """Whether a batch holds images and no labels.
 
     Args:
-        batch: as a loader gives it: images alone, a dict of them without one of the usual names of labels, or images
-            with None, with words (names of files) or with -1 for each of them, as torchvision marks what is unlabelled.
-        names: of the classes; a word that is one of them is a label, though one that `unpack` refuses.
+        batch: of a loader. Without labels are images [B, C, H, W] alone, a dict without a usual key of labels, and
+            images with None, with strings (names of files) or with -1 each, as torchvision marks unlabelled images.
+        names: of the classes; a string that is one of them is a label, though one that `unpack` refuses.
     """
     if isinstance(batch, Mapping):
         return any(key in batch for key in _IMAGE_KEYS) and not any(key in batch for key in _LABEL_KEYS)
@@ -162,10 +162,10 @@ def _describe(value: object) -> str:
 def check_loader(loader: object, role: str) -> None:
     """Refuse, before training, a loader that could not be iterated every epoch.
 
-    The loader is not iterated, for that would start its workers.
+    The loader is not iterated, because that would start its workers.
 
     Args:
-        loader: what the user gave.
+        loader: the user's.
         role: its name in the message, as in "train_loader".
 
     Raises:
@@ -183,9 +183,9 @@ def check_loader(loader: object, role: str) -> None:
 
 
 def classes_of(loader: object) -> tuple[str, ...] | None:
-    """The names of the classes, by their labels; None if nobody tells them.
+    """The names of the classes, by their labels; None if they are unknown.
 
-    They are the loader's own `classes`, else those of its data set, which is looked up through `Subset`s.
+    They are the loader's own `classes`, else those of its data set, also inside `Subset`s.
     """
     own = _names(getattr(loader, "classes", None))
     if own is not None:
@@ -203,7 +203,7 @@ def _names(classes: object) -> tuple[str, ...] | None:
 
 
 def count_classes(loader: Iterable[Any]) -> int:
-    """The number of classes, as one more than the greatest label of one pass over the loader.
+    """The number of classes: one more than the greatest label of one pass over the loader.
 
     Raises:
         DataError: there is no label, or one is negative or not whole.
@@ -246,10 +246,10 @@ def _warn_of_classes_without_images(seen: set[int]) -> None:
 
 
 def warn_of_unusual_values(images: Tensor) -> None:
-    """Warn, once, of images that are neither in [0, 1] nor normalised: such as pixels from 0 to 255 as floats.
+    """Warn once of images that are neither in [0, 1] nor normalised, such as floating-point pixels from 0 to 255.
 
     Args:
-        images: floating-point [B, C, H, W], some of those to come.
+        images: floating-point [B, C, H, W], such as the first batch.
     """
     if not images.numel():
         return
@@ -267,10 +267,10 @@ def warn_of_unusual_values(images: Tensor) -> None:
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:
-    """Labels must be classes of the network; those on a GPU are not looked at, which would stall every step.
+    """Check that labels [B] are classes of the network; those on a GPU are not checked, as that would stall each step.
 
     Raises:
-        DataError: names the label.
+        DataError: one is not; the message names it.
     """
     if labels.device.type != "cpu" or not labels.numel():
         return

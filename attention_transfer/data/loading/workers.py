@@ -1,4 +1,4 @@
-"""The processes that load images: who ends them, and what is said when one is lost."""
+"""Worker processes that load images: their signals, their shutdown, and the error when one dies."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from attention_transfer.data.loading.reimport import REMEDY, was_imported_again
 from attention_transfer.errors import DataError, UnguardedScriptError
 
-_UNTIL_TOLD, _UNTIL_CLOSED = 1.0, 5.0
+_UNTIL_REPORTED, _UNTIL_CLOSED = 1.0, 5.0
 """Seconds."""
 _LOADING = ("torch.utils.data.", "torch.multiprocessing.", "multiprocessing.")
-"""The modules through which a batch comes from a worker."""
+"""The modules through which a batch is received from a worker."""
 
 T = TypeVar("T")
 
@@ -30,14 +30,14 @@ T = TypeVar("T")
 def prepare_worker(worker_id: int) -> None:
     """Make a worker use one thread, and leave it to the main process when the run ends.
 
-    A terminal, a launcher or a scheduler asks every process of a run to stop. The main process then finishes its
-    batch, for which it needs its workers, and ends them itself. So a worker ignores Ctrl-C, and on Linux also each
+    A terminal, a launcher or a scheduler signals every process of a run. The main process then finishes its batch, for
+    which it needs its workers, and ends them itself. Therefore a worker ignores Ctrl-C, and on Linux also each
     SIGTERM that its parent has not sent. If the parent dies, torch's workers notice and end within seconds.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
-        # Ignoring it altogether would keep Python and torch from ending a worker that does not answer. The mask is
-        # the new thread's too; threads that a library has started before still end the worker, as torch has it.
+        # Ignoring it altogether would prevent Python and torch from ending a worker that hangs. The new thread inherits
+        # the mask; threads that a library started earlier still end the worker on SIGTERM, as in torch.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_obey_the_parent, name="obey-the-parent", daemon=True).start()
     torch.set_num_threads(1)
@@ -52,21 +52,21 @@ def _obey_the_parent() -> None:
 
 @contextmanager
 def explain_lost_workers() -> Iterator[None]:
-    """Turn torch's word that a worker has died, which reaches the main thread wherever it is, into one with a remedy.
+    """Replace torch's error that a worker has died, raised anywhere in the main thread, by one with a remedy.
 
-    Errors of other origin go through as they are: a connection or a file of the user's that ends is the user's. None
-    that goes through keeps the workers alive that it came out of, however long it is kept itself.
+    Other errors pass through, such as those of the user's own connections and files; their tracebacks are cleared of
+    references to loaders, which would hold the workers alive.
 
     Raises:
         DataError: a process that loads images was killed, or has crashed.
-        UnguardedScriptError: it ran the user's script again.
+        UnguardedScriptError: such a process ran the user's script again.
     """
     try:
         yield
     except BaseException as error:
         is_unguarded = any(was_imported_again(each, _workers_behind(each)) for each in _chain(error))
         reason = _why_lost(error) if isinstance(error, RuntimeError | ConnectionError | EOFError) else None
-        _let_go_of_loaders(error)
+        _clear_loader_frames(error)
         if is_unguarded:
             raise UnguardedScriptError(f"no process that loads images could start: {REMEDY}.") from None
         if reason is None:
@@ -78,37 +78,37 @@ def explain_lost_workers() -> Iterator[None]:
 
 
 def end_workers(batches: object) -> None:
-    """End the workers behind an iterator of a DataLoader now, whoever still holds it, and what serves them here."""
+    """End the workers of a DataLoader's iterator and the threads of its queues now, even if it is still referenced."""
     if not isinstance(batches, _MultiProcessingDataLoaderIter):
         return
     batches._shutdown_workers()
     for worker in batches._workers:
-        if worker.is_alive():  # though torch has terminated it
+        if worker.is_alive():  # although torch has terminated it
             worker.kill()
             worker.join()
     queues: list[Any] = [*batches._index_queues, batches._worker_result_queue]
     for queue in queues:
-        # torch has closed them, and leaves it to their threads when
+        # torch has closed them, but does not wait for their threads
         if queue._thread is not None and queue._closed:
             queue._thread.join(_UNTIL_CLOSED)
 
 
 def one_pass(loader: Iterable[T]) -> Iterator[T]:
-    """The batches of one pass; however it ends, its workers end with it, unless the loader keeps them."""
+    """The batches of one pass; its workers end with it, even after an error, unless they are persistent."""
     batches = iter(loader)
     try:
         yield from batches
     finally:
         if getattr(loader, "_iterator", None) is not batches:
             end_workers(batches)
-        del batches  # an error keeps this frame
+        del batches  # a traceback holds this frame
 
 
-def _let_go_of_loaders(error: BaseException) -> None:
-    """Empty the frames of torch's loaders that an error holds: they refer to iterators, queues and connections.
+def _clear_loader_frames(error: BaseException) -> None:
+    """Clear the frames of torch's loaders in a traceback: they refer to iterators, queues and connections.
 
-    An iterator that its DataLoader keeps lives on, for the next epoch. The workers of any other are ended here: a
-    loader of the user's that wraps torch's may have a frame of its own that refers to it.
+    An iterator with persistent workers stays, for the next epoch. The workers of any other are ended here, because a
+    user's loader that wraps torch's may have a frame that refers to it.
     """
     for each in _chain(error):
         for frame, _ in traceback.walk_tb(each.__traceback__):
@@ -119,18 +119,18 @@ def _let_go_of_loaders(error: BaseException) -> None:
                 del loading
                 with suppress(RuntimeError):  # it is running
                     frame.clear()
-                    # up to Python 3.12 a frame keeps what it was once asked for until it is asked again
+                    # up to Python 3.12 a frame caches f_locals until it is read again
                     frame.f_locals.get("self")
 
 
 def _why_lost(error: BaseException) -> str | None:
-    """What a worker of torch's loaders has died of; None where none has, and the error is of something else."""
+    """The reason for which a worker of torch's loaders has died; None if none has and the error has another cause."""
     chain = [*_chain(error)]
-    words = [str(each) for each in chain if _is_of_a_lost_worker(each)]
-    if words:
-        # torch's signal handler knows what the loop that was waiting for the worker does not: by what it was killed
-        return words[-1].partition(". ")[0].rstrip(". ")
-    # a batch that was on its way when its worker died ends in a broken connection, as many things of a user's do
+    reasons = [str(each) for each in chain if _is_of_a_lost_worker(each)]
+    if reasons:
+        # only the error of torch's signal handler names the signal that killed the worker
+        return reasons[-1].partition(". ")[0].rstrip(". ")
+    # a batch in transit when its worker died gives a connection error, as may a user's own code
     return None if isinstance(error, RuntimeError) else _why_dead([w for each in chain for w in _workers_behind(each)])
 
 
@@ -147,7 +147,7 @@ def _is_of_a_lost_worker(error: BaseException) -> bool:
 
 
 def _workers_behind(error: BaseException) -> list[BaseProcess]:
-    """The workers of the loader that an error came out of."""
+    """The workers of the loader that raised an error."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         loading = frame.f_locals.get("self")
         if isinstance(loading, _MultiProcessingDataLoaderIter):
@@ -156,8 +156,8 @@ def _workers_behind(error: BaseException) -> list[BaseProcess]:
 
 
 def _why_dead(workers: Sequence[BaseProcess]) -> str | None:
-    # a connection breaks a moment before the system tells that the process behind it is gone
-    deadline = time.monotonic() + _UNTIL_TOLD
+    # a connection breaks shortly before the system reports that its process has ended
+    deadline = time.monotonic() + _UNTIL_REPORTED
     try:
         while workers:
             for worker in workers:
@@ -166,8 +166,8 @@ def _why_dead(workers: Sequence[BaseProcess]) -> str | None:
             if time.monotonic() > deadline:
                 break
             time.sleep(0.01)
-    except RuntimeError as told:  # by torch's signal handler, meanwhile
-        if _is_of_a_lost_worker(told):
-            return str(told).partition(". ")[0].rstrip(". ")
+    except RuntimeError as raised:  # by torch's signal handler, meanwhile
+        if _is_of_a_lost_worker(raised):
+            return str(raised).partition(". ")[0].rstrip(". ")
         raise
     return None

@@ -1,1 +1,1 @@
-"""Data sources: what a data set on disk holds."""
+"""Data sources: the images and labels of a data set, from disk or elsewhere."""

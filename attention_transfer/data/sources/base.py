@@ -1,7 +1,7 @@
-"""Source: where the images of one split come from, whatever holds them: a folder, an archive, an array.
+"""Source: the images of one split, whatever holds them: a folder, an archive, an array.
 
-A source of your own is any class with these members; `source_loaders` makes loaders of it, which `train_at` takes as
-its own: with reproducible views, the teacher's outputs in the cache, and a resume inside the epoch.
+A user's own source is any class with these members; `source_loaders` makes loaders of it, which `train_at` treats like
+those of a folder: with reproducible views, cached outputs of the teacher, and resuming inside an epoch.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 Content = str | bytes | npt.NDArray[np.uint8]
-"""An image as it is held: the path of a file, the bytes of one, or RGB pixels [H, W, 3]."""
+"""An undecoded image: the path of a file, its bytes, or RGB pixels [H, W, 3]."""
 
 Mark = Literal["size", "size and time", "content"]
-"""What an image is known by, besides its identity."""
+"""The properties of an image that go into a fingerprint, besides its identity."""
 
 
 @runtime_checkable
@@ -24,9 +24,9 @@ class Source(Protocol):
     """The images of one split, by position. It must be picklable: workers get a copy.
 
     Attributes:
-        place: where they are, for people.
+        place: their location, for messages.
         classes: names of the classes.
-        labels: of each image, positions in `classes`.
+        labels: the position in `classes` of each image's class.
     """
 
     place: str
@@ -34,11 +34,11 @@ class Source(Protocol):
     labels: Sequence[int]
 
     def __len__(self) -> int:
-        """How many images there are."""
+        """The number of images."""
         ...
 
     def open(self, index: int) -> Content:
-        """What holds an image; it is decoded by the caller."""
+        """An undecoded image."""
         ...
 
     def identity(self, index: int) -> str:
@@ -46,9 +46,9 @@ class Source(Protocol):
         ...
 
     def fingerprint(self, mark: Mark) -> str:
-        """A digest of all images in their order; another one where anything that `mark` sees is another.
+        """A digest of all images in their order, which changes with any property that `mark` covers.
 
         Args:
-            mark: how closely each is looked at: 'content' reads it, the others cost little.
+            mark: the properties: 'content' reads each image, the others cost little.
         """
         ...

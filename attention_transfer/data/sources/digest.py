@@ -1,4 +1,4 @@
-"""Knowing a data set again: by what its files are called, how large they are and when they changed."""
+"""Digest of a data set, by which it is recognised in later runs: names, sizes and times of its files."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from attention_transfer.progress import progress_bar
 
 
 def samples_digest(samples: Sequence[Sample], mark: Mark) -> str:
-    """SHA-256 of the samples in their order: of each its relative path and a mark of its file.
+    """SHA-256 of the samples in their order: the relative path of each and a mark of its file.
 
-    Sizes and times cost nothing and see nearly every change (a few images are compared besides); content is for data
-    that are copied about and lose their times, or keep them though they change; sizes alone outlast a copy. Labels are
-    no part of it, for neither pixels nor a teacher's answers depend on them.
+    Sizes and times cost nothing and detect nearly every change (a few images are compared besides); content is for data
+    that lose their times when copied, or change without a new time; sizes alone survive a copy. Labels are not part of
+    it, because neither pixels nor a teacher's outputs depend on them.
 
     Args:
         samples: in the order that gives them their positions.
-        mark: 'content' reads every file. Checkpoints keep the digest of sizes, caches are named by one of the others:
-            a mark must stay what it is, or those of before are not known again.
+        mark: 'content' reads every file. Checkpoints store the digest of sizes, and cache keys contain one of the
+            others; changing a mark would invalidate them.
     """
     marks: dict[Mark, Callable[[Sample], str]] = {
         "size": lambda sample: str(sample.size),

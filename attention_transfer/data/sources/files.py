@@ -1,4 +1,4 @@
-"""Image files with a class each, as `find_splits` lists them."""
+"""FileSource: image files with a class each, as listed by `find_splits`."""
 
 from __future__ import annotations
 

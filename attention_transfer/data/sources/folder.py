@@ -1,4 +1,4 @@
-"""Which image belongs to which class and to which split: what a data folder holds, without decoding an image."""
+"""The splits, classes and samples of a data folder, found without decoding an image."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ class Splits:
 
     Attributes:
         classes: the names of the folders in train, sorted.
-        train: of every class at least one.
-        val: of some of the classes.
-        test: likewise; empty where the folder has a test split without labels.
-        cut: the splits that have no folder, but were cut from train's.
+        train: at least one of every class.
+        val: of some or all classes.
+        test: of some or all classes; empty where the folder has a test split without labels.
+        cut: the splits that have no folder and were cut from train.
     """
 
     classes: tuple[str, ...]
@@ -66,16 +66,16 @@ def find_splits(data_dir: str | os.PathLike[str], split_seed: int = 0) -> Splits
     """The train, val and test images of a folder.
 
     `data_dir` holds train/, and perhaps val/ and test/, with class folders of the same names; or it holds class folders
-    itself. Other usual names are known too (Training/, valid/, test_set/, seg_train/seg_train/; see
+    itself. Other usual names are recognised too (Training/, valid/, test_set/, seg_train/seg_train/; see
     `find_split_folders`). A missing val or test is cut from train alone: 15 % of each class, at least one image. Which
-    images are cut depends on their relative paths and on `split_seed` alone, so it is the same on every machine and in
-    every run, and an added image leaves the others where they are.
+    images are cut depends only on their relative paths and on `split_seed`, so it is the same on every machine and in
+    every run, and an added image does not move the others.
 
     Classes are the folders in train. Some of them may be missing or empty in val or test, which is logged. A test
-    split without class folders has no labels: it is logged, and its place stays empty.
+    split without class folders has no labels: this is logged, and `test` is empty.
 
     An image is any file whose suffix is that of a format that Pillow can open here, or that has no suffix and begins
-    like an image. Hidden and system files (.DS_Store, ._x, Thumbs.db, .ipynb_checkpoints) are passed over; so are other
+    like an image. Hidden and system files (.DS_Store, ._x, Thumbs.db, .ipynb_checkpoints) are skipped; so are other
     files, which is logged with their suffixes.
 
     Args:
@@ -84,7 +84,7 @@ def find_splits(data_dir: str | os.PathLike[str], split_seed: int = 0) -> Splits
 
     Raises:
         DataError: the folder does not exist or cannot be read, has no class folders, or it is not clear which of its
-            folders are splits; val or test has a class that train has not, or val has no image; a class of train is
+            folders are splits; val or test has a class that train lacks, or val has no image; a class of train is
             empty, or one that is to be cut has fewer than three images.
     """
     folders, classes, found = _read(data_dir)
@@ -189,7 +189,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _find_samples(root: Path, folder: Path, names: Sequence[str | None]) -> list[Sample]:
-    """The samples of a split, class by class; of a class without a name there, none."""
+    """The samples of a split, class by class; none of a class whose name is None."""
     prefix, suffixes = len(os.path.join(root, "")), image_suffixes()
     samples: list[Sample] = []
     passed_over = Counter(suffix_of(entry.name) for entry in visible_entries(folder) if not entry.is_dir())
@@ -220,7 +220,7 @@ def _find_samples(root: Path, folder: Path, names: Sequence[str | None]) -> list
 def _cut(
     samples: Sequence[Sample], missing: Sequence[str], split_seed: int, folder: Path, classes: Sequence[str]
 ) -> dict[str, list[Sample]]:
-    """Take the missing splits out of `samples`, class by class; what is left is train."""
+    """Cut the missing splits from `samples`, class by class; the rest is train."""
     parts: dict[str, list[Sample]] = {role: [] for role in ("train", *missing)}
     for label, group in itertools.groupby(samples, key=lambda sample: sample.label):
         of_class = list(group)
@@ -238,5 +238,5 @@ def _cut(
 
 
 def _lot(sample: Sample, split_seed: int) -> bytes:
-    # A digest, because a library's random generator may give other numbers in its next release.
+    # A digest, because a library's random generator may change between releases.
     return hashlib.sha256(f"{split_seed}:{sample.relative}".encode("utf-8", "surrogateescape")).digest()

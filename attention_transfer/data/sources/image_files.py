@@ -1,4 +1,4 @@
-"""Which files are images: by their suffix, and only where there is none by their first bytes."""
+"""Recognising image files: by their suffix, and those without one by their first bytes."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from collections.abc import Mapping
 from PIL import Image
 
 _NO_PICTURES = frozenset({"EPS", "WMF", "MPEG", "FLI", "HDF5", "GRIB", "BUFR", "IPTC", "GBR", "PDF"})
-"""What Pillow opens, or says that it opens, and no data set has as its images: documents, films, arrays, brushes."""
+"""Formats that Pillow registers but that are not images of data sets: documents, films, arrays, brushes."""
 
-# A JPEG file of several pictures, which Pillow opens as it opens any JPEG, so that the format has no opener of its own.
+# A JPEG file of several pictures, which Pillow opens as a JPEG, so that the format has no opener of its own.
 _OPENED_AS_JPEG = frozenset({".mpo"})
 _RECOGNISABLE = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "PSD", "QOI", "DDS")
-"""Formats that begin with a mark of their own; of others, any file could be one."""
+"""Formats with magic bytes; the others would match files of any content."""
 _NAMED = 8
 
 
 def image_suffixes() -> frozenset[str]:
     """The suffixes of all image files that Pillow can open here, in lower case, with the dot.
 
-    Which they are depends on how Pillow was built and on plugins that have been registered (.avif, .heic). Formats
+    They depend on how Pillow was built and on registered plugins (.avif, .heic). Formats
     that are documents, films or arrays of numbers (.pdf, .eps, .mpg, .h5) are left out by name.
     """
     registered = Image.registered_extensions()
@@ -46,13 +46,13 @@ def begins_like_an_image(path: str | os.PathLike[str]) -> bool:
             with Image.open(file, formats=formats):
                 return True
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            return True  # the decoder has the words for it
+            return True  # the decoder raises the error for it
         except Exception:
-            return False  # a text that begins like one may raise nearly anything
+            return False  # a text file that begins like an image may raise any error
 
 
 def in_words(passed_over: Mapping[str, int]) -> str:
-    """How many files of which suffix, the most frequent first.
+    """The number of files of each suffix as text, the most frequent first.
 
     Example:
         >>> in_words({".txt": 2, "": 1})

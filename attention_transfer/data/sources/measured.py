@@ -1,4 +1,4 @@
-"""Which images of a folder a trained network is measured on, and what to call them."""
+"""Choosing the images of a folder on which a trained network is evaluated."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Choice = Literal["test", "val", "train", "all"]
 
 @dataclass(frozen=True)
 class Measured:
-    """The images to measure on.
+    """The images for an evaluation.
 
     Attributes:
         classes: names of the folder's classes.
         samples: the images.
-        what: they in words, as in 'the test split, 59 images cut from photos'.
+        what: their description, such as 'the test split, 59 images cut from photos'.
     """
 
     classes: tuple[str, ...]
@@ -30,20 +30,20 @@ class Measured:
 def choose_images(
     data_dir: str | os.PathLike[str], choice: Choice | None, split_seed: int, *, is_learned_from: bool
 ) -> Measured:
-    """The images that a choice names; without one, those that tell what the network is worth.
+    """The images that a choice names; without one, those that the network was not trained on.
 
-    These are the test split where the folder has one, and where the network has learned from this very folder: then
-    the split that training left out. Any other folder of class folders is new to the network, and is measured whole.
+    These are the test split, if the folder has one or the network was trained on this folder (then as training cut
+    it). Any other folder of class folders is new to the network, and all its images are used.
 
     Args:
         data_dir: a folder with splits, or a folder of class folders.
-        choice: a split, or all; None chooses as above.
+        choice: a split, or all; None: as above.
         split_seed: of the cut of a split that has no folder.
         is_learned_from: whether the network was trained on the folder's train split.
 
     Raises:
         DataError: the folder is not what `find_splits` expects; or nothing is chosen, and it holds train/ but no
-            test/, and the network has not learned from it; or the split has no image with a label.
+            test/, and the network was not trained on it; or the split has no image with a label.
     """
     unsplit = find_unsplit(data_dir)
     is_new = choice is None and not is_learned_from

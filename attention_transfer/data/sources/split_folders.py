@@ -1,4 +1,4 @@
-"""Which folders of a data folder are its splits, or that it holds class folders itself."""
+"""Finding the splits of a data folder: its folders for train, val and test, or class folders directly in it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ logger = logging.getLogger(__name__)
 EXPECTED = "Expected are train/, val/ and test/ with a folder for each class, or one folder for each class."
 ROLES = ("train", "val", "test")
 
-# Splits are few: so many folders are searched for names that they share. More are classes, and listing all of their
-# files once more would take its time.
+# A data folder with more folders than this holds classes: listing them all again to compare names would take long.
 _MOST_FOLDERS = 32
 _IN_COMMON = 2
 _DEEPEST = 3
@@ -31,9 +30,9 @@ class SplitFolders:
     """The folder of each split.
 
     Attributes:
-        train: it holds class folders.
-        val: None where there is none.
-        test: likewise.
+        train: holds the class folders.
+        val: None if there is none.
+        test: None if there is none.
     """
 
     train: Path
@@ -41,17 +40,17 @@ class SplitFolders:
     test: Path | None = None
 
     def given(self) -> dict[str, Path]:
-        """The folders that there are, by the name of their split."""
+        """The folders that exist, by the name of their split."""
         folders = {"train": self.train, "val": self.val, "test": self.test}
         return {role: folder for role, folder in folders.items() if folder is not None}
 
 
 def find_split_folders(root: Path) -> SplitFolders:
-    """The folder of each split; a folder of class folders is a train folder and nothing else.
+    """The folder of each split; a folder of class folders is a train folder without val and test.
 
     Folders are splits by their names (see `read_split_name`) if they hold folders; so a class may be called "train"
-    or "test". A split may lie one folder deeper, as seg_train/seg_train/ does. Folders of whatever name that share
-    two or more names of the folders in them are no classes.
+    or "test". A split may be nested one folder deeper, as seg_train/seg_train/ is. Folders of any name that share two
+    or more names of the folders in them are not classes.
 
     Raises:
         DataError: two folders claim one split; there are splits, but no train among them; folders share the names of
@@ -68,12 +67,12 @@ def find_split_folders(root: Path) -> SplitFolders:
     _refuse_a_doubtful_train(root, folders, chosen)
     _refuse_shared_names(root, folders, chosen)
     found = {role: _inner(folder) for role, folder in chosen.items()}
-    _say_what_is_used(root, folders, chosen, found)
+    _log_splits(root, folders, chosen, found)
     return SplitFolders(found["train"], found.get("val"), found.get("test"))
 
 
 def _named_splits(root: Path, folders: Sequence[Path]) -> _Named:
-    """The folders that are called after splits, by split: those of the plainest names with a train among them."""
+    """The folders that are named after splits, by split: plain names if train is one, else those of one data set."""
     groups: dict[str, list[tuple[Path, SplitName]]] = {"": []}
     for folder in folders:
         name = read_split_name(folder.name)
@@ -97,7 +96,7 @@ def _by_split(group: Sequence[tuple[Path, SplitName]]) -> _Named:
     named: _Named = {}
     for folder, name in group:
         named.setdefault(name.role, []).append(folder)
-    # Measured on it is, and where there is no word for what: as a test, on which nothing is chosen.
+    # A held-out split is for evaluation; by default it is the test split, on which no model is selected.
     held_out = named.pop("held out", [])
     if held_out:
         named.setdefault("val" if "test" in named and "val" not in named else "test", []).extend(held_out)
@@ -118,7 +117,7 @@ def _one_each(root: Path, named: _Named) -> dict[str, Path]:
 
 
 def _inner(folder: Path) -> Path:
-    """Where the class folders of a split are: in the only folder in it, if that has the same name or says nothing."""
+    """The folder with the class folders of a split: its only folder, if that has the same name or a generic one."""
     split = read_split_name(folder.name)
     for _ in range(_DEEPEST):
         inside = visible_folders(folder)
@@ -142,7 +141,7 @@ def _holds_images(folder: Path) -> bool:
 
 
 def _refuse_splits_without_classes(root: Path, folders: Sequence[Path], named: _Named) -> None:
-    """Folders called train and test that hold images alone are no two classes."""
+    """Refuse folders named after splits that hold only images: train and test are unlikely to be two classes."""
     flat = [folder for of_role in named.values() for folder in of_role]
     others = [folder for folder in folders if folder not in flat]
     if flat and not others:
@@ -157,7 +156,7 @@ def _refuse_splits_without_classes(root: Path, folders: Sequence[Path], named: _
 
 
 def _refuse_a_doubtful_train(root: Path, folders: Sequence[Path], chosen: Mapping[str, Path]) -> None:
-    """Beside a single folder called train, several folders of images are classes as likely as not."""
+    """Refuse a single folder called train beside several folders of images, which may all be classes."""
     if len(chosen) > 1:
         return
     train = chosen["train"]
@@ -172,7 +171,7 @@ def _refuse_a_doubtful_train(root: Path, folders: Sequence[Path], chosen: Mappin
 
 
 def _refuse_shared_names(root: Path, folders: Sequence[Path], chosen: Mapping[str, Path]) -> None:
-    """Folders that hold folders of the same names are no classes: each must be a split that is known."""
+    """Refuse folders that hold folders of the same names, unless each is a known split: they are not classes."""
     if len(folders) > _MOST_FOLDERS:
         return
     inside = {folder: {each.name for each in _class_folders(folder)} for folder in folders}
@@ -194,9 +193,7 @@ def _refuse_shared_names(root: Path, folders: Sequence[Path], chosen: Mapping[st
                 )
 
 
-def _say_what_is_used(
-    root: Path, folders: Sequence[Path], chosen: Mapping[str, Path], found: Mapping[str, Path]
-) -> None:
+def _log_splits(root: Path, folders: Sequence[Path], chosen: Mapping[str, Path], found: Mapping[str, Path]) -> None:
     if any(folder.relative_to(root).as_posix() != role for role, folder in found.items()):
         used = ", ".join(f"{role} is {folder.relative_to(root).as_posix()}/" for role, folder in found.items())
         logger.info("splits in %s: %s", root, used)

@@ -1,4 +1,4 @@
-"""What the name of a folder tells: train, val or test, in the spellings of public data sets."""
+"""Recognising train, val and test in the names of folders, in the spellings of public data sets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Role = Literal["train", "val", "test", "held out", "unlabelled"]
-"""What a split is for. 'held out' is for measuring, as val or as test; 'unlabelled' is for nothing that we do."""
+"""The use of a split. 'held out' is for evaluation, as val or test; 'unlabelled' is not used."""
 
 _WORDS: dict[Role, str] = {
     "train": "train training trn trainval",
@@ -30,7 +30,7 @@ _FILLING = (
 )
 _FILLERS = frozenset(_FILLING.split())
 _NO_CLASS = frozenset(("unknown", "unclassified", "unsorted", "none", "all", "dummy"))
-# Longest first: "trainval" is no "train" that "val" follows.
+# Longest first, so that "trainval" is not read as "train" followed by "val".
 _FUSED = re.compile(
     f"({'|'.join(sorted(_ROLES, key=len, reverse=True))})({'|'.join(sorted(_FILLERS, key=len, reverse=True))})"
 )
@@ -40,10 +40,10 @@ _CAPITAL_INSIDE = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 @dataclass(frozen=True, slots=True)
 class SplitName:
-    """A folder's name as that of a split.
+    """The name of a split's folder, parsed.
 
     Attributes:
-        role: what the split is for.
+        role: the use of the split.
         of: the other words in the name, such as the data set's: 'seg' in seg_train; '' in Training and train_set_2.
     """
 
@@ -52,12 +52,12 @@ class SplitName:
 
 
 def read_split_name(name: str) -> SplitName | None:
-    """The split that a folder is called after, or None.
+    """The split that a folder is named after, or None.
 
-    Letters may be of either case, and words parted by any separator, by a digit or by a capital: train, Training,
+    Case is ignored, and words are separated by any separator, digit or capital: train, Training,
     TRAIN1, train_set, trainset, TrainingSet, test-images, valid, dev, holdout, seg_train, cats-train, dataset.test.
-    A name of several roles (train_test_split) is none of them, except train together with val, which is train.
-    Shorter words, such as tr and ts, mean other things as often.
+    A name of several roles (train_test_split) is no split, except train together with val, which is train. Shorter
+    words, such as tr and ts, are not recognised, as they often mean something else.
 
     Example:
         >>> read_split_name("TestSet_2")
@@ -90,13 +90,13 @@ def _joined(roles: set[Role]) -> Role | None:
 
 
 def is_container_name(name: str) -> bool:
-    """Whether a name says no more than that there are images: images, data, jpg, img_files."""
+    """Whether a name is generic, such as images, data, jpg or img_files."""
     words = _words(name)
     return bool(words) and all(word in _FILLERS for word in words)
 
 
 def means_unlabelled(name: str) -> bool:
-    """Whether the only folder of a test split can be no class: test/unknown, test/images, test/test.
+    """Whether the name of a test split's only folder rules out a class: test/unknown, test/images, test/test.
 
     Example:
         >>> means_unlabelled("unknown"), means_unlabelled("test_images"), means_unlabelled("ants")

@@ -1,8 +1,8 @@
-"""Where the cells of a stage's map lie on the image.
+"""Grid of a stage's map: the positions of its cells on the image.
 
 Output i of a convolution of odd size k, stride s and padding (k - 1) / 2 is centred at its input's position s i: the
-cells of a ResNet stage of stride 4 look at pixels 0, 4, 8, ..., not at the middles of 4 x 4 blocks. A patch
-embedding (size and stride 4, no padding) does look at the middles. Which it is follows from the layers that ran.
+cells of a ResNet stage of stride 4 are centred at pixels 0, 4, 8, ..., not at the middles of 4 x 4 blocks. A patch
+embedding (size and stride 4, no padding) is centred at the middles. Which it is follows from the layers that ran.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def find_grids(model: nn.Module, images: Tensor, names: Sequence[str]) -> list[G
     """The grid of each tapped stage, from the strided layers that run before it.
 
     Args:
-        model: any convolutional network; it is run once in eval mode and left as it was found.
+        model: any convolutional network; it is run once in eval mode and not changed.
         images: [B, 3, H, W] on the network's device.
         names: of the tapped modules.
     """
@@ -51,7 +51,7 @@ def find_grids(model: nn.Module, images: Tensor, names: Sequence[str]) -> list[G
         if not arguments or not isinstance(output, Tensor) or arguments[0].dim() != 4 or output.dim() != 4:
             return
         before, after = _size(arguments[0]), _size(output)
-        # The two branches of a residual block end on the same grid: the first to get there tells it.
+        # The two branches of a residual block end on the same grid: the first to get there defines it.
         if before in grids and after not in grids:
             grids[after] = Grid(*(_through(axis, module, i) for i, axis in enumerate(grids[before])))
 
@@ -64,7 +64,7 @@ def find_grids(model: nn.Module, images: Tensor, names: Sequence[str]) -> list[G
 
 
 def _through(axis: Axis, module: Any, i: int) -> Axis:
-    """The grid behind a convolution or a pool, from the one before it."""
+    """The grid of the output of a convolution or a pool along axis `i`, from that of its input."""
     kernel, stride = _of_axis(module.kernel_size, i), _of_axis(module.stride, i)
     reach = _of_axis(getattr(module, "dilation", 1), i) * (kernel - 1)
     padding = {"same": reach / 2, "valid": 0}.get(module.padding) if isinstance(module.padding, str) else None
@@ -83,6 +83,8 @@ def _size(x: Tensor) -> Size:
 def _grid_of(name: str, size: Size, grids: dict[Size, Grid], whole: Size) -> Grid:
     if size in grids:
         return grids[size]
-    logger.info("module %s has a grid that its layers do not tell; its cells are taken for even blocks", name)
+    logger.info(
+        "the grid of module %s cannot be found from the network's layers; its cells are taken for even blocks", name
+    )
     strides = [image / cells for image, cells in zip(whole, size, strict=True)]
     return Grid(*(Axis(stride, (stride - 1) / 2) for stride in strides))

@@ -1,4 +1,4 @@
-"""What a teacher's answers depend on: where anything of it is another, the answers are others."""
+"""Cache key: a hash of everything the teacher's output depends on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FORMAT = "answers 1"
 
 
 def _structure(teacher: nn.Module) -> str:
-    """Digest of what a network prints of itself, without the addresses of functions, which differ in every process."""
+    """Digest of a network's repr, without the addresses of functions, which differ in every process."""
     printed = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(unwrapped(teacher)))
     return hashlib.sha256(printed.encode()).hexdigest()
 
@@ -38,9 +38,9 @@ def cache_identity(
     views: int | str | None,
     **running: Any,
 ) -> str:
-    """The fingerprint of the answers of a teacher to a data set.
+    """The cache key of a teacher's outputs for a data set.
 
-    In it are the teacher's weights and buffers, its architecture and taps, what a map is, the files of the data set,
+    It covers the teacher's weights and buffers, its architecture and taps, what a map is, the files of the data set,
     how they are decoded, resized, augmented and normalised, how the teacher runs, and the versions of what computes.
 
     Args:
@@ -51,7 +51,7 @@ def cache_identity(
         data_digest: of its samples; see `samples_digest`.
         views: how many views of each image there are; 'warp' for whole images and their mirror images; None or 1
             where images are not augmented.
-        running: number format, folding, size of a chunk, device, and the number format of the kept maps.
+        running: number format, folding, size of a chunk, device, and the number format of the stored maps.
     """
     is_augmented = dataset.augmentation is not None and views != "warp"
     content = {

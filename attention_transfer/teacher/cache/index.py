@@ -1,4 +1,4 @@
-"""Which record of the memory answers for which image of a batch, and what the teacher must be shown to make it."""
+"""Cache index: which record belongs to which image of a batch, and which input the teacher needs to compute it."""
 
 from __future__ import annotations
 
@@ -18,30 +18,39 @@ Maps = tuple[Tensor, ...]
 
 
 class CacheIndex(Protocol):
-    """The pictures that a teacher looks at."""
+    """Cache index: maps the images of a batch to records.
+
+    Attributes:
+        count: number of records.
+        dataset: the data set that is cached.
+    """
 
     count: int
     dataset: ImageDataset
 
     def rows(self, batch: Batch) -> Rows:
-        """The record of each image of a batch."""
+        """The record [B] of each image of a batch."""
         ...
 
     def batch(self, rows: Rows) -> Batch:
-        """A batch that these records answer; all of one view."""
+        """The batch whose images have these records [n]; all of one view."""
         ...
 
     def images(self, batch: Batch, positions: Rows) -> Tensor:
-        """What the teacher must be shown for those at some positions of the batch, normalised [n, 3, H, W]."""
+        """The teacher's inputs [n, 3, H, W], normalised, for the images at some positions [n] of the batch."""
         ...
 
     def project_to_view(self, batch: Batch, maps: Maps) -> tuple[Maps, Maps | None]:
-        """The kept maps as they lie on the batch's own pixels, and where they cover them (None: everywhere)."""
+        """The stored maps [B, h, w] of each stage, aligned with the batch's own pixels.
+
+        Returns:
+            the maps [B, h, w], and their coverage [B, h, w]; None where they cover everything.
+        """
         ...
 
 
 class ViewIndex:
-    """The teacher sees what the student sees: each of some views of each sample has a record.
+    """One record for each view of each sample: the teacher's input is the student's.
 
     Args:
         dataset: gives the views.
@@ -53,30 +62,33 @@ class ViewIndex:
         self.count = len(dataset) * views
 
     def rows(self, batch: Batch) -> Rows:
+        """The record of each image: index + view * samples, [B]."""
         assert batch.indices is not None
         rows: Rows = batch.indices.numpy() + (batch.view or 0) * len(self.dataset)
         return rows
 
     def batch(self, rows: Rows) -> Batch:
+        """The views with these records [n]."""
         keys = [divmod(row, len(self.dataset)) for row in rows.tolist()]
         return collate(self.dataset.__getitems__(keys), self.dataset.image_size)
 
     def images(self, batch: Batch, positions: Rows) -> Tensor:
+        """The batch's own images [n, 3, H, W] at some positions [n]."""
         return batch.images[torch.from_numpy(positions).to(batch.images.device)]
 
     def project_to_view(self, batch: Batch, maps: Maps) -> tuple[Maps, Maps | None]:
+        """The maps [B, h, w] as they are: the records are of the views themselves."""
         return maps, None
 
 
 class WarpIndex:
-    """The teacher sees each whole image and its mirror image, once; views are answered by warping that.
+    """Two records for each sample, its whole image and the mirror image; maps of views are warped from them.
 
-    The mirror image is a look of its own, because a network answers it otherwise than by the mirrored map: then no
-    flip has to be made up.
+    The mirror image has a record of its own, because a network's map of it is not the mirrored map.
 
     Args:
         dataset: gives the whole images.
-        grids: where the cells of each stage lie.
+        grids: the positions of the cells of each stage's map on the image.
     """
 
     def __init__(self, dataset: ImageDataset, grids: list[Grid]) -> None:
@@ -85,11 +97,13 @@ class WarpIndex:
         self.count = 2 * len(dataset)
 
     def rows(self, batch: Batch) -> Rows:
+        """The record of each image: index, + samples where the view is mirrored, [B]."""
         assert batch.indices is not None
         rows: Rows = batch.indices.numpy() + self._mirrored(batch) * len(self.dataset)
         return rows
 
     def batch(self, rows: Rows) -> Batch:
+        """The whole images with these records [n], with the matrix of the image or of its mirror image."""
         mirrored, indices = np.divmod(rows, len(self.dataset))
         images = self.dataset.whole(indices.tolist())
         matrices = torch.eye(2, 3).repeat(len(rows), 1, 1)
@@ -98,6 +112,7 @@ class WarpIndex:
         return Batch(images, labels, torch.from_numpy(indices), 0, matrices)
 
     def images(self, batch: Batch, positions: Rows) -> Tensor:
+        """The whole images [n, 3, H, W] behind the views at some positions [n], mirrored where the view is."""
         assert batch.indices is not None
         images = self.dataset.whole(batch.indices.numpy()[positions].tolist())
         mirrored = torch.from_numpy(self._mirrored(batch)[positions])
@@ -105,6 +120,7 @@ class WarpIndex:
         return images.to(batch.images.device)
 
     def project_to_view(self, batch: Batch, maps: Maps) -> tuple[Maps, Maps | None]:
+        """The maps [B, h, w] warped to the views, and their coverage [B, h, w]; see `warp_maps`."""
         assert batch.matrices is not None
         matrices = torch.where(is_mirrored(batch.matrices)[:, None, None], mirror(batch.matrices), batch.matrices)
         pairs = [

@@ -1,4 +1,4 @@
-"""Whether what a teacher answers is kept, and opening the memory that keeps it."""
+"""Opening a teacher's cache, where settings and disk allow one."""
 
 from __future__ import annotations
 
@@ -33,20 +33,27 @@ PROBED_IMAGES = 8
 
 
 def probed_images(plan: CachePlan, device: torch.device) -> Tensor:
-    """Some whole images of the lesson, to find out about the teacher with."""
+    """A few whole images [n, 3, H, W] of the plan's data set, on which the teacher is probed."""
     return plan.dataset.whole(range(min(PROBED_IMAGES, len(plan.dataset)))).to(device)
 
 
 def open_cache(
     plan: CachePlan, config: Config, teacher: nn.Module, runner: FrozenRunner, runtime: Runtime
 ) -> CachedTeacher:
-    """The teacher around its memory, if settings and disk allow one; every process must call this together.
+    """The cached teacher, with a cache if settings and disk allow one; every process must call this together.
 
-    Whoever asks for it closes it. Where nothing is kept it answers just the same, rounded as if it were: so a run does
-    not depend on the disk.
+    The caller closes it. Without a cache its outputs are rounded as if they were stored, so that a run does not depend
+    on the disk.
+
+    Args:
+        plan: the data set, its views and the number of epochs.
+        config: the settings of the cache, hash_files, teacher_precision and map_precision are used.
+        teacher: the network, unfolded.
+        runner: runs it.
+        runtime: gives device and processes.
 
     Raises:
-        CacheError: teacher_cache is 'on', and the answers cannot be kept.
+        CacheError: teacher_cache is 'on', and the cache cannot be written.
     """
     images = probed_images(plan, runtime.device)
     index = _index(plan, teacher, runner, images)
@@ -54,28 +61,28 @@ def open_cache(
     if config.teacher_cache == "off":
         logger.info("the teacher runs on the %s images in every epoch: teacher_cache is 'off'", plan.role)
         return CachedTeacher(runner, index, shape)
-    place = _Place(plan, config, index.count, shape, _identity(plan, config, teacher, runner, runtime))
+    location = _CacheLocation(plan, config, index.count, shape, _identity(plan, config, teacher, runner, runtime))
     cached = CachedTeacher(runner, index, shape)
     with ExitStack() as opened:
         opened.callback(cached.close)
 
         def make() -> None:
-            cached.cache = _make(place, teacher, runner, index) if runtime.is_local_main else None
+            cached.cache = _open_or_create(location, teacher, runner, index) if runtime.is_local_main else None
 
         all_or_raise(runtime, make)
         if not runtime.is_local_main:
-            cached.cache = place.open_if_there()
+            cached.cache = location.open_if_exists()
         if not all(runtime.all_gather_object(cached.cache is not None)):
             return cached
         assert cached.cache is not None
-        _say_what_is_kept(cached.cache, plan, index, place.folder)
+        _log_cache(cached.cache, plan, index, location.folder)
         opened.pop_all()
     return cached
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where the answers to a lesson are, or would be, kept."""
+class _CacheLocation:
+    """The files of the cache for a plan, whether they exist or not."""
 
     plan: CachePlan
     config: Config
@@ -91,13 +98,13 @@ class _Place:
     def paths(self) -> list[Path]:
         return list(cache_paths(self.folder, self.identity)[: 1 if self.shape.logits is None else 2])
 
-    def open_if_there(self) -> TeacherCache | None:
+    def open_if_exists(self) -> TeacherCache | None:
         if not all(path.exists() for path in self.paths):
             return None
         return TeacherCache.open(self.folder, self.identity, self.rows, self.shape)
 
     def needed(self) -> int:
-        """Bytes of the files that are not there yet."""
+        """Bytes of the files that do not exist yet."""
         without_logits = replace(self.shape, logits=None)
         maps = cache_size(self.rows, without_logits)
         sizes = [maps, cache_size(self.rows, self.shape) - maps]
@@ -134,24 +141,28 @@ def _identity(plan: CachePlan, config: Config, teacher: nn.Module, runner: Froze
     )
 
 
-def _make(place: _Place, teacher: nn.Module, runner: FrozenRunner, index: CacheIndex) -> TeacherCache | None:
-    """Open the memory, or make it; None where it cannot be, and need not be."""
-    config, plan = place.config, place.plan
+def _open_or_create(
+    location: _CacheLocation, teacher: nn.Module, runner: FrozenRunner, index: CacheIndex
+) -> TeacherCache | None:
+    """The cache, opened or created; None where that is impossible and teacher_cache is 'auto'."""
+    config, plan = location.config, location.plan
     is_auto = config.teacher_cache == "auto"
     try:
-        needed = place.needed()
+        needed = location.needed()
         if is_auto and needed and not plan.repeats:
             raise CacheError("no answer would be used twice")
         with ExitStack() as held:
-            # What is open is not removed to make room: so what is there is opened first.
-            for path in place.paths:
+            # Open files are not evicted to make room, so the existing ones are opened first.
+            for path in location.paths:
                 if path.exists():
-                    held.enter_context(Records(path, place.identity))
-            check_disk_space(place.folder, needed, config.cache_limit, spares_disk=is_auto)
-            cache = TeacherCache.open(place.folder, place.identity, place.rows, place.shape, _about(plan, teacher))
+                    held.enter_context(Records(path, location.identity))
+            check_disk_space(location.folder, needed, config.cache_limit, spares_disk=is_auto)
+            cache = TeacherCache.open(
+                location.folder, location.identity, location.rows, location.shape, _about(plan, teacher)
+            )
         with ExitStack() as opened:
             opened.enter_context(cache)
-            _forget_what_is_wrong(cache, runner, index, config.teacher_precision)
+            _clear_if_stale(cache, runner, index, config.teacher_precision)
             opened.pop_all()
     except OSError as error:
         if not is_auto:
@@ -162,7 +173,7 @@ def _make(place: _Place, teacher: nn.Module, runner: FrozenRunner, index: CacheI
 
 
 def _about(plan: CachePlan, teacher: nn.Module) -> dict[str, object]:
-    """What a person is told of a memory."""
+    """A description of the cache for people, stored in its files."""
     return {
         "data": plan.dataset.source.place,
         "split": plan.role,
@@ -173,13 +184,13 @@ def _about(plan: CachePlan, teacher: nn.Module) -> dict[str, object]:
     }
 
 
-def _forget_what_is_wrong(cache: TeacherCache, runner: FrozenRunner, index: CacheIndex, precision: str) -> None:
-    """Empty a memory that does not say what the teacher says."""
+def _clear_if_stale(cache: TeacherCache, runner: FrozenRunner, index: CacheIndex, precision: str) -> None:
+    """Empty a cache whose contents are not what the teacher puts out."""
     if matches_teacher(cache, runner, index, precision):
         return
     if not cache.is_writable:
         raise CacheError(
-            f"{cache.maps.path} does not say what the teacher says, and must not be written to; set cache_dir to "
+            f"{cache.maps.path} does not hold what the teacher puts out, and must not be written to; set cache_dir to "
             "another folder."
         )
     logger.warning(
@@ -190,15 +201,15 @@ def _forget_what_is_wrong(cache: TeacherCache, runner: FrozenRunner, index: Cach
     cache.clear()
 
 
-def _say_what_is_kept(cache: TeacherCache, plan: CachePlan, index: CacheIndex, folder: Path) -> None:
-    known, when = int(np.count_nonzero(cache.present())), plan.teacher_epochs
-    if known == index.count:
+def _log_cache(cache: TeacherCache, plan: CachePlan, index: CacheIndex, folder: Path) -> None:
+    present, when = int(np.count_nonzero(cache.present())), plan.teacher_epochs
+    if present == index.count:
         when = "not at all, for all of them are there already"
-    elif known:
-        when += f", {known:,} of {index.count:,} being there already"
+    elif present:
+        when += f", {present:,} of {index.count:,} being there already"
     also = ""
     if plan.views == "warp":
-        also = "; changes of colour are not heard by it, and the logits of KD are the whole image's"
+        also = "; changes of colour do not reach it, and the logits of KD are the whole image's"
     if not cache.is_writable:
         also += "; the memory is read-only, so that what it lacks is not kept"
     logger.info(

@@ -12,12 +12,12 @@ from attention_transfer.data.loading.loaders import own_dataset, own_sampler
 
 @dataclass(frozen=True)
 class CachePlan:
-    """A data set, and how often each of its pixels comes up.
+    """Cache plan: a data set, and how many views of each image a run uses for how many epochs.
 
     Attributes:
         role: train or val.
-        dataset: of ours.
-        views: of each image: K, 'warp', or None for new ones in every epoch.
+        dataset: the images.
+        views: number of views of each image; 'warp'; or None for new ones in every epoch.
         epochs: of the whole run.
     """
 
@@ -51,7 +51,7 @@ class CachePlan:
 
 
 def plan_for(role: str, loader: Iterable[Any], epochs: int, world_size: int) -> CachePlan | None:
-    """The plan for a loader; None for one that does not tell which samples are in a batch.
+    """The plan for a loader; None for one whose batches do not say which samples they hold.
 
     Args:
         role: train or val.

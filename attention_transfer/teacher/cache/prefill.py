@@ -1,4 +1,4 @@
-"""Filling a memory before anybody trains."""
+"""Filling a cache before training."""
 
 from __future__ import annotations
 
@@ -12,11 +12,16 @@ from attention_transfer.teacher.cache.store import Rows
 from attention_transfer.teacher.cache.teacher import CachedTeacher
 
 
-def prefill(teacher: CachedTeacher, device: torch.device, desc: str = "asking the teacher") -> int:
-    """Ask for every answer that the memory lacks, under a progress bar; cut off, it goes on where it was.
+def prefill(teacher: CachedTeacher, device: torch.device, desc: str = "running the teacher") -> int:
+    """Compute and store every output that the cache lacks, under a progress bar; resumable after an interruption.
+
+    Args:
+        teacher: with its cache; without one nothing is done.
+        device: the teacher's.
+        desc: of the progress bar.
 
     Returns:
-        the number of answers that were asked for.
+        the number of images that the network was run for.
     """
     if teacher.cache is None:
         return 0
@@ -29,7 +34,7 @@ def prefill(teacher: CachedTeacher, device: torch.device, desc: str = "asking th
 
 
 def _chunks(rows: Rows, samples: int, size: int) -> Iterator[Rows]:
-    """Rows in chunks that do not reach over two views."""
+    """Rows in chunks, none of which spans two views."""
     for view in np.unique(rows // samples).tolist():
         of_view = rows[rows // samples == view]
         for first in range(0, len(of_view), size):

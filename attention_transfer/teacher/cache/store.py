@@ -1,8 +1,8 @@
-"""A teacher's answers on disk: one record for each sample and view, whole or absent.
+"""A teacher's outputs on disk: one record for each sample and view, whole or absent.
 
-The maps are at(x) sqrt(HW), of all the teacher's stages at their own resolution: 1 on average, so that float16 keeps
+The maps are at(x) sqrt(HW), of all the teacher's stages at their own resolution: 1 on average, so that float16 holds
 eleven bits of every cell that matters (at(x) itself would be subnormal on large maps). Logits are float32 in a file
-of their own: a later run that distils adds them and keeps the maps.
+of their own: a later run that distils adds them and reuses the maps.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _NUMBER_BYTES = 4
 
 @dataclass(frozen=True)
 class OutputShape:
-    """What a teacher's answer to one image looks like.
+    """The shapes and types of a teacher's outputs for one image.
 
     Attributes:
         maps: (h, w) of each stage's map, by each map function in turn.
-        logits: number of classes, or None where nobody asks for logits.
+        logits: number of classes, or None where logits are not needed.
         map_precision: 'fp16' or 'fp32'.
         functions: the map functions.
     """
@@ -49,7 +49,7 @@ class OutputShape:
 
     @property
     def map_type(self) -> type[np.floating[Any]]:
-        """How the numbers of a map are kept."""
+        """The dtype in which maps are stored."""
         return np.float16 if self.map_precision == "fp16" else np.float32
 
     @property
@@ -58,18 +58,18 @@ class OutputShape:
         return sum(h * w for h, w in self.maps) * np.dtype(self.map_type).itemsize
 
     def maps_of(self, output: TeacherOutput) -> list[Tensor]:
-        """The maps [B, h, w] of a teacher's output as they stand in a row: those of each function, shallow to deep."""
+        """The maps [B, h, w] of a teacher's output in the order of a row: by function, then shallow to deep."""
         return [stage for function in self.functions for stage in output.maps(function)]
 
     def output(
         self, maps: Sequence[Tensor], logits: Tensor | None, coverage: Sequence[Tensor] | None = None
     ) -> TeacherOutput:
-        """A teacher's output of the maps of a row.
+        """A teacher's output with these maps and logits.
 
         Args:
-            maps: as `maps_of` has them.
+            maps: [B, h, w] each, in the order of `maps_of`.
             logits: [B, K], or None.
-            coverage: of each of the maps; None: known everywhere.
+            coverage: [B, h, w] of each of the maps; None: known everywhere.
         """
         output = TeacherOutput()
         stages = len(maps) // max(1, len(self.functions))
@@ -81,25 +81,25 @@ class OutputShape:
         return output
 
     def encode_maps(self, maps: Sequence[Tensor]) -> Floats:
-        """Normalised maps [B, h, w] of each stage as rows [B, cells] of numbers as they are kept."""
+        """Normalised maps [B, h, w] of each stage as rows [B, cells] in the stored dtype."""
         scaled = [stage.flatten(1) * math.sqrt(stage[0].numel()) for stage in maps]
         rows: Floats = torch.cat(scaled, dim=1).cpu().numpy().astype(self.map_type)
         return rows
 
     def decode_maps(self, rows: Floats, device: torch.device) -> tuple[Tensor, ...]:
-        """Rows [B, cells] as normalised maps [B, h, w], float32, of each stage."""
+        """Normalised maps [B, h, w], float32, of each stage, from rows [B, cells]."""
         numbers = torch.from_numpy(rows).to(device, non_blocking=True).float()
         stages = torch.split(numbers, [h * w for h, w in self.maps], dim=1)
         return tuple((stage / math.sqrt(h * w)).view(-1, h, w) for stage, (h, w) in zip(stages, self.maps, strict=True))
 
 
 class TeacherCache:
-    """The answers of one teacher to one data set, to be closed.
+    """A cache of one teacher's outputs for one data set, to be closed.
 
     Args:
         maps: a file of records.
-        logits: another; None where nobody asks for logits.
-        shape: of an answer.
+        logits: another; None where logits are not needed.
+        shape: of the outputs for one image.
     """
 
     def __init__(self, maps: Records, logits: Records | None, shape: OutputShape) -> None:
@@ -111,7 +111,14 @@ class TeacherCache:
     def open(
         cls, folder: Path, identity: str, rows: int, shape: OutputShape, about: dict[str, Any] | None = None
     ) -> TeacherCache:
-        """The memory with this fingerprint: as earlier runs left it, else empty.
+        """The cache with this key: as earlier runs left it, else empty.
+
+        Args:
+            folder: the cache folder.
+            identity: the cache key; see `cache_identity`.
+            rows: number of records.
+            shape: of the outputs for one image.
+            about: a description for people, stored in new files.
 
         Raises:
             CacheError: there is no room on the disk, the folder cannot be written to, or a file in it is damaged.
@@ -131,7 +138,7 @@ class TeacherCache:
         return cache
 
     def close(self) -> None:
-        """Let go of the files; a second time nothing happens."""
+        """Close the files; a second call does nothing."""
         for records in self._files():
             records.close()
 
@@ -148,7 +155,7 @@ class TeacherCache:
 
     @property
     def is_writable(self) -> bool:
-        """Whether new answers can be put in."""
+        """Whether new outputs can be stored."""
         return self.maps.is_writable and (self.logits is None or self.logits.is_writable)
 
     @property
@@ -157,12 +164,12 @@ class TeacherCache:
         return sum(records.path.stat().st_size for records in self._files())
 
     def present(self) -> npt.NDArray[np.bool_]:
-        """Which rows have been answered."""
+        """Which rows are stored: bool [rows]."""
         present: npt.NDArray[np.bool_] = np.logical_and.reduce([records.present() for records in self._files()])
         return present
 
     def read(self, rows: Rows) -> tuple[Floats, Floats | None, npt.NDArray[np.bool_]]:
-        """Maps [n, cells] and logits [n, K] of some rows, and which of them are there and whole."""
+        """Maps [n, cells] and logits [n, K] of some rows [n], and which of them are stored and intact, bool [n]."""
         maps, found = read_rows(self.maps, rows, self.shape.map_type)
         if self.logits is None:
             return maps, None, found
@@ -170,14 +177,20 @@ class TeacherCache:
         return maps, logits, found & logits_found
 
     def keep(self, rows: Rows, maps: Floats, logits: Floats | None) -> None:
-        """Put answers in where they are absent; what is there stays."""
+        """Store outputs where they are absent or damaged; intact rows stay as they are.
+
+        Args:
+            rows: [n].
+            maps: [n, cells], as from `OutputShape.encode_maps`.
+            logits: [n, K], float32; None where there are none.
+        """
         indices = rows.tolist()
         self.maps.write(indices, maps.view(np.uint8))
         if self.logits is not None and logits is not None:
             self.logits.write(indices, logits.view(np.uint8))
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Make every row absent."""
         for records in self._files():
             records.clear()
 
@@ -186,12 +199,12 @@ class TeacherCache:
 
 
 def cache_paths(folder: Path, identity: str) -> tuple[Path, Path]:
-    """Where the maps and the logits with this fingerprint are kept."""
+    """The files of the maps and of the logits with this cache key."""
     return folder / f"{identity[:20]}{MAPS}", folder / f"{identity[:20]}{LOGITS}"
 
 
 def cache_size(rows: int, shape: OutputShape) -> int:
-    """Bytes that a memory takes up on disk."""
+    """Bytes that a cache takes up on disk."""
     size = file_size(np.full(rows, shape.map_bytes, np.int64))
     if shape.logits is not None:
         size += file_size(np.full(rows, _NUMBER_BYTES * shape.logits, np.int64))
@@ -199,7 +212,16 @@ def cache_size(rows: int, shape: OutputShape) -> int:
 
 
 def read_rows(records: Records, rows: Rows, kind: npt.DTypeLike) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    """Some rows [n, numbers] of equal size, and which of them are there and whole."""
+    """Some rows of equal size, and which of them are stored and intact.
+
+    Args:
+        records: the file.
+        rows: [n].
+        kind: dtype of the numbers.
+
+    Returns:
+        [n, numbers], zeros where a row is absent or damaged; and bool [n].
+    """
     size = records.size_of(0)
     contents, found = np.zeros((len(rows), size), np.uint8), np.zeros(len(rows), np.bool_)
     for i, row in enumerate(rows.tolist()):

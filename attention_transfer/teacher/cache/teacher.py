@@ -1,4 +1,4 @@
-"""The teacher around its memory: what was answered once is read, the rest is asked and kept."""
+"""The cached teacher: outputs are read from the cache; those it lacks are computed and stored."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from attention_transfer.teacher.runner import FrozenRunner
 
 
 class CachedTeacher:
-    """Answers from memory, and runs the network for what is not there.
+    """A teacher with a cache: reads its outputs from there, and runs the network for those that are absent.
 
-    Whether an answer was kept or has just been made, the student hears it as it is kept, rounded: so a run does not
-    depend on who has filled the memory, and how far.
+    An output just computed is rounded as it is stored, so that a run does not depend on how full the cache was.
 
     Args:
         runner: runs the network.
-        looks: which record answers for which image.
-        shape: of an answer.
-        memory: where answers are kept, closed by `close`; None keeps none, and answers just the same.
+        index: which record belongs to which image.
+        shape: of the outputs for one image.
+        cache: closed by `close`; None stores nothing, and the outputs are the same.
 
     Attributes:
-        recalled: images that were answered from memory so far; asked: those that the network was run for.
+        hits: images so far whose outputs were in the cache.
+        misses: images so far that the network was run for.
     """
 
     def __init__(
@@ -39,16 +39,16 @@ class CachedTeacher:
         self.hits = self.misses = 0
 
     def __call__(self, batch: Batch) -> TeacherOutput:
-        """What the teacher says of the images of `batch`.
+        """The teacher's signals for a batch of images [B, 3, H, W]: maps [B, h, w] of each stage, and logits [B, K].
 
-        A batch that does not tell which samples it holds is looked at, and its answer not kept.
+        The outputs for a batch without indices are computed and not stored.
         """
         if batch.indices is None:
             return self.runner.run(batch.images)
-        kept_maps, kept_logits = self._recall(batch)
+        stored_maps, stored_logits = self._read(batch)
         device = batch.images.device
-        maps, coverage = self.index.project_to_view(batch, self.shape.decode_maps(kept_maps, device))
-        logits = None if kept_logits is None else torch.from_numpy(kept_logits).to(device)
+        maps, coverage = self.index.project_to_view(batch, self.shape.decode_maps(stored_maps, device))
+        logits = None if stored_logits is None else torch.from_numpy(stored_logits).to(device)
         return self.shape.output(maps, logits, coverage)
 
     def close(self) -> None:
@@ -57,35 +57,35 @@ class CachedTeacher:
         if cache is not None:
             cache.close()
 
-    def _recall(self, batch: Batch) -> tuple[Floats, Floats | None]:
+    def _read(self, batch: Batch) -> tuple[Floats, Floats | None]:
         rows = self.index.rows(batch)
         if self.cache is None:
             self.misses += len(rows)
-            return self._ask(batch, np.arange(len(rows)))
+            return self._run_teacher(batch, np.arange(len(rows)))
         maps, logits, found = self.cache.read(rows)
         missing = np.flatnonzero(~found)
         self.hits += len(rows) - len(missing)
         if len(missing):
-            self._fill_in(batch, rows, missing, maps, logits)
+            self._fill_missing(batch, rows, missing, maps, logits)
         return maps, logits
 
-    def _fill_in(self, batch: Batch, rows: Rows, missing: Rows, maps: Floats, logits: Floats | None) -> None:
-        """Ask for what is missing, keep it, and put it into `maps` and `logits`."""
+    def _fill_missing(self, batch: Batch, rows: Rows, missing: Rows, maps: Floats, logits: Floats | None) -> None:
+        """Compute what is missing, store it, and put it into `maps` and `logits`."""
         assert self.cache is not None
         self.misses += len(missing)
-        new_maps, new_logits = self._ask(batch, missing)
+        new_maps, new_logits = self._run_teacher(batch, missing)
         if self.cache.is_writable:
             self.cache.keep(rows[missing], new_maps, new_logits)
-            # Another process may have been faster: its answer is the one that everybody hears.
-            kept_maps, kept_logits, kept = self.cache.read(rows[missing])
-            new_maps[kept] = kept_maps[kept]
-            if new_logits is not None and kept_logits is not None:
-                new_logits[kept] = kept_logits[kept]
+            # Another process may have stored its outputs first: all processes then use those.
+            stored_maps, stored_logits, found = self.cache.read(rows[missing])
+            new_maps[found] = stored_maps[found]
+            if new_logits is not None and stored_logits is not None:
+                new_logits[found] = stored_logits[found]
         maps[missing] = new_maps
         if logits is not None and new_logits is not None:
             logits[missing] = new_logits
 
-    def _ask(self, batch: Batch, positions: Rows) -> tuple[Floats, Floats | None]:
+    def _run_teacher(self, batch: Batch, positions: Rows) -> tuple[Floats, Floats | None]:
         output = self.runner.run(self.index.images(batch, positions))
         return self.shape.encode_maps(self.shape.maps_of(output)), _on_cpu(output.logits)
 

@@ -1,4 +1,4 @@
-"""Whether a memory still says what its teacher says: a fingerprint cannot see everything."""
+"""Check of a cache against its teacher: a fingerprint cannot see everything, such as changed code of the network."""
 
 from __future__ import annotations
 
@@ -15,36 +15,37 @@ logger = logging.getLogger(__name__)
 
 TOLERANCES = {"fp32": 0.004, "bf16": 0.03, "fp16": 0.01}
 """Greatest difference that other processors and numbers of threads may make, by the number format of the network: cells
-are 1 on average and kept in float16, and two paths through a network in bfloat16 differ in the third digit."""
+are 1 on average and stored in float16, and two paths through a network in bfloat16 differ in the third digit."""
 
 
 def matches_teacher(cache: TeacherCache, runner: FrozenRunner, index: CacheIndex, precision: str) -> bool:
-    """Ask the teacher once more for some of what the memory knows, and compare; True where nothing is known.
+    """Whether the teacher still puts out what is cached: a sample of records is recomputed and compared.
 
-    An answer that differs in rounding alone, as another processor's may, is told and accepted.
+    Records that differ in rounding alone, as from another processor, are accepted, and this is logged. An empty cache
+    matches.
 
     Args:
-        memory: maps, and logits if any.
+        cache: maps, and logits if any.
         runner: runs the network.
-        looks: gives the images.
+        index: gives the images of the records.
         precision: number format of the network.
     """
     differences = [_maps_differ(cache, runner, index)]
     if cache.logits is not None:
         differences.append(_logits_differ(cache.logits, runner, index))
-    # so that what is no number is no agreement
+    # written so that NaN counts as a mismatch
     is_right = all(difference <= TOLERANCES[precision] for difference in differences)
     if is_right and max(differences) > 0:
         logger.info(
-            "the teacher's memory was filled on another processor or with another number of threads: the same answers, "
-            "rounded otherwise (by up to %.2g); a run that fills it on is not bit-identical to one that did it all",
+            "the teacher's cache was filled on another processor or with another number of threads: the same outputs, "
+            "rounded otherwise (by up to %.2g); a run that fills the rest is not bit-identical to one that fills all",
             max(differences),
         )
     return is_right
 
 
 def _maps_differ(cache: TeacherCache, runner: FrozenRunner, index: CacheIndex) -> float:
-    rows, maps = _known(cache.maps, index, runner.chunk, cache.shape.map_type)
+    rows, maps = _sample(cache.maps, index, runner.chunk, cache.shape.map_type)
     if not len(rows):
         return 0.0
     output = runner.run(index.images(index.batch(rows).to(runner.device), np.arange(len(rows))))
@@ -52,26 +53,26 @@ def _maps_differ(cache: TeacherCache, runner: FrozenRunner, index: CacheIndex) -
 
 
 def _logits_differ(records: Records, runner: FrozenRunner, index: CacheIndex) -> float:
-    rows, logits = _known(records, index, runner.chunk, np.float32)
+    rows, logits = _sample(records, index, runner.chunk, np.float32)
     if not len(rows):
         return 0.0
     new = runner.run(index.images(index.batch(rows).to(runner.device), np.arange(len(rows)))).logits
     assert new is not None
-    misses = new.float().cpu().numpy()
-    return _difference(logits, misses) / max(1.0, float(np.abs(misses).max()))
+    recomputed = new.float().cpu().numpy()
+    return _difference(logits, recomputed) / max(1.0, float(np.abs(recomputed).max()))
 
 
-def _known(records: Records, index: CacheIndex, count: int, kind: type) -> tuple[Rows, Floats]:
-    """Whole rows of one view, spread over it, and what they hold."""
-    known = np.flatnonzero(records.present())
+def _sample(records: Records, index: CacheIndex, count: int, kind: type) -> tuple[Rows, Floats]:
+    """Up to `count` intact rows of one view, spread over it: their indices [n] and their contents [n, numbers]."""
+    rows = np.flatnonzero(records.present())
     samples = len(index.dataset)
-    if len(known):
-        known = known[known // samples == known[0] // samples]
-        known = known[:: max(1, len(known) // count)][:count]
-    contents, found = read_rows(records, known, kind)
-    return known[found], contents[found]
+    if len(rows):
+        rows = rows[rows // samples == rows[0] // samples]
+        rows = rows[:: max(1, len(rows) // count)][:count]
+    contents, found = read_rows(records, rows, kind)
+    return rows[found], contents[found]
 
 
 def _difference(one: Floats, other: Floats) -> float:
-    with np.errstate(invalid="ignore"):  # what is wrong may be infinite, and then the difference is no number
+    with np.errstate(invalid="ignore"):  # corrupt records may hold infinities, whose difference is NaN
         return float(np.abs(one.astype(np.float32) - other.astype(np.float32)).max())

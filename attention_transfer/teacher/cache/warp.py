@@ -1,4 +1,4 @@
-"""What a teacher that saw the whole image would say of a view of it: its maps, warped by the view's own matrix."""
+"""The teacher's maps of a whole image, warped to a view of it by the view's own matrix."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _EDGE = 1 + 1e-4
 def warp_maps(maps: Tensor, matrices: Tensor, grid: Grid, image_size: int) -> tuple[Tensor, Tensor]:
     """The maps of whole images as they lie under views of them.
 
-    Each cell of the view's map is looked up, bilinearly, where its centre comes from in the whole image; beyond the
-    outermost centres, which are up to a stride away from the image's edge, the outermost cells go on.
+    Each cell of the view's map is sampled bilinearly at its centre's position in the whole image; beyond the outermost
+    centres, which are up to a stride away from the image's edge, the outermost cells are repeated.
 
     Args:
         maps: [B, h, w], of whole images.
         matrices: [B, 2, 3], from the view's coordinates to the whole image's, both from -1 to 1.
-        grid: where the cells lie on the image.
+        grid: the positions of the cells on the image.
         image_size: side of the images in pixels.
 
     Returns:
@@ -39,12 +39,12 @@ def warp_maps(maps: Tensor, matrices: Tensor, grid: Grid, image_size: int) -> tu
 
 
 def mirror(matrices: Tensor) -> Tensor:
-    """The matrices from the same views to the mirrored whole images."""
+    """The matrices [B, 2, 3] from the same views to the mirrored whole images, from those to the whole images."""
     return matrices * matrices.new_tensor([[-1.0], [1.0]])
 
 
 def is_mirrored(matrices: Tensor) -> Tensor:
-    """[B], whether each view shows the image mirrored."""
+    """Whether each view shows the image mirrored: bool [B], from matrices [B, 2, 3]."""
     a = matrices
     return a[:, 0, 0] * a[:, 1, 1] - a[:, 0, 1] * a[:, 1, 0] < 0
 
