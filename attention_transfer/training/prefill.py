@@ -36,10 +36,10 @@ def prefill_caches(config: Mapping[str, Any] | Config | None = None) -> dict[str
     """
     config = resolve_config(config).model_copy(update={"pixel_cache": "on", "teacher_cache": "on"})
     if config.teacher_model is None:
-        raise ConfigError("teacher_model is None: name the teacher whose answers are to be kept.")
+        raise ConfigError("teacher_model is None: name the teacher whose outputs are to be cached.")
     if config.augment and config.augment_views is None:
         raise ConfigError(
-            "augment_views is None: every epoch has new views, and no answer could be used twice; set augment_views "
+            "augment_views is None: every epoch has new views, and no output could be used twice; set augment_views "
             "to a number or to 'warp', or leave augment out."
         )
     with ExitStack() as cleanup:

@@ -83,7 +83,7 @@ class Log(Callback):
         handlers, self._handlers = self._handlers, []
         with ExitStack() as closing:
             for handler in handlers:
-                # removed first: it is closed before the other handlers may log their last records
+                # removed before it is closed: closing another handler may log
                 closing.callback(handler.close)
                 closing.callback(LIBRARY.removeHandler, handler)
 

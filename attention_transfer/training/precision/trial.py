@@ -201,7 +201,7 @@ def _first_output(config: Config, runtime: Runtime, teacher: nn.Module, batch: B
     try:
         return make_teacher(teacher, config, runtime)(Batch(image, batch.labels[:1]))
     except Exception as error:
-        raise NotComparedError(f"the teacher does not answer ({in_a_line(error)})") from error
+        raise NotComparedError(f"the teacher fails ({in_a_line(error)})") from error
 
 
 class _RepeatedOutput:
