@@ -203,7 +203,7 @@ def _version(content: dict[str, Any]) -> int:
 
 
 def _unsealed(file: BinaryIO, path: str | os.PathLike[str]) -> CheckpointError:
-    """The error for a file without a digest, found from its bytes without parsing it."""
+    """The error for a file without a digest, chosen from its bytes without parsing it."""
     ends = ends_unsealed(file)
     file.seek(0)
     # torch.save stores text unencoded

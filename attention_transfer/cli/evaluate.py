@@ -101,7 +101,7 @@ def check_has_head(network: nn.Module, source: str) -> None:
     from attention_transfer.networks.registry import HeadlessCard, card_of
 
     if isinstance(card_of(network), HeadlessCard):
-        raise DataError(f"{source} has no head that can be built from it, so that it tells no classes apart.")
+        raise DataError(f"{source} has no head that can be built from it, so that it cannot classify.")
 
 
 def say_found_range(config: Config, loader: DataLoader[Any]) -> None:

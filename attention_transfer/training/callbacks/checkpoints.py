@@ -31,7 +31,7 @@ class Checkpoints(Callback):
         if state.epoch == run.config.epochs:
             due.append(files.final)
         else:
-            files.final.unlink(missing_ok=True)  # it was final when fewer epochs were wanted
+            files.final.unlink(missing_ok=True)  # it was final for a smaller `epochs`
         for path in due:
             if _step_in(path) != state.step:
                 write_checkpoint(path, state.to_checkpoint(run.runtime))
