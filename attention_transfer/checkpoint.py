@@ -145,7 +145,7 @@ def _check_keys(content: dict[str, Any], keys: dict[str, tuple[type, ...]], path
     for key, types in keys.items():
         if key not in content or not isinstance(content[key], types):
             found = f"a {type(content[key]).__name__}" if key in content else "missing"
-            raise CheckpointError(f"{path} is malformed: {key!r} is {found}. Go on from another checkpoint.")
+            raise CheckpointError(f"{path} is malformed: {key!r} is {found}. Resume from another checkpoint.")
 
 
 def is_checkpoint(content: object) -> bool:
@@ -213,7 +213,7 @@ def _unsealed(file: BinaryIO, path: str | os.PathLike[str]) -> CheckpointError:
         return CheckpointError(_damaged(path))
     return VersionError(
         f"{path} has no digest: it was written in format 1, and this version of attention-transfer reads format "
-        f"{VERSION}. Train anew, or go on with the version that wrote it; as a teacher_model it can still be read."
+        f"{VERSION}. Train again, or use the version that wrote it; as a teacher_model it can still be read."
     )
 
 
@@ -225,7 +225,7 @@ def _not_ours(path: str | os.PathLike[str]) -> str:
 
 
 def _damaged(path: str | os.PathLike[str]) -> str:
-    return f"{path} is damaged or was cut short: its bytes are not those of its digest. Go on from another checkpoint."
+    return f"{path} is damaged or was cut short: its bytes are not those of its digest. Resume from another checkpoint."
 
 
 def card_from(content: dict[str, Any]) -> ModelCard | None:
@@ -282,7 +282,7 @@ def load_model(
     card = card_from(content)
     if model is None and card is None:
         raise CheckpointError(
-            f"{path} holds the weights of a module that was handed to train_at; hand such a module to "
+            f"{path} holds the weights of a module that was passed to train_at; pass such a module to "
             "load_model(path, model=...) as well."
         )
     try:

@@ -121,7 +121,7 @@ def _show_checkpoint(path: str, content: dict[str, Any]) -> None:
     facts(
         f"{path}: a checkpoint of attention-transfer",
         {
-            "network": card.name if card else "a module that was handed to train_at",
+            "network": card.name if card else "a module that was passed to train_at",
             "classes": f"{config.num_classes} ({', '.join(names[:10])}{', ...' if len(names) > 10 else ''})",
             "numbers": f"{millions(weights)} (parameters and running statistics)",
             "epochs": f"{content['epoch']} of {config.epochs}",

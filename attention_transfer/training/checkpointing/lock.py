@@ -119,7 +119,7 @@ class RunLock:
             if error.errno not in _CANNOT_LOCK:
                 raise
             logger.warning(
-                "the file system of %s has no locks (%s): keep other runs from the name %r yourself, or set %s to "
+                "the file system of %s has no locks (%s): make sure that no other run has the name %r, or set %s to "
                 "another disk",
                 self._path.parent, error.strerror, self._name, self._setting,
             )  # fmt: skip

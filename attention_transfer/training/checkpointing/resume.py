@@ -225,7 +225,7 @@ def refuse_another_loss(weights: Mapping[str, float], point: ResumePoint, config
     if there is not None and there != dict(weights):
         raise ConfigError(
             f"{point.source} was trained with the loss terms {_in_words(there)}, but this run has "
-            f"{_in_words(weights)}; hand over the same terms, or start a new run."
+            f"{_in_words(weights)}; pass the same terms, or start a new run."
         )
 
 
@@ -244,7 +244,7 @@ def refuse_another_teacher(here: str | None, point: ResumePoint) -> None:
     there = point.checkpoint["training"]["teacher_digest"]
     if here != there:
         raise TeacherError(
-            f"{point.source} was trained with {_teacher(there)}, but this run has {_teacher(here)}; hand over the "
+            f"{point.source} was trained with {_teacher(there)}, but this run has {_teacher(here)}; pass the "
             "same teacher, or start a new run."
         )
 
@@ -269,14 +269,14 @@ def refuse_other_data(here: str | None, point: ResumePoint, config: Config) -> N
         then, now = ("a loader of yours", "data_dir") if there is None else ("a data_dir", "a loader of yours")
         raise ConfigError(
             f"{point.source} was trained on images of {then}, and this run has those of {now}: whether they are the "
-            "same cannot be told; bring back what there was, or start a run of another experiment_name from there."
+            "same is unknown; restore the earlier data, or start a run of another experiment_name from there."
         )
     if point.goes_on(config):
         raise ConfigError(
             f"{point.source} was trained on other images than {config.data_dir!r} holds now (their names or sizes "
-            "differ); bring them back, or start a run of another experiment_name from there."
+            "differ); restore them, or start a run of another experiment_name from there."
         )
-    logger.info("%s was trained on other images; this run goes on with new ones", point.source)
+    logger.info("%s was trained on other images; this run continues with new ones", point.source)
 
 
 def resumed_classes(here: tuple[str, ...] | None, point: ResumePoint, config: Config) -> Config:
@@ -300,7 +300,7 @@ def resumed_classes(here: tuple[str, ...] | None, point: ResumePoint, config: Co
         if there is not None and list(there) != list(here):
             raise ConfigError(
                 f"{point.source} was trained on data with the classes {in_words(there)}, and this run's data have "
-                f"{in_words(here)}; bring back what there was, or start a run of another experiment_name from there."
+                f"{in_words(here)}; restore the earlier data, or start a run of another experiment_name from there."
             )
         return config
     student = Classes(f"the network of {point.source}", config.class_names, config.num_classes)
@@ -308,7 +308,7 @@ def resumed_classes(here: tuple[str, ...] | None, point: ResumePoint, config: Co
         found = match(student, Classes("the data set", here))
     except DataError as error:
         if config.num_classes != len(here):
-            raise ConfigError(f"{error}; go on with data of these classes, or train a new network.") from None
+            raise ConfigError(f"{error}; use data of these classes, or train a new network.") from None
         logger.info("%s: its outputs are trained for the data's classes, in their order", error)
         return config.model_copy(update={"class_names": here})
     if student.names is None:

@@ -176,8 +176,9 @@ def with_pixel_range(config: Config, loaders: Loaders, runtime: Runtime) -> Conf
     ranges = runtime.all_gather_object(datasets[0].decoder.pixel_range if datasets else None)
     if len(set(ranges)) > 1:
         raise DataError(
-            f"pixel_range 'auto' comes to {' and '.join(map(str, sorted(set(ranges), key=str)))} in processes of one "
-            f"run, so that {config.data_dir!r} does not hold the same files for all; copy it anew, or set pixel_range."
+            f"pixel_range 'auto' resolves to {' and '.join(map(str, sorted(set(ranges), key=str)))} in processes of "
+            f"one run, so that {config.data_dir!r} does not hold the same files for all; copy it again, or set "
+            "pixel_range."
         )
     return config if ranges[0] is None else config.model_copy(update={"pixel_range": ranges[0]})
 

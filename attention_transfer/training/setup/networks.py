@@ -61,10 +61,10 @@ def open_teacher(config: Config, teacher: nn.Module | None, runtime: Runtime, *,
     if teacher is None:
         if config.alpha > 0:
             raise ConfigError(
-                f"alpha is {config.alpha:g}, but there is no teacher to distil from; set teacher_model, hand over "
+                f"alpha is {config.alpha:g}, but there is no teacher to distil from; set teacher_model, pass "
                 "teacher=..., or set alpha=0."
             )
-        logger.info("there is no teacher: the student learns by cross-entropy alone")
+        logger.info("there is no teacher: the student is trained with cross-entropy alone")
         return None
     match_teacher(teacher, students_classes(config), distils=distils)
     if config.alpha == 0 and config.beta == 0:

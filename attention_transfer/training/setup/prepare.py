@@ -275,7 +275,7 @@ def _check_images(
 def _take_name(config: Config, runtime: AcceleratedRuntime, cleanup: ExitStack) -> None:
     """Lock the run's name, in the folder of its checkpoints and in that of its logs."""
     if config.experiment_name is None:
-        raise ConfigError("resume is 'auto', but experiment_name is None: name the experiment that is to go on.")
+        raise ConfigError("resume is 'auto', but experiment_name is None: name the experiment to resume.")
     files = RunPaths(config)
     locks = {files.lock.absolute(): "save_dir"}
     locks.setdefault(files.log_lock.absolute(), "log_dir")
@@ -319,7 +319,7 @@ def _begin(point: ResumePoint, state: RunState, paths: RunPaths, runtime: Accele
         point.log_changes(runtime)
         is_same_data = data_digest == checkpoint["training"]["data_digest"]
         if state.unfinished is not None and not (is_same_data and own_sampler(loaders.train, runtime.world_size)):
-            logger.info("%s is inside an epoch of other images: that epoch begins anew", point.source)
+            logger.info("%s is inside an epoch of other images: that epoch starts again", point.source)
             state.unfinished = None
         refuse_to_go_back(state, point)
     if runtime.is_main:

@@ -48,7 +48,7 @@ def check_terms(terms: Sequence[LossTerm], *, has_teacher: bool) -> None:
         if not has_teacher and term.weight > 0 and term.needs.of_the_teacher and term.name not in ("kd", "attention"):
             raise ConfigError(
                 f"the loss term {term.name!r} needs the teacher's {', '.join(term.needs.of_the_teacher)}, but there is "
-                "no teacher; set teacher_model, hand over teacher=..., or leave the term out."
+                "no teacher; set teacher_model, pass teacher=..., or leave the term out."
             )
 
 
