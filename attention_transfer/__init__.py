@@ -2,8 +2,8 @@
 
     total = cross_entropy + alpha * KD + beta * AT
 
-after Zagoruyko & Komodakis, "Paying More Attention to Attention" (ICLR 2017). The names below load torch when they
-are first used, so that `import attention_transfer` and the command line's `--help` are instant.
+after Zagoruyko & Komodakis, "Paying More Attention to Attention" (ICLR 2017). The names below load torch on
+first use, so that `import attention_transfer` and the command line's `--help` are instant.
 """
 
 from __future__ import annotations

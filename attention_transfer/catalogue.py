@@ -16,8 +16,8 @@ class NetworkFamily(NamedTuple):
         home: module and name of its `Architecture`, as in "package.module:NAME"; loaded when a network is built.
         pattern: regular expression of the whole name.
         example: a name in the family.
-        summary: the family in half a sentence.
-        depth_rest: where the first number of a name is a depth of 6n + depth_rest, n at least 1.
+        summary: a short description.
+        depth_rest: for families whose depth, the first number of the name, is 6n + depth_rest, n at least 1.
     """
 
     home: str
@@ -66,7 +66,7 @@ def canonical_network_name(name: str) -> str:
     """The registered spelling of `name`, whatever its case.
 
     Raises:
-        ConfigError: no family has such a name; the message gives the nearest one. Or the family has no network of
+        ConfigError: no family has such a name, and the message gives the nearest one; or the family has no network of
             this depth.
     """
     for family in NETWORKS:
@@ -90,11 +90,11 @@ def _spelled_as(family: NetworkFamily, name: str) -> str:
 
 
 def nearest(word: str, known: list[str]) -> str:
-    """A sentence that proposes the known word that is most like another; empty where none is.
+    """A sentence that proposes the most similar known word; empty if none is similar.
 
     Args:
-        word: as it was given.
-        known: what there is.
+        word: as given.
+        known: the candidates.
     """
     by_lower_case = {candidate.lower(): candidate for candidate in known}
     close = difflib.get_close_matches(word.lower(), by_lower_case, n=1, cutoff=0.5)

@@ -1,14 +1,14 @@
-"""What is on disk and how it gets there and back: checkpoints of plain data and tensors.
+"""Reading and writing checkpoints of plain data and tensors.
 
 A checkpoint is one dict, written by `torch.save`, sealed with a digest (see attention_transfer.seal), and read with
 `weights_only=True` after the digest was verified. Its keys:
 
-    format, version                    what this file is
-    card                               name, num_classes, class_names of the network; None for a module of the user's
+    format, version                    the kind of file
+    card                               name, num_classes, class_names of the network; None for a user's module
     model_state_dict                   the student's weights
     config                             the resolved configuration
     epoch, best_accuracy, class_names  completed epochs, best validation accuracy (fraction), names
-    training                           what resuming needs; see attention_transfer.training.checkpointing.state
+    training                           the state to resume; see attention_transfer.training.checkpointing.state
 """
 
 from __future__ import annotations
@@ -66,18 +66,18 @@ _TRAINING_KEYS: dict[str, tuple[type, ...]] = {
     "made_with": (dict,),
 }
 _NEWER_TRAINING_KEYS: dict[str, tuple[type, ...]] = {"loss": (dict,), "stateful": (dict,)}
-"""What checkpoints of version 0.1 do not have."""
+"""Keys that checkpoints of version 0.1 lack."""
 
 
 def write_checkpoint(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
-    """Write a checkpoint so that `path` holds either the whole new file or what it held before.
+    """Write a checkpoint atomically: `path` holds either the whole new file or its previous content.
 
     Raises:
-        CheckpointError: `content` holds something else than plain data and tensors, which could not be read again.
+        CheckpointError: `content` has an object other than plain data and tensors, which could not be read again.
         WriteError: it cannot be written; the message names the path, its bytes, the reason and the remedy.
     """
     check_plain(content)
-    # in memory first: a disk that is full is then told of by its own error, with the bytes that the file needs
+    # in memory first: a full disk then raises its own error, with the bytes that the file needs
     archive = BytesIO()
     torch.save({"format": FORMAT, "version": VERSION, **content}, archive)
     comment = seal(archive)
@@ -85,12 +85,12 @@ def write_checkpoint(path: str | os.PathLike[str], content: dict[str, Any]) -> N
 
 
 def read_plain(path: str | os.PathLike[str]) -> Any:
-    """What a .pth (or .safetensors) file holds, on the CPU; no code in it is run.
+    """The content of a .pth or .safetensors file, on the CPU; no code in it is run.
 
-    A checkpoint of this library is verified before it is read; files of others have no digest.
+    A checkpoint of this library is verified before it is read; other files have no digest.
 
     Raises:
-        CheckpointError: the file is missing, unreadable, damaged, or holds pickled code.
+        CheckpointError: the file is missing, unreadable, corrupt, or holds pickled code.
     """
     with _opened(path) as file:
         if is_sealed(file):
@@ -104,10 +104,10 @@ def read_plain(path: str | os.PathLike[str]) -> Any:
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A checkpoint of this library, as the dict that was written; nothing is read of it before it was verified.
+    """A checkpoint of this library, as the dict that was written; verified before it is parsed.
 
     Raises:
-        CheckpointError: the file is missing, damaged, of another version, or not a checkpoint of this library.
+        CheckpointError: the file is missing, corrupt, of another version, or not a checkpoint of this library.
     """
     with _opened(path) as file:
         if not is_sealed(file):
@@ -126,7 +126,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         training = content["training"]
         newer = {key: types for key, types in _NEWER_TRAINING_KEYS.items() if key in training}
         _check_keys(training, _TRAINING_KEYS | newer, path)
-    # before there was this setting, 16-bit pixels were scaled from there
+    # before this setting existed, 16-bit pixels were scaled from this range
     config = {"pixel_range": FULL, **content["config"]}
     if _names_are_made_up(content):
         config["class_names"] = None
@@ -134,7 +134,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _names_are_made_up(content: dict[str, Any]) -> bool:
-    """Whether nobody has named the classes; before version 0.2 they were then written down as '0', '1', ..."""
+    """Whether the classes have no names; before version 0.2 they were then stored as '0', '1', ..."""
     training, names = content.get("training"), content.get("class_names")
     if not isinstance(training, dict) or "data_classes" in training or training.get("data_digest") is not None:
         return False
@@ -145,11 +145,11 @@ def _check_keys(content: dict[str, Any], keys: dict[str, tuple[type, ...]], path
     for key, types in keys.items():
         if key not in content or not isinstance(content[key], types):
             found = f"a {type(content[key]).__name__}" if key in content else "missing"
-            raise CheckpointError(f"{path} is malformed: {key!r} is {found}. Go on from another checkpoint.")
+            raise CheckpointError(f"{path} is malformed: {key!r} is {found}. Resume from another checkpoint.")
 
 
 def is_checkpoint(content: object) -> bool:
-    """Whether what a file holds is a checkpoint of this library."""
+    """Whether the content of a file is a checkpoint of this library."""
     return isinstance(content, dict) and content.get("format") == FORMAT
 
 
@@ -187,12 +187,12 @@ def _parsed(file: BinaryIO, path: str | os.PathLike[str]) -> Any:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether torch will not read a file, rather than cannot, because it is damaged or the disk fails."""
+    """Whether torch refuses to read a file, rather than fails to, because it is corrupt or the disk fails."""
     return isinstance(error, UnpicklingError) or "weights_only" in str(error)
 
 
 def _reason(error: Exception) -> str:
-    # torch puts its advice to run the file's code before the reason, or behind it
+    # torch puts its advice to run the file's code before or after the reason
     reason = str(error).rpartition("WeightsUnpickler error: ")[2].partition("In PyTorch 2.6")[0].strip()
     return (reason.splitlines() or [""])[0] or type(error).__name__
 
@@ -203,17 +203,17 @@ def _version(content: dict[str, Any]) -> int:
 
 
 def _unsealed(file: BinaryIO, path: str | os.PathLike[str]) -> CheckpointError:
-    """What a file without a digest is, told from its bytes without parsing it."""
+    """The error for a file without a digest, chosen from its bytes without parsing it."""
     ends = ends_unsealed(file)
     file.seek(0)
-    # torch.save stores text as it is
+    # torch.save stores text unencoded
     if FORMAT.encode() not in file.read():
         return CheckpointError(_not_ours(path))
     if not ends:
         return CheckpointError(_damaged(path))
     return VersionError(
         f"{path} has no digest: it was written in format 1, and this version of attention-transfer reads format "
-        f"{VERSION}. Train anew, or go on with the version that wrote it; as a teacher_model it can still be read."
+        f"{VERSION}. Train again, or use the version that wrote it; as a teacher_model it can still be read."
     )
 
 
@@ -225,11 +225,11 @@ def _not_ours(path: str | os.PathLike[str]) -> str:
 
 
 def _damaged(path: str | os.PathLike[str]) -> str:
-    return f"{path} is damaged or was cut short: its bytes are not those of its digest. Go on from another checkpoint."
+    return f"{path} is damaged or was cut short: its bytes are not those of its digest. Resume from another checkpoint."
 
 
 def card_from(content: dict[str, Any]) -> ModelCard | None:
-    """The description of a checkpoint's network; None for a module that the user brought.
+    """The description of a checkpoint's network; None for a user's module.
 
     Raises:
         CheckpointError: it is malformed.
@@ -246,12 +246,17 @@ def card_from(content: dict[str, Any]) -> ModelCard | None:
 def load_weights(model: nn.Module, weights: dict[str, Any], source: str) -> None:
     """Load weights strictly.
 
+    Args:
+        model: filled in place.
+        weights: a state_dict.
+        source: where they are from, for the message.
+
     Raises:
         CheckpointError: keys or shapes differ.
     """
     try:
         unwrapped(model).load_state_dict(weights)
-    except (RuntimeError, AttributeError) as error:  # AttributeError: a key is no text
+    except (RuntimeError, AttributeError) as error:  # AttributeError: a key is not a string
         raise CheckpointError(f"{source} does not fit {type(unwrapped(model)).__name__}: {error}") from error
 
 
@@ -261,23 +266,23 @@ def load_model(
     """The network of a checkpoint, ready to use.
 
     Args:
-        path: a checkpoint that `train_at` wrote.
+        path: a checkpoint written by `train_at`.
         device: 'auto', 'cpu', 'cuda', ...
-        model: for a checkpoint of a module that the user brought: a module of the same kind to be filled.
+        model: for a checkpoint of a user's module: a module of the same kind, to be filled.
 
     Returns:
         a dict: model (in eval mode, on the device), config (dict), epoch (completed), best_accuracy (fraction),
         best_balanced_accuracy (of that epoch; see `balanced_accuracy_at_best`), class_names (list of str; '0', '1', ...
-        where nobody has named the classes).
+        if the classes have no names).
 
     Raises:
-        CheckpointError: the file is missing, damaged, not ours, or needs `model`.
+        CheckpointError: the file is missing, corrupt, not a checkpoint of this library, or needs `model`.
     """
     content = read_checkpoint(path)
     card = card_from(content)
     if model is None and card is None:
         raise CheckpointError(
-            f"{path} holds the weights of a module that was handed to train_at; hand such a module to "
+            f"{path} holds the weights of a module that was passed to train_at; pass such a module to "
             "load_model(path, model=...) as well."
         )
     try:
@@ -301,14 +306,14 @@ def load_model(
 
 
 def balanced_accuracy_at_best(history: Sequence[Mapping[str, float]], best_epoch: int) -> float | None:
-    """The balanced accuracy of validation, a fraction, in the epoch that has the best accuracy.
+    """The balanced validation accuracy, a fraction, of the epoch with the best accuracy.
 
     Args:
-        history: a record an epoch.
+        history: one record per epoch.
         best_epoch: from 1; 0 before the first.
 
     Returns:
-        None where nothing validated, or an older version of this library did.
+        the figure; None without validation, and in runs of older versions of this library.
     """
     return history[best_epoch - 1].get("val_balanced_accuracy") if 0 < best_epoch <= len(history) else None
 

@@ -1,4 +1,4 @@
-"""Classes go by their names: what two lists of classes have to do with each other, whatever their order."""
+"""Matching two lists of classes by name, whatever their order."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ SHOWN_UNKNOWN = 5
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes that somebody tells apart, in the order of their numbers.
+    """A list of classes, in the order of their numbers.
 
     Attributes:
-        owner: who does, as the subject of a sentence: 'the teacher', 'val_loader'.
-        names: what they are called; None where nobody has named them.
-        count: how many there are where they are not named; None where that is not known either.
+        owner: whose classes they are, as the subject of a sentence: 'the teacher', 'val_loader'.
+        names: of the classes; None if they have none.
+        count: the number of classes without names; None if unknown.
         synonyms: other lists of names for the same classes in the same order.
     """
 
@@ -32,17 +32,17 @@ class Classes:
 
     @property
     def number(self) -> int | None:
-        """How many classes there are; None where that is not known."""
+        """The number of classes; None if unknown."""
         return self.count if self.names is None else len(self.names)
 
 
 @dataclass(frozen=True)
 class Match:
-    """Where the classes of one list are in another.
+    """The mapping from one list of classes to another.
 
     Attributes:
-        positions: our class i is their class positions[i]; None where both lists are the same.
-        note: a sentence for the user about what is no matter of course; None where there is nothing to say.
+        positions: our class i is their class positions[i]; None if both lists are the same.
+        note: a sentence for the log if the match is not trivial, else None.
     """
 
     positions: tuple[int, ...] | None = None
@@ -51,18 +51,18 @@ class Match:
 
 @lru_cache(maxsize=256)
 def match(theirs: Classes, ours: Classes) -> Match:
-    """Find each of our classes among theirs, by its name.
+    """Match each of our classes to one of theirs, by name.
 
-    Theirs may be more than ours, and in another order. Where one side does not name its classes they are taken in
-    the order in which they come, which is only possible where their numbers do not differ; the note says so.
+    Theirs may be more than ours, and in another order. If one side has no names, classes are matched by index, which
+    requires equal numbers of classes; the note says so.
 
     Args:
-        theirs: the classes to look among.
-        ours: the classes to look for.
+        theirs: the classes to search.
+        ours: the classes to find.
 
     Raises:
-        DataError: one of ours is not among theirs, or a name does not say which of theirs it is; or one side has no
-            names and another number of classes. The message, which has no full stop, holds both lists.
+        DataError: one of ours is not among theirs, or its name is ambiguous; or one side has no names and another
+            number of classes. The message, which has no full stop, holds both lists.
 
     Example:
         >>> match(Classes("the teacher", ("ant", "bee", "cat")), Classes("the student", ("cat", "ant"))).positions
@@ -75,7 +75,7 @@ def match(theirs: Classes, ours: Classes) -> Match:
     for names in (theirs.names, *theirs.synonyms):
         positions = _positions(names, ours.names)
         if positions is not None:
-            return Match(*_told(positions, theirs, ours))
+            return Match(*_with_note(positions, theirs, ours))
     raise DataError(_difference(theirs, ours))
 
 
@@ -99,7 +99,7 @@ def _with_names(classes: Classes) -> str:
 
 
 def _positions(theirs: Sequence[str], ours: Sequence[str]) -> tuple[int, ...] | None:
-    """Where each of our names is among theirs; None where one is not there, or a name is there twice."""
+    """The index of each of our names among theirs; None if one is missing or duplicate."""
     numbers: dict[str, list[int]] = {}
     for number, name in enumerate(theirs):
         numbers.setdefault(_key(name), []).append(number)
@@ -111,11 +111,11 @@ def _positions(theirs: Sequence[str], ours: Sequence[str]) -> tuple[int, ...] | 
 
 
 def _key(name: str) -> str:
-    # macOS may hand out a folder's name with its accents taken apart
+    # macOS may return a folder's name with decomposed accents
     return unicodedata.normalize("NFC", name)
 
 
-def _told(positions: tuple[int, ...], theirs: Classes, ours: Classes) -> tuple[tuple[int, ...] | None, str | None]:
+def _with_note(positions: tuple[int, ...], theirs: Classes, ours: Classes) -> tuple[tuple[int, ...] | None, str | None]:
     if len(positions) < (theirs.number or 0):
         few = f"{ours.owner} has {len(positions)} of the {theirs.number} classes of {theirs.owner}"
         return positions, f"{few}: they are matched by name"
@@ -144,7 +144,7 @@ def _with_nearest(name: str, known: Iterable[str]) -> str:
 
 
 def in_words(names: Sequence[str]) -> str:
-    """A list of names for a message, cut short where it is long.
+    """A list of names for a message, shortened if it is long.
 
     Example:
         >>> in_words(["ant", "bee"])
@@ -157,5 +157,5 @@ def in_words(names: Sequence[str]) -> str:
 
 
 def numbers_as_names(count: int) -> tuple[str, ...]:
-    """What classes go by where nobody has named them: '0', '1', ..."""
+    """Names for classes without names: '0', '1', ..."""
     return tuple(str(number) for number in range(count))

@@ -1,6 +1,6 @@
 """The settings of a run: defaults, types, ranges, help texts, flags and documentation in one place.
 
-`Config` is the single source. At the border to the user it is a plain dict (`DEFAULT_CONFIG`, `create_at_config`);
+`Config` is the single source. In the public API it is a plain dict (`DEFAULT_CONFIG`, `create_at_config`);
 the command line and the README's table are made from it. This module imports no torch, so that `--help` is instant.
 """
 
@@ -58,7 +58,7 @@ class Config(BaseModel):
         validate_default=True,
     )
 
-    # what is trained, and who teaches
+    # student and teacher
     model: str = Field("MultiBranchNet", description="the student: a network's name (see `attention-transfer info`)")
     weights: str | None = Field(
         None, description="torchvision's pretrained weights for a ResNet18 or ResNet50 student, e.g. DEFAULT"
@@ -142,7 +142,7 @@ class Config(BaseModel):
     )
     compile: bool = Field(False, description="compile the student with torch.compile (CUDA only)")
 
-    # what is kept between epochs and runs
+    # caches
     pixel_cache: Switch = Field(
         "auto",
         description="decode each image once and keep its pixels; auto = if they fit in half of the free disk",
@@ -157,7 +157,7 @@ class Config(BaseModel):
         50.0, gt=0, description="gigabytes in cache_dir above which what was not used longest is removed"
     )
 
-    # where things go
+    # files
     print_freq: int = Field(100, ge=1, description="batches between two lines in the log")
     save_minutes: float = Field(
         10.0, gt=0, description="minutes between two saves of the last state, inside an epoch too"
@@ -187,7 +187,7 @@ class Config(BaseModel):
     @field_validator("crop_scale", "pixel_range")
     @classmethod
     def _ordered(cls, pair: Any, info: ValidationInfo) -> Any:
-        is_area = info.field_name == "crop_scale"  # which may be one and the same for all crops
+        is_area = info.field_name == "crop_scale"  # all crops may have the same area
         if pair != "auto" and (pair[0] > pair[1] or (pair[0] == pair[1] and not is_area)):
             raise ValueError(f"the first number must {'not be above' if is_area else 'be below'} the second")
         return pair
@@ -221,7 +221,7 @@ def resolve_config(config: Config | Mapping[str, Any] | None = None) -> Config:
 
     Raises:
         ConfigError: an unknown key, a wrong type or a value out of range; the message names the key, the
-            value, what is allowed and, for an unknown key, the nearest right one.
+            value, what is allowed and, for an unknown key, the nearest known one.
     """
     if isinstance(config, Config):
         return config
@@ -230,7 +230,7 @@ def resolve_config(config: Config | Mapping[str, Any] | None = None) -> Config:
     try:
         return Config.model_validate(dict(DEFAULT_CONFIG if config is None else config))
     except ValidationError as error:
-        # a value that may be of several types fails once for each of them
+        # a value with several allowed types fails once for each
         sentences = {details["loc"][:1] or (number,): details for number, details in enumerate(error.errors())}
         raise ConfigError("\n".join(map(_sentence, sentences.values()))) from None
 

@@ -1,4 +1,4 @@
-"""What a trained network is worth: how often it is right, how sure it is of itself, and what it costs."""
+"""Evaluation of a classifier: accuracy, calibration, and cost."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ CALIBRATION_BINS = 15
 def evaluate_model(
     model: nn.Module, test_loader: Iterable[Any], config: Config | Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Measure a classifier on a test set.
+    """Evaluate a classifier on a test set.
 
-    The network runs in eval mode, in its own number format and on its own device, and is left as it was found.
+    The network runs in eval mode, in its own number format and on its own device, and is left unchanged.
 
     Args:
-        model: images [B, C, H, W] to logits [B, K], K at least 2.
-        test_loader: any iterable of (images, labels).
-        config: class_names is used: the network's classes. Without it they are those that it was trained with. Where
-            the loader's data set names its classes too, both are matched by name: the data may have them in another
-            order, and may have few of them. A network that names none has those of the data, in their order;
-            classes that nobody names go by their numbers '0', '1', ...
+        model: maps images [B, C, H, W] to logits [B, K], K at least 2.
+        test_loader: any iterable of (images [B, C, H, W], labels [B]).
+        config: uses class_names: the network's classes; by default those that it was trained with. If the loader's
+            data set has class names too, both are matched by name: the data may have them in another order, and may
+            have few of them. A network without names gets those of the data, in their order; without any, classes are
+            called '0', '1', ...
 
     Returns:
         plain numbers, lists and dicts that can be written as JSON:
-        accuracy, balanced_accuracy (the mean of recall over the classes that have images; 1 / K for whoever always
-        gives the same answer), top5_accuracy (all in [0, 1]; the top K where K is below 5), loss (mean cross-entropy),
+        accuracy, balanced_accuracy (the mean of recall over the classes that have images; 1 / K for a constant
+        prediction), top5_accuracy (all in [0, 1]; the top K where K is below 5), loss (mean cross-entropy),
         per_class (precision, recall, f1 and support by class name; 0 where undefined),
         confusion_matrix (K lists of K counts: a row for each true class, a column for each predicted one),
         calibration_error (expected calibration error of 15 bins, in [0, 1]; Guo et al. 2017, equation 3),
@@ -57,7 +57,7 @@ def evaluate_model(
     Raises:
         DataError: the loader is empty, a label is not among the network's classes, or the data have a class that the
             network does not have.
-        ConfigError: the network does not put out logits [B, K], K at least 2.
+        ConfigError: the network does not output logits [B, K], K at least 2.
         DivergenceError: the loss of a batch is not a finite number.
 
     Example:
@@ -96,10 +96,10 @@ def evaluate_model(
 
 
 class Tally:
-    """Counts over samples, on the CPU, batch by batch; no logits are kept.
+    """The running counts of an evaluation, on the CPU; logits are not stored.
 
     Args:
-        names: of the classes; those that it does not reach go by their numbers.
+        names: of the classes; further classes are named by their numbers.
         num_classes: K, at least 2.
     """
 
@@ -109,8 +109,7 @@ class Tally:
 
         self.num_classes = num_classes
         self._names = [names[label] if label < len(names) else str(label) for label in range(num_classes)]
-        # `add` checks what these would check once more; of several processes one alone evaluates, so that waiting
-        # for the others would be for ever
+        # `add` validates already; of several processes only one evaluates, so that syncing would wait for ever
         common: dict[str, Any] = {"num_classes": num_classes, "validate_args": False, "sync_on_compute": False}
         self._of_logits = MetricCollection(
             {
@@ -147,7 +146,7 @@ class Tally:
         self._calibration.update(logits.softmax(dim=1), labels)
 
     def report(self) -> dict[str, Any]:
-        """The figures of all samples added, of which there must be at least one."""
+        """The figures of all samples added; there must be at least one."""
         values = {name: _plain(value) for name, value in self._of_logits.compute().items()}
         confusion = values["confusion_matrix"]
         columns = (values["precision"], values["recall"], values["f1"], [sum(row) for row in confusion])
@@ -171,8 +170,8 @@ def mean_recall(images: Sequence[float], right: Sequence[float]) -> float:
     """Balanced accuracy: the mean of recall over the classes that have images (Brodersen et al. 2010), in [0, 1].
 
     Args:
-        images: of each of K classes; not all are 0.
-        right: those of them that are recognised.
+        images: number of images of each of K classes; not all 0.
+        right: number of them classified correctly.
 
     Example:
         >>> mean_recall([180, 6, 0], [180, 0, 0])
@@ -188,7 +187,7 @@ def _plain(figures: Tensor) -> Any:
 
 
 class Stopwatch:
-    """Times forward passes on a device; what lies between them does not count."""
+    """A timer of forward passes on a device; the time between them does not count."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -196,7 +195,7 @@ class Stopwatch:
 
     @contextmanager
     def timing(self, images: int) -> Iterator[None]:
-        """Time what is inside as one pass over so many images."""
+        """Time the `with` block as one pass over `images` images."""
         self._wait()
         start = time.perf_counter()
         yield
@@ -208,16 +207,16 @@ class Stopwatch:
             torch.accelerator.synchronize(self.device)
 
     def images_per_second(self) -> float:
-        """Of all passes but the first, which warms up; of the first where it is the only one."""
+        """The rate over all passes but the first, which warms up; of the first if it is the only one."""
         passes = self._passes[1:] or self._passes
         return sum(images for images, _ in passes) / sum(seconds for _, seconds in passes)
 
 
 def count_multiply_adds(model: nn.Module, images: Tensor) -> int:
-    """Multiplications with addition in convolutions and matrix products of one forward pass.
+    """The multiply-adds of convolutions and matrix products in one forward pass.
 
     Args:
-        model: run once, without its wrappers, inside of which operations cannot be seen.
+        model: run once, without its wrappers, which hide operations from the counter.
         images: [B, C, H, W] on the network's device.
     """
     with undisturbed(model), FlopCounterMode(display=False) as counter:
@@ -227,7 +226,7 @@ def count_multiply_adds(model: nn.Module, images: Tensor) -> int:
 
 
 def _in_networks_numbers(network: Classes, loader: Iterable[Any]) -> tuple[tuple[str, ...], Iterable[Any]]:
-    """The names of the classes, and the loader with the network's labels for those that it names."""
+    """The class names, and the loader relabelled with the network's class numbers if it has names."""
     in_loader = classes_of(loader)
     if in_loader is None:
         return network.names or (), loader
@@ -239,7 +238,7 @@ def _in_networks_numbers(network: Classes, loader: Iterable[Any]) -> tuple[tuple
 
 
 def _check_count(network: Classes, names: Sequence[str], num_classes: int) -> None:
-    """Names that the data have given to the classes of a network that has not told their number."""
+    """Check the data's class names against the width of a network of unknown width."""
     if network.number is None and names:
         _matched(Classes(network.owner, count=num_classes), names)
 

@@ -1,4 +1,4 @@
-"""Drawing attention: an image in colours, a map laid over it, and the page that both are put on."""
+"""Drawing attention: denormalised images, overlays of maps, and the page with both."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PIXELS = 384
-"""About as high as a photo is drawn that has several rows beside it; overlays are half as high."""
+"""Approximate height in pixels of a photo with several rows beside it; overlays are half as high."""
 COLOURS = "inferno"
 OPACITY = 0.6
 
@@ -31,10 +31,18 @@ INK, FAINT = "#1a1a1a", "#767676"
 
 
 def denormalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Normalised images [B, 3, H, W] in colours of [0, 1] again, on the CPU.
+    """Undo the normalisation of images, on the CPU.
 
-    Images of another number of channels have no known colours: the mean of their channels becomes a grey image that
-    goes from black to white.
+    Images with another number of channels have no known colours: the mean of their channels becomes a grey image from
+    black to white.
+
+    Args:
+        images: normalised, [B, C, H, W].
+        mean: of each channel.
+        std: standard deviation of each channel.
+
+    Returns:
+        [B, 3, H, W] in [0, 1].
     """
     images = images.cpu().float()
     if images.shape[1] == len(mean):
@@ -46,7 +54,7 @@ def denormalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...])
 
 
 def enlarge(pictures: Tensor, pixels: int = PIXELS) -> Tensor:
-    """Pictures [B, 3, H, W] about `pixels` high: pixels of small ones stay squares, others are smoothed."""
+    """Resize pictures [B, 3, H, W] to [B, 3, h, w], h about `pixels`; small ones stay blocky, others are smoothed."""
     height, width = pictures.shape[2:]
     if PIXELS // height > 4:
         factor = max(1, pixels // height)
@@ -56,7 +64,7 @@ def enlarge(pictures: Tensor, pixels: int = PIXELS) -> Tensor:
 
 
 def overlay(picture: Tensor, attention: Tensor) -> Tensor:
-    """A map in colours over the picture in grey, so that every colour is the map's.
+    """Overlay a map in colours on a picture in grey.
 
     Args:
         picture: [3, H, W] in [0, 1].
@@ -77,12 +85,12 @@ def overlay(picture: Tensor, attention: Tensor) -> Tensor:
 class Page:
     """A figure of photos, each with a block of overlays at its right: a row for each network, a column for each size.
 
-    It is made of matplotlib's objects alone, never through pyplot: there is no global state and nothing to close.
-    Pictures are put on the figure itself: axes for each would take longer to make than all else.
+    It does not use pyplot, so that there is no global state and nothing to close. Pictures are added to the figure
+    itself: making axes for each would take longer than everything else.
 
     Args:
         photos: number of photos.
-        rows: networks, and so rows of overlays, beside each photo.
+        rows: rows of overlays beside each photo, one for each network.
         columns: overlays in a row.
         aspect: width over height of the photos.
         has_titles: whether there is a line above each photo.
@@ -102,17 +110,30 @@ class Page:
         self._height = MARGIN + LINE + photos * self._pitch - between + LINE + MARGIN
         self.figure = Figure(figsize=(self._width, self._height), dpi=DPI, facecolor="white")
         FigureCanvasAgg(self.figure)
-        # a notebook shows whatever has this method, also where pyplot was never imported
+        # notebooks display objects with this method, also if pyplot was never imported
         self.figure._repr_png_ = partial(png_of, self.figure)  # type: ignore[attr-defined]
 
     def photo(self, photo: int, picture: Tensor, title: str | None = None) -> None:
-        """Draw a photo [3, H, W], and its title above it."""
+        """Draw a photo, and its title above it.
+
+        Args:
+            photo: its number.
+            picture: [3, H, W] in [0, 1].
+            title: a line of text, or None.
+        """
         self._image(picture, MARGIN, self._top_of(photo), self._photo_height)
         if title is not None:
             self._write(title, MARGIN, self._top_of(photo) - 0.07, size=8)
 
     def overlay(self, photo: int, row: int, column: int, picture: Tensor) -> None:
-        """Draw an overlay [3, H, W] in its place beside a photo."""
+        """Draw an overlay beside a photo.
+
+        Args:
+            photo: number of the photo.
+            row: of the network.
+            column: of the stage.
+            picture: [3, H, W] in [0, 1].
+        """
         self._image(picture, self._left_of(column), self._top_of(photo) + row * (CELL + GAP), CELL)
 
     def heading(self, column: int, text: str) -> None:
@@ -120,14 +141,21 @@ class Page:
         self._write(text, self._left_of(column) + CELL * self._aspect / 2, self._top_of(0) - 0.07, align="center")
 
     def name(self, photo: int, row: int, role: str, name: str) -> None:
-        """Write along a row of overlays which network it is."""
+        """Write the network's role and name along a row of overlays.
+
+        Args:
+            photo: number of the photo.
+            row: of the network.
+            role: such as 'teacher'; may be empty.
+            name: of the network.
+        """
         middle = self._top_of(photo) + row * (CELL + GAP) + CELL / 2
         lines = [(text, colour) for text, colour in ((role, INK), (name, FAINT)) if text]
         for i, (text, colour) in enumerate(reversed(lines)):
             self._write(text, self._left_of_overlays - 0.06 - 0.13 * i, middle, colour=colour, upright=True)
 
     def scale(self) -> None:
-        """Draw which colours stand for little and for much attention."""
+        """Draw the colour scale."""
         length, thickness = CELL * self._aspect, 0.07
         left, top = self._width - MARGIN - length, self._height - MARGIN - thickness
         self._put(torch.linspace(0, 1, 256).view(1, -1).numpy(), left, top, length, thickness, cmap=COLOURS)
@@ -172,7 +200,7 @@ class Page:
 
 
 def png_of(figure: Figure, *, is_packed: bool = True) -> bytes:
-    """A figure as the bytes of a PNG file; unpacked it is large, and made in half the time."""
+    """Render a figure as the bytes of a PNG file; uncompressed it is large, but takes half the time."""
     buffer = BytesIO()
     figure.savefig(buffer, format="png", pil_kwargs={} if is_packed else {"compress_level": 0})
     return buffer.getvalue()

@@ -1,7 +1,7 @@
-"""What a file that is refused holds, found out without running it, and how its weights can be saved anew.
+"""Inspecting a refused pickle file without running it, and the command that resaves its weights.
 
-The pickle is read with a stand-in for every class and function that it names: a stand-in keeps what it is given and
-does nothing, so that the file shows its structure and cannot act.
+The pickle is read with a stand-in for every class and function that it names: a stand-in stores its arguments and does
+nothing, so that the file's structure is visible but no code of it runs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from attention_transfer.unpickling import allowed_names
 from attention_transfer.weight_keys import rank_of
 
 _MAGIC = 0x1950A86A20F9469CFC6C
-"""What torch.save wrote first, before its files were zip archives."""
+"""The magic number at the start of torch.save's files, before they were zip archives."""
 _DEPTH = 3
 _NAMED = 3
 _PLAIN = re.compile(
@@ -26,16 +26,16 @@ _PLAIN = re.compile(
     r"torch\.(Size|device|[a-z]+\d+\w*|bool)|torch\.nn\.parameter\.Parameter|torch\.serialization\._get_layout|"
     r"collections\.(OrderedDict|Counter)|_codecs\.encode|builtins\.(set|bytearray|complex)"
 )
-"""What torch.load(weights_only=True) allows by itself."""
+"""Names that torch.load(weights_only=True) allows by default."""
 _COMMANDS = re.compile(
     r"(os|posix|nt|subprocess|sys|shutil|socket|runpy|importlib|pty|ctypes|code|marshal|webbrowser|pickle|_pickle|pip|"
     r"asyncio|multiprocessing)\..*|builtins\.(eval|exec|compile|open|__import__|breakpoint|input|execfile)"
 )
-"""What no weights need, and what files that attack call."""
+"""Names that no weights need, and malicious files call."""
 
 
 class _Inert(dict[Any, Any]):
-    """A stand-in: keeps the state and the items that it is given, and calls nothing."""
+    """A stand-in for any class or function: stores state and items, and calls nothing."""
 
     path = ""
     state: Any = None
@@ -82,10 +82,10 @@ class _Reader(pickle.Unpickler):
 
 
 class Held(NamedTuple):
-    """What a file holds.
+    """The content of a pickled file.
 
     Attributes:
-        content: dicts, lists, numbers and text as they are, everything else as a stand-in.
+        content: dicts, lists, numbers and text as they are, everything else as stand-ins.
         names: every class and function that reading it would import, in the order of the file.
         opened_by: the Python expression that reads it, with the file's path as {path!r}.
     """
@@ -102,10 +102,10 @@ class Held(NamedTuple):
 
 
 def look_into(file: BinaryIO) -> Held | None:
-    """What a pickled file holds, found out without running it; None where it cannot be told."""
+    """Inspect a pickled file without running it; None if it cannot be parsed."""
     try:
         return _look(file)
-    except Exception:  # a damaged or hostile pickle fails in any way
+    except Exception:  # a corrupt or malicious pickle may raise anything
         return None
 
 
@@ -131,7 +131,7 @@ def _look(file: BinaryIO) -> Held | None:
     content = reader.load()
     if content != _MAGIC:
         return Held(content, tuple(reader.names), "pickle.load(open({path!r}, 'rb'))")
-    for _ in range(3):  # a version, what machine it was, and then what was saved
+    for _ in range(3):  # the version, the machine, and then the saved object
         reader = _Reader(file)
         content = reader.load()
     return Held(content, tuple(reader.names), _TORCH)
@@ -141,7 +141,7 @@ _TORCH = "torch.load({path!r}, weights_only=False)"
 
 
 def resaving(held: Held, path: str) -> str | None:
-    """The line of Python that saves the weights of a file as a plain state_dict; None where none can be seen in it."""
+    """The line of Python that saves the weights of a file as a plain state_dict; None if it has no visible weights."""
     opened = held.opened_by.format(path=path)
     is_script = held.opened_by.startswith("torch.jit")
     weights = f"{opened}.state_dict()" if is_script else _weights_in(held.content, opened)
@@ -188,12 +188,12 @@ def _is_dict(content: Any) -> bool:
 
 
 def refusal(path: str, held: Held, reason: str) -> str:
-    """Why a file is not read, and the line that makes one that is.
+    """The message that refuses a file, with the line of Python that resaves its weights.
 
     Args:
         path: the file.
-        held: what is in it.
-        reason: what the restricted reader said, for a file whose types are all allowed.
+        held: its content.
+        reason: the restricted reader's message, for a file whose types are all allowed.
     """
     foreign = held.foreign
     commands = [name for name in foreign if _COMMANDS.fullmatch(name)]

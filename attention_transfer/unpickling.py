@@ -1,9 +1,9 @@
-"""Reading a pickled checkpoint without running anything that it brings.
+"""Reading a pickled checkpoint without running any code in it.
 
-`torch.load(weights_only=True)` builds tensors and plain data alone, and so refuses what most training scripts put
-beside the weights: their argparse settings, a best accuracy that is a NumPy number, a path. Here these few types are
-read as well, each by a stand-in of ours that only keeps what it is given: NumPy's own functions, for one, trust the
-sizes and flags that a file tells them. Everything else is refused before it is called.
+`torch.load(weights_only=True)` builds only tensors and plain data, and so refuses what most training scripts save
+beside the weights: argparse settings, a best accuracy as a NumPy number, a path. These few types are read here as well,
+each as a stand-in that only stores its arguments: NumPy's own functions, for one, trust the sizes and flags in a file.
+Everything else is refused before it is called.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _lock = threading.Lock()
 
 
 class Settings(argparse.Namespace):
-    """Stands for argparse.Namespace and types.SimpleNamespace: attributes, and nothing that Python would call."""
+    """Stands for argparse.Namespace and types.SimpleNamespace: attributes, but no special methods."""
 
     def __setstate__(self, state: object) -> None:
         if not isinstance(state, dict) or any(not isinstance(key, str) or key.startswith("__") for key in state):
@@ -38,7 +38,13 @@ class Settings(argparse.Namespace):
 
 
 class NumberType:
-    """Stands for numpy.dtype: numbers and text of a known size, but neither objects nor records."""
+    """Stands for numpy.dtype: numbers and text of a known size, but neither objects nor records.
+
+    Args:
+        name: of the type.
+        align: ignored.
+        copy: ignored.
+    """
 
     def __init__(self, name: object, align: object = False, copy: object = False) -> None:
         if not isinstance(name, str) or _NUMBERS.fullmatch(name) is None:
@@ -86,19 +92,25 @@ def number(kind: object, data: object) -> Any:
 
 
 def empty_array(kind: object, shape: object, code: object) -> NumberArray:
-    """Stands for numpy.core.multiarray._reconstruct; the state that follows fills it."""
+    """Stands for numpy.core.multiarray._reconstruct; the state that follows fills the array.
+
+    Args:
+        kind: the stand-in of numpy.ndarray.
+        shape: ignored.
+        code: ignored.
+    """
     if kind is not NumberArray:
         raise UnpicklingError("an array of another class than numpy.ndarray is not read")
     return NumberArray()
 
 
 def parts(*arguments: object) -> tuple[object, ...]:
-    """Stands for datetime's types, whose values nobody here needs."""
+    """Stands for datetime's types, whose values are not needed."""
     return arguments
 
 
 def path_text(*arguments: object) -> str:
-    """Stands for pathlib's types: a Windows path cannot be made elsewhere, and the text says as much."""
+    """Stands for pathlib's types, as text: a Windows path cannot be created on other systems."""
     return str(PurePosixPath(*(part for part in arguments if isinstance(part, str))))
 
 
@@ -108,7 +120,7 @@ def plain_dict(*factory: object) -> dict[Any, Any]:
 
 
 def no_bytes() -> bytes:
-    """Stands for builtins.bytes, which a pickle calls for the empty ones alone."""
+    """Stands for builtins.bytes, which a pickle calls only for empty bytes."""
     return b""
 
 
@@ -118,7 +130,7 @@ def only_named(*arguments: object) -> NoReturn:
 
 
 class Allowed(NamedTuple):
-    """Types that are read: their names in a pickle, what is called instead, and why that is harmless."""
+    """Allowed types: their names in a pickle, the stand-in that is called instead, and why that is harmless."""
 
     names: tuple[str, ...]
     stand_in: Callable[..., Any]
@@ -167,17 +179,17 @@ ALLOWED = (
     ),
     Allowed(("torch.torch_version.TorchVersion",), str, "text"),
 )
-"""All that is read beyond what torch.load(weights_only=True) allows; refused is whatever is not named."""
+"""All types read beyond those of torch.load(weights_only=True); any other is refused."""
 
 
 def load_restricted(file: BinaryIO) -> Any:
-    """What torch.save has written, on the CPU: tensors, plain data and `ALLOWED`; no code in it is run.
+    """The content of a file written by torch.save, on the CPU: tensors, plain data and `ALLOWED`; no code in it is run.
 
     Raises:
-        UnpicklingError, RuntimeError, EOFError, OSError, ...: it holds anything else, or is damaged.
+        UnpicklingError, RuntimeError, EOFError, OSError, ...: it holds anything else, or is corrupt.
     """
     with _lock, _allowed(), warnings.catch_warnings():
-        # each comes before an error that says more
+        # each precedes an error with more detail
         warnings.filterwarnings("ignore", message="Detected pickle protocol|.*looks like a TorchScript archive")
         return torch.load(file, map_location="cpu", weights_only=True)
 
@@ -189,7 +201,7 @@ def allowed_names() -> frozenset[str]:
 
 @contextmanager
 def _allowed() -> Iterator[None]:
-    """Inside, torch's list of allowed types is the user's own and ours; where both have one, ours counts."""
+    """Add our types to torch's allowed ones inside the `with`; ours replace the user's of the same name."""
     before, ours = torch.serialization.get_safe_globals(), allowed_names()
     theirs = [entry for entry in before if _name_of(entry) not in ours]
     torch.serialization.clear_safe_globals()

@@ -1,4 +1,4 @@
-"""Where a network looks: attention as tensors, and as figures that lay it over the images."""
+"""Visualising attention: attention maps as tensors, and figures that overlay them on the images."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ Settings = Config | Mapping[str, Any] | None
 
 
 def extract_attention_maps(model: nn.Module, x: Tensor, config: Settings = None) -> list[Tensor]:
-    """at(x) of every stage: the attention maps that the loss compares, before they are brought to one size.
+    """The attention maps of every stage, as the loss compares them, before they are resized.
 
-    The network runs in eval mode without gradients, and is left as it was found.
+    The network runs in eval mode without gradients, and is left unchanged.
 
     Args:
         model: any convolutional network.
-        x: normalised float images [B, 3, H, W], or one image [3, H, W]; brought to the device and number format of the
+        x: normalised float images [B, 3, H, W], or one image [3, H, W]; moved to the device and number format of the
             network.
-        config: layers overrides the stages (of 'student.module:teacher.module' the student's side is taken).
+        config: uses layers, which overrides the stages (of 'student.module:teacher.module' the student's side).
 
     Returns:
-        for each stage, shallow to deep, [B, H, W] in [0, 1] at the stage's own resolution; the map of each image
-        has the L2 norm 1.
+        for each stage, shallow to deep, [B, H, W] in [0, 1] at the stage's resolution; the map of each image has an L2
+        norm of 1.
 
     Raises:
         DataError: x is not a float tensor of such a shape.
@@ -60,14 +60,16 @@ def extract_attention_maps(model: nn.Module, x: Tensor, config: Settings = None)
 
 
 def visualize_attention_maps(model: nn.Module, x: Tensor, config: Settings = None, layer_idx: int = 0) -> Tensor:
-    """The attention map of one stage, scaled for display: the least attended place of each image is 0, the most 1.
+    """The attention map of one stage, scaled for display: for each image the minimum is 0, the maximum 1.
 
     Args:
-        model, x, config: as in `extract_attention_maps`.
+        model: as in `extract_attention_maps`.
+        x: images [B, 3, H, W], or one image [3, H, W].
+        config: uses layers.
         layer_idx: the stage, 0 for the shallowest; negative ones count from the deepest, as in a list.
 
     Returns:
-        [B, H, W] in [0, 1] at the stage's own resolution; 0 everywhere for an image that is attended evenly.
+        [B, H, W] in [0, 1] at the stage's resolution; 0 everywhere where a map is constant.
 
     Raises:
         ConfigError: the network has no such stage.
@@ -85,7 +87,7 @@ def visualize_attention_maps(model: nn.Module, x: Tensor, config: Settings = Non
 def _attention(model: nn.Module, images: Tensor, layers: Sequence[str] | None) -> list[Tensor]:
     weights = next(model.parameters(), None)
     images = images if weights is None else images.to(weights)
-    # Hooks on a compiled network may never be called: what is inside of the wrappers runs as it is written.
+    # hooks on a compiled network may never be called: the unwrapped one runs uncompiled
     network = unwrapped(model)
     with refusing_misfits(network, images, "network"):
         names = stage_names(network, images, layers)
@@ -96,7 +98,7 @@ def _attention(model: nn.Module, images: Tensor, layers: Sequence[str] | None) -
 
 
 def _as_batch(model: nn.Module, x: Tensor) -> Tensor:
-    """Images [B, C, H, W] of x, where a network of ours has C = 3."""
+    """x as a batch [B, C, H, W]; a network of ours needs C = 3."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         what = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
         raise DataError(f"x is {what}; it must be a float tensor of normalised images [B, 3, H, W].")
@@ -107,16 +109,16 @@ def _as_batch(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def _spread(maps: Tensor) -> Tensor:
-    """Each map of [B, H, W] from its least value at 0 to its greatest at 1; 0 where all are equal up to rounding."""
+    """Scale each map of [B, H, W] to [0, 1]; a map that is constant up to rounding becomes 0."""
     low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
     is_even = high - low <= 1e-6 * high
     return torch.where(is_even, 0.0, (maps - low) / (high - low))
 
 
 class Column(NamedTuple):
-    """Where an overlay stands: stages of one size, in whatever network, stand above each other.
+    """A column of overlays in a figure, for the stages of one size in all networks.
 
-    `repeat` counts the stages of this size that the same network has before.
+    `repeat` counts the earlier stages of this size in the same network.
     """
 
     height: int
@@ -142,22 +144,22 @@ def attention_figure(
     titles: Sequence[str] | None = None,
     max_images: int = 8,
 ) -> Figure:
-    """A figure of where networks look: each image, and beside it a row of overlays for each network.
+    """A figure of attention maps: each image, and beside it a row of overlays for each network.
 
-    Overlays of equal resolution stand above each other, so that teacher and student are compared at a glance. Each
-    overlay goes from the least attended place of its image (dark) to the most attended one (bright).
+    Overlays of equal resolution are in one column, so that teacher and student are easy to compare. Colours range from
+    the least attention in an image (dark) to the most (bright).
 
     Args:
-        student: its stages, or the student's side of config's layers.
+        student: drawn by its stages, or the student's side of config's layers.
         images: normalised float images [B, 3, H, W], or one image [3, H, W].
-        config: mean and std bring the images back to colours; layers overrides the stages.
-        teacher: drawn above the student; the teacher's side of layers.
+        config: uses mean and std, to denormalise the images; layers overrides the stages.
+        teacher: drawn above the student, by its stages or the teacher's side of layers.
         others: more networks by name, drawn below the student by their own stages.
         titles: a line above each image, such as its class.
-        max_images: so many images are drawn, from the first.
+        max_images: the most images to draw, from the first.
 
     Returns:
-        a figure that pyplot does not know: nothing has to be closed, and no backend is touched.
+        a figure that is not registered with pyplot: nothing has to be closed, and no backend is changed.
 
     Raises:
         DataError: images is not a float tensor of at least one image.
@@ -211,14 +213,14 @@ def _row(role: str, model: nn.Module, images: Tensor, layers: Sequence[str] | No
 
 
 def _describe(column: Column, rows: Sequence[Row]) -> str:
-    """The resolution of a column, and its stage where it is the same one in all networks that have it."""
+    """The resolution of a column, and its stage if that is the same in all networks that have it."""
     stages = {list(row.maps).index(column) for row in rows if column in row.maps}
     size = f"{column.height} \N{MULTIPLICATION SIGN} {column.width}"
     return f"stage {stages.pop()}:  {size}" if len(stages) == 1 else size
 
 
 def figure_to_tensor(figure: Figure) -> Tensor:
-    """A figure as an image for TensorBoard's `add_image`: uint8 [3, H, W]."""
+    """Render a figure as an image uint8 [3, H, W], as TensorBoard's `add_image` takes it."""
     from PIL import Image
 
     with Image.open(BytesIO(png_of(figure, is_packed=False))) as image:
@@ -229,11 +231,11 @@ def figure_to_tensor(figure: Figure) -> Tensor:
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Write a figure as PNG, or in the format of the path's suffix (.pdf, .svg, ...); missing folders are made.
 
-    The file appears under its name when it is whole.
+    The file is written atomically.
 
     Raises:
         ValueError: matplotlib has no such format.
-        WriteError: the file cannot be written; the one of before is still there.
+        WriteError: the file cannot be written; its previous version is unchanged.
     """
     drawn = BytesIO()
     figure.savefig(drawn, format=Path(path).suffix[1:] or "png")

@@ -1,4 +1,4 @@
-"""The keys under which training scripts put a network's weights into a checkpoint, and which of them comes first."""
+"""The keys under which training scripts store a network's weights in a checkpoint, and their ranking."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ PLAIN = frozenset(
 )  # fmt: skip
 _AVERAGED = re.compile(r"(.*_)?(ema|swa)(_.*)?|averaged_model", re.IGNORECASE)
 _OTHER_STATE = ("optim", "sched", "scaler", "criterion", "loss", "amp", "rng", "metric", "history")
-"""How words begin that name the state of something else."""
+"""Prefixes of words that name other state than weights."""
 
 
 def rank_of(path: Sequence[str]) -> int:
-    """How good a place for weights this is: 0 a running average, 1 a network, 2 anything else, 3 not a network's.
+    """The rank of a path of keys that may hold weights: 0 averaged weights, 1 a network, 2 anything else, 3 no weights.
 
-    Averaged weights (EMA, SWA) come first, as timm has it: they are those that are evaluated and published.
+    Averaged weights (EMA, SWA) come first, as in timm: they are the ones that are evaluated and published.
 
     Example:
         >>> [rank_of([key]) for key in ("state_dict_ema", "state_dict", "teacher", "optimizer")]

@@ -1,6 +1,6 @@
-"""The command `attention-transfer`: its commands, and how it ends.
+"""The command line `attention-transfer`: its commands and exit codes.
 
-It ends with 0 after success, 2 after an error that has a remedy (told in one sentence) or a wrong flag, and 130
+The exit code is 0 after success, 2 after an error of the library (printed in one sentence) or a wrong flag, and 130
 after Ctrl-C.
 """
 
@@ -33,8 +33,8 @@ app = App(
     error_formatter=tell,
 )
 commands: list[Callable[..., int]] = [train, evaluate, visualize, demo, info]
-for position, command in enumerate(commands):
-    app.command(command, sort_key=position)
+for order, command in enumerate(commands):
+    app.command(command, sort_key=order)
 app.command(cache)
 
 
@@ -56,12 +56,12 @@ def run(
 
 
 def sentence(error: AttentionTransferError | OSError) -> str:
-    """An error's own words; one that comes out of a loader's worker carries the worker's traceback before them."""
+    """An error's message, without the traceback that a loader's worker puts before it."""
     return str(error).rpartition(f"{type(error).__name__}: ")[2] if str(error).startswith("Caught ") else str(error)
 
 
 def main(tokens: Sequence[str] | None = None) -> None:
-    """The entry point; `tokens` are the words behind the program's name.
+    """The entry point; `tokens` are the command line arguments.
 
     Raises:
         SystemExit: always, with the exit code.
@@ -70,6 +70,6 @@ def main(tokens: Sequence[str] | None = None) -> None:
         command, arguments, _ = app.meta.parse_args(tokens, exit_on_error=False)
         code = command(*arguments.args, **arguments.kwargs) or 0
     except CycloptsError:
-        # cyclopts has already told what is wrong with the flags
+        # cyclopts has already printed the error
         code = FAILED
     sys.exit(code)

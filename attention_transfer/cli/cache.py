@@ -1,4 +1,4 @@
-"""`attention-transfer cache`: what is kept between runs."""
+"""`attention-transfer cache`: the caches that runs share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from attention_transfer.errors import CacheError
 
 cache = App(
     name="cache",
-    help="Tell, fill, verify and clear what is kept between runs: decoded images, and what teachers answer.",
+    help="Show, fill, verify and clear the caches that runs share: decoded images and teacher outputs.",
     help_format="plaintext",
     sort_key=4,
 )
@@ -23,7 +23,7 @@ Folder = Annotated[str | None, Parameter(help="the folder; left out, the user's 
 
 @cache.command
 def info(*, cache_dir: Folder = None) -> int:
-    """Tell what is kept, what was used longest ago first.
+    """Show the cached files, least recently used first.
 
     attention-transfer cache info
     """
@@ -31,10 +31,10 @@ def info(*, cache_dir: Folder = None) -> int:
     from attention_transfer.cache.records import Records
 
     folder = cache_folder(cache_dir)
-    kept = entries(folder)
-    heading(f"{folder}: {sum(entry.size for entry in kept) / 1e6:,.1f} MB")
+    cached = entries(folder)
+    heading(f"{folder}: {sum(entry.size for entry in cached) / 1e6:,.1f} MB")
     rows = []
-    for entry in kept:
+    for entry in cached:
         try:
             with Records(entry.path, entry.identity) as records:
                 present = records.present()
@@ -57,12 +57,12 @@ def prefill(
     config: Annotated[str | None, Parameter(help="a YAML file of settings; flags win over it")] = None,
     **settings: Any,
 ) -> int:
-    """Decode all images and ask the teacher for all answers now, so that no run has to.
+    """Decode all images and compute all teacher outputs now, so that no run has to.
 
     attention-transfer cache prefill --data-dir photos --teacher-model teacher.pth --augment --augment-views 4
 
-    Runs on the same images with the same teacher, size, augmentation and precision find them, whatever their student,
-    seed, beta and learning rate. Logits are asked for too where alpha is above 0. Cut off, it goes on where it was.
+    Runs on the same images with the same teacher, size, augmentation and precision use them, whatever their student,
+    seed, beta and learning rate. Logits are cached too where alpha is above 0. Interrupted, it resumes where it was.
     """
     if config is not None:
         from attention_transfer.cli.settings_file import read_settings
@@ -79,11 +79,11 @@ def prefill(
 
 @cache.command
 def verify(*, cache_dir: Folder = None) -> int:
-    """Read everything, and compare it with its checksums.
+    """Verify the checksums of everything cached.
 
     attention-transfer cache verify
 
-    Damaged records are forgotten; the next run that needs them makes them anew.
+    Corrupt records are dropped; the next run that needs them makes them again.
     """
     from attention_transfer.cache.folder import cache_folder, entries
     from attention_transfer.cache.records import Records
@@ -119,7 +119,7 @@ def clear(
     ] = "all",
     unused_days: Annotated[float, Parameter(help="remove only what was not used for so many days")] = 0.0,
 ) -> int:
-    """Remove what is kept, except for what a living run is using; and what the trials of number formats came to.
+    """Remove cached files, except those that a living run is using, and the cached timings of number formats.
 
     attention-transfer cache clear --unused-days 30
     """

@@ -27,10 +27,10 @@ FIGURE_DPI = 110
 
 @dataclass(frozen=True)
 class Trained:
-    """A network of the demo, and what it came to.
+    """A trained network of the demo, and its results.
 
     Attributes:
-        name: how the table calls it.
+        name: in the table.
         model: with its best weights, in eval mode.
         seconds: wall time of its run.
         test: the figures of `evaluate_model` on the test images.
@@ -90,8 +90,14 @@ def demo(
 def recipe(folder: Path, *, image_size: int, epochs: int, seed: int) -> Config:
     """The settings that all three runs share: SGD, whose rate is cut once, before the last quarter.
 
-    The images are not augmented: digits are not the same in a mirror. The weight of AT is a tenth of the default, which
-    was best on validation images: in so few epochs a greater one leaves cross-entropy too little time.
+    Images are not augmented: mirrored digits are other digits. The weight of AT is a tenth of the default, which was
+    best on validation images: in so few epochs a greater one leaves cross-entropy too little time.
+
+    Args:
+        folder: of images, checkpoints and logs.
+        image_size: side of the images in pixels.
+        epochs: of each student.
+        seed: of weights and order.
     """
     return resolve_config(
         {
@@ -110,10 +116,15 @@ def recipe(folder: Path, *, image_size: int, epochs: int, seed: int) -> Config:
 
 
 def teach(name: str, config: Config, **settings: Any) -> Trained:
-    """Train a network, and measure it on the test images.
+    """Train a network, and evaluate it on the test images.
+
+    Args:
+        name: in the table and of the experiment.
+        config: the shared settings.
+        settings: of this network, which override them.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C; the demo is not worth going on with half a run.
+        KeyboardInterrupt: Ctrl-C; the demo is of no use with half a run.
     """
     from attention_transfer.training.train import train_at
 
@@ -128,7 +139,13 @@ def teach(name: str, config: Config, **settings: Any) -> Trained:
 
 
 def distances_to(teacher: Trained, network: Trained, config: Config) -> list[float]:
-    """AT of each stage on the test images, shallow to deep; also of a student that never heard of the teacher."""
+    """AT of each stage on the test images, shallow to deep; also for a student trained without the teacher.
+
+    Args:
+        teacher: the reference.
+        network: the student.
+        config: the shared settings.
+    """
     from attention_transfer.training.own_loop import validate
 
     figures = validate(network.model, teacher.model, open_split(config, "test"), config.device, config)
@@ -136,7 +153,18 @@ def distances_to(teacher: Trained, network: Trained, config: Config) -> list[flo
 
 
 def draw(path: Path, teacher: Trained, with_at: Trained, without: Trained, config: Config) -> Path:
-    """Write the figure, in 256 colours and so below 200 KB: two test images, and where each of the networks looks."""
+    """Write the figure, in 256 colours and so below 200 KB: two test images, and the attention of each network.
+
+    Args:
+        path: of the PNG file.
+        teacher: drawn above the students.
+        with_at: the student with attention transfer.
+        without: the student without.
+        config: the shared settings.
+
+    Returns:
+        the path.
+    """
     import torch
     from PIL import Image
 
@@ -160,7 +188,7 @@ def draw(path: Path, teacher: Trained, with_at: Trained, without: Trained, confi
 
 
 def show(networks: list[Trained], distances: dict[str, list[float]]) -> None:
-    """Print what each network is worth, what it cost, and how far it looks from where the teacher looks."""
+    """Print accuracy, cost and distance to the teacher's attention of each network."""
     rows = [
         [
             network.name,
@@ -176,7 +204,13 @@ def show(networks: list[Trained], distances: dict[str, list[float]]) -> None:
 
 
 def verdict(with_at: Trained, without: Trained, distances: dict[str, list[float]]) -> str:
-    """What attention transfer did, in a sentence, whether it helped or not."""
+    """The effect of attention transfer, in a sentence, whether it helped or not.
+
+    Args:
+        with_at: the student with attention transfer.
+        without: the student without.
+        distances: AT of each stage, by network.
+    """
     gain = round((with_at.test["accuracy"] - without.test["accuracy"]) * with_at.test["samples"])
     images = f"{abs(gain)} image{'s' if abs(gain) != 1 else ''}"
     right = f"{images} {'more' if gain > 0 else 'fewer'} right" if gain else "as many images right"

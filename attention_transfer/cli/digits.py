@@ -13,7 +13,7 @@ def write_digits(folder: Path) -> int:
     """Write the 1,797 digits (Alpaydin & Kaynak 1998) as PNG files in the class folders 0 to 9.
 
     Args:
-        folder: it is made; files in it of the same names are replaced.
+        folder: made if need be; files of the same names are replaced.
 
     Returns:
         the number of images. They were scanned at 8x8 and are enlarged smoothly to 64x64, 8-bit grey.

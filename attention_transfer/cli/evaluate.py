@@ -40,13 +40,13 @@ def evaluate(
     ] = None,
     **settings: Any,
 ) -> int:
-    """Measure a trained network on images that it has not learned from.
+    """Evaluate a trained network on images that it was not trained on.
 
     attention-transfer evaluate checkpoints/NAME_best.pth
     attention-transfer evaluate student.pth --data-dir photos --json figures.json
 
-    The first line tells which images these are. They are brought to the form that the network was trained with, unless
-    a flag below says otherwise. Classes are matched by name: a folder may have few of them, in any order.
+    The first line shows which images these are. They are preprocessed as in training, unless a flag below says
+    otherwise. Classes are matched by name: a folder may have few of them, in any order.
     """
     network, config = open_network(checkpoint, settings)
 
@@ -72,12 +72,12 @@ def evaluate(
     )
     try:
         say_found_range(config, loader)
-        with explain_lost_workers(), capture_logs() as said:
+        with explain_lost_workers(), capture_logs() as logged:
             report = evaluate_model(network, loader, config)
     finally:
         close_loader(loader)
     show(f"{checkpoint} on {measured.what}", report)
-    for record in said:
+    for record in logged:
         print(f"\n{record.getMessage()}")
     if json_file is not None:
         write_atomically(json_file, (json.dumps(report, indent=2) + "\n").encode(), setting="--json")
@@ -93,19 +93,19 @@ def open_split(config: Config, split: str) -> DataLoader[Any]:
 
 
 def check_has_head(network: nn.Module, source: str) -> None:
-    """A network without a head of its own tells no classes apart.
+    """Refuse a network without a classification head.
 
     Raises:
-        DataError: its weights came without one.
+        DataError: its weights have none.
     """
     from attention_transfer.networks.registry import HeadlessCard, card_of
 
     if isinstance(card_of(network), HeadlessCard):
-        raise DataError(f"{source} has no head that can be built from it, so that it tells no classes apart.")
+        raise DataError(f"{source} has no head that can be built from it, so that it cannot classify.")
 
 
 def say_found_range(config: Config, loader: DataLoader[Any]) -> None:
-    """Print the range that 'auto' has found for a network that was trained without one."""
+    """Print the pixel range that 'auto' has found, for a network trained without one."""
     from attention_transfer.data.decoding.depth import in_words
 
     found = loader.dataset.decoder.pixel_range  # type: ignore[attr-defined]

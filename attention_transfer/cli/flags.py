@@ -1,4 +1,4 @@
-"""Flags made from `Config`: name, type, help, allowed values and default of a setting stand there alone."""
+"""Flags generated from `Config`, which defines name, type, help, allowed values and default of each setting."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HEADINGS = {
     "epochs": "Recipe",
     "temperature": "Loss: cross-entropy + alpha KD + beta AT",
     "device": "Machine",
-    "pixel_cache": "What is kept between epochs and runs",
+    "pixel_cache": "Caches",
     "print_freq": "Files",
 }
 """The heading in --help that begins at a setting, in the order of `Config`."""
@@ -31,7 +31,7 @@ def takes_settings(*keys: str, default: str | None = None) -> Callable[[Command]
 
     Args:
         keys: settings; without any, all of them.
-        default: what a flag that is left out means, in words; None tells the setting's default.
+        default: the default in words; None shows the setting's default.
     """
 
     def decorate(command: Command) -> Command:
@@ -86,7 +86,7 @@ def _flag(key: str, default: str | None) -> inspect.Parameter:
         # otherwise a name that is broken into two lines
         metavar="LOW HIGH" if key == "pixel_range" else None,
     )
-    # None stands for a flag that was not given, so that a flag wins over a file only where there is one
+    # None: the flag was not given, so that it does not override a settings file
     annotation = Annotated[kind | None, parameter]
     return inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
@@ -96,7 +96,7 @@ def describe(key: str, default: str | None = None) -> str:
 
     Args:
         key: a setting.
-        default: the default in words; None tells the setting's default.
+        default: the default in words; None shows the setting's default.
 
     Example:
         >>> describe("lr")
@@ -111,7 +111,7 @@ def describe(key: str, default: str | None = None) -> str:
 
 
 def in_words(value: object) -> str:
-    """A setting's value as it is written behind its flag.
+    """A setting's value as it is written after its flag.
 
     Example:
         >>> in_words((0.6, 1.0)), in_words(True)

@@ -19,8 +19,8 @@ LIBRARIES = ("torch", "torchvision", "timm", "accelerate", "torchmetrics", "tens
 IMAGE_SIZE = 128
 
 
-def info(checkpoint: Annotated[str | None, Parameter(help="tell what this file holds instead")] = None, /) -> int:
-    """Tell versions, devices and the networks that can be built; or what a checkpoint holds.
+def info(checkpoint: Annotated[str | None, Parameter(help="show the content of this file instead")] = None, /) -> int:
+    """Show versions, devices and the networks that can be built; or the content of a checkpoint.
 
     attention-transfer info
     attention-transfer info checkpoints/NAME_best.pth
@@ -83,10 +83,10 @@ def _show_networks() -> None:
 
 
 def show_file(path: str) -> None:
-    """Print what a checkpoint of ours, or a file of bare weights, holds.
+    """Print the content of a checkpoint of this library, or of a file of bare weights.
 
     Raises:
-        CheckpointError, TeacherError: it holds neither.
+        CheckpointError, TeacherError: it is neither.
     """
     from attention_transfer.checkpoint import is_checkpoint, read_checkpoint, read_plain
 
@@ -121,7 +121,7 @@ def _show_checkpoint(path: str, content: dict[str, Any]) -> None:
     facts(
         f"{path}: a checkpoint of attention-transfer",
         {
-            "network": card.name if card else "a module that was handed to train_at",
+            "network": card.name if card else "a module that was passed to train_at",
             "classes": f"{config.num_classes} ({', '.join(names[:10])}{', ...' if len(names) > 10 else ''})",
             "numbers": f"{millions(weights)} (parameters and running statistics)",
             "epochs": f"{content['epoch']} of {config.epochs}",

@@ -1,4 +1,4 @@
-"""Opening the network that a file holds, for the commands that use one."""
+"""Loading a network from a file, for the commands that use one."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 
 
 def open_network(path: str, settings: Mapping[str, Any]) -> tuple[nn.Module, Config]:
-    """A network ready to be used, and its settings.
+    """Load a network, and its settings.
 
     Args:
-        path: a checkpoint of ours, or a file of bare weights of a registered network.
-        settings: what was given on the command line; it wins over the checkpoint. The device comes from here alone,
-            for a checkpoint may come from another machine.
+        path: a checkpoint of this library, or a file of bare weights of a registered network.
+        settings: as given on the command line; they override the checkpoint's. The device is never the checkpoint's,
+            which may be of another machine.
 
     Raises:
         CheckpointError, TeacherError: the file holds no network that can be built.
-        ConfigError: a setting is refused.
+        ConfigError: a setting is invalid.
     """
     given = resolve_config(settings)
 

@@ -1,6 +1,6 @@
-"""A flag that is given twice: which of its values counts would be a guess, so it is an error that shows them all.
+"""The error for a flag that is given twice, which shows all its values: choosing one would be a guess.
 
-A list grows instead: `--layers a --layers b` is `--layers a b`.
+A list is extended instead: `--layers a --layers b` is `--layers a b`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from cyclopts import CycloptsError, CycloptsPanel, RepeatArgumentError
 
 
 def tell(error: CycloptsError) -> Any:
-    """The panel in which an error of the command line is printed; for a flag given twice with what was given."""
+    """Format an error of the command line; that of a repeated flag shows all its values."""
     if isinstance(error, RepeatArgumentError) and error.token.keyword is not None:
         given = " and ".join(occurrences(error.token.keyword, error.root_input_tokens or ()))
         error.msg = f"{error.token.keyword} is given more than once: {given}; give it once."
@@ -20,7 +20,7 @@ def tell(error: CycloptsError) -> Any:
 
 
 def occurrences(flag: str, words: Sequence[str]) -> Iterator[str]:
-    """Each place of a flag in a command line, as it was written there, with its values.
+    """Each occurrence of a flag in a command line, as written there, with its values.
 
     Args:
         flag: in any of its spellings: --flip and --no-flip are one flag, as are --batch-size and --batch_size.
@@ -31,12 +31,12 @@ def occurrences(flag: str, words: Sequence[str]) -> Iterator[str]:
         ['--lr 0.1', '--lr=0.2']
     """
     name = _name(flag)
-    for position, word in enumerate(words):
+    for i, word in enumerate(words):
         if word.startswith("--") and _name(word) == name:
-            yield " ".join([word, *_values_behind(words[position + 1 :])])
+            yield " ".join([word, *_values_after(words[i + 1 :])])
 
 
-def _values_behind(words: Sequence[str]) -> Iterator[str]:
+def _values_after(words: Sequence[str]) -> Iterator[str]:
     for word in words:
         if word.startswith("--"):
             return

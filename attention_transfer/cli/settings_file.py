@@ -15,9 +15,9 @@ from attention_transfer.errors import ConfigError
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, for which 1e-3 is a number too; YAML 1.1 would have it written 1.0e-3.
+    """PyYAML's safe loader, which also reads 1e-3 as a number; YAML 1.1 requires 1.0e-3.
 
-    A key that stands twice is an error: PyYAML would take the last in silence.
+    A repeated key is an error: PyYAML would silently take the last.
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -31,7 +31,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _text(node: yaml.Node) -> str:
-    """A value as it stands in the file, if it is on one line."""
+    """A value as written in the file; its first line."""
     text = str(node.start_mark.buffer or "")[node.start_mark.pointer : node.end_mark.pointer]
     return text.split("\n", maxsplit=1)[0]
 
@@ -42,7 +42,7 @@ _Loader.add_implicit_resolver(
 
 
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The settings in a file; those that it leaves out are not in the dict.
+    """The settings in a YAML file; those that it leaves out are not in the dict.
 
     Raises:
         ConfigError: the file cannot be read, is no mapping, or has a key or value that `resolve_config` refuses;

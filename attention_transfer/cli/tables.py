@@ -1,4 +1,4 @@
-"""Aligned plain text; headings are bold where a person reads them."""
+"""Aligned plain text; headings are bold on a terminal."""
 
 from __future__ import annotations
 

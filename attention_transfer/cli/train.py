@@ -14,7 +14,7 @@ from attention_transfer.cli.tables import facts, percent
 from attention_transfer.config import resolve_config
 
 EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}
-"""Of a run that was asked to stop, by the signal that asked; 128 + its number, as shells have it."""
+"""The exit code of a stopped run, by signal: 128 + its number, as in shells."""
 
 
 @takes_settings()
@@ -33,14 +33,14 @@ def train(
     A student that looks where the teacher looks:
     attention-transfer train --data-dir photos --teacher-model teacher.pth
 
-    Settings from a file, but for one of them:
+    Settings from a file, except one of them:
     attention-transfer train --config run.yaml --lr 0.05
 
-    Going on after Ctrl-C, or after whatever happened:
+    Resuming after Ctrl-C, or after a crash:
     attention-transfer train --resume checkpoints/NAME_last.pth
     attention-transfer train --config run.yaml --experiment-name NAME --resume auto
 
-    Behind a setting stands what it may be, and what it is if left out.
+    After each setting follow its allowed values and its default.
     """
     if config is not None:
         from attention_transfer.cli.settings_file import read_settings
@@ -58,7 +58,7 @@ def train(
 
 
 def summarise(result: dict[str, Any], seconds: float) -> None:
-    """Print what a run came to and where its files are; for a stopped run also how to go on."""
+    """Print a run's results and the paths of its files; for a stopped run also how to resume."""
     from attention_transfer.training.checkpointing.paths import RunPaths
 
     config = resolve_config(result["config"])

@@ -1,4 +1,4 @@
-"""Which folder a checkpoint was trained on: of it, and of it alone, is only a part new to the network."""
+"""Finds out which folder a checkpoint was trained on, so that it is not evaluated on its training images."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from attention_transfer.errors import DataError
 
 @dataclass(frozen=True)
 class Training:
-    """What a checkpoint tells of the images that it was trained on.
+    """The training images of a checkpoint.
 
     Attributes:
-        data_dir: their folder; None where they came from loaders of the user's, or nothing tells.
-        data_digest: of their names and sizes; None where that is not told.
-        split_seed: of the cut.
+        data_dir: their folder; None if they came from a user's loaders, or if unknown.
+        data_digest: hash of their names and sizes; None if unknown.
+        split_seed: the seed that split them.
     """
 
     data_dir: str | None = None
@@ -25,10 +25,10 @@ class Training:
 
     @classmethod
     def of(cls, path: str) -> Training:
-        """What the file tells; bare weights tell nothing.
+        """Read them from a checkpoint; for bare weights they are unknown.
 
         Raises:
-            CheckpointError: it is a checkpoint of ours, and damaged.
+            CheckpointError: it is a checkpoint of this library, and corrupt.
         """
         from attention_transfer.checkpoint import is_checkpoint, read_checkpoint, read_plain
         from attention_transfer.training.checkpointing.resume import saved_config
@@ -44,11 +44,11 @@ class Training:
     def was_on(self, config: Config) -> bool:
         """Whether the network was trained on the train split of config.data_dir.
 
-        It was where the folder is the same, and where the images have the same names and sizes: then the folder was
-        moved or copied.
+        It was if the folder is the same, or if the images have the same names and sizes, as in a folder that was moved
+        or copied.
 
         Raises:
-            DataError: it was, but config.split_seed cuts other images out of it than training left out.
+            DataError: it was, but config.split_seed splits the folder differently from training.
         """
         from attention_transfer.data.sources.digest import samples_digest
         from attention_transfer.data.sources.folder import find_splits
@@ -59,7 +59,7 @@ class Training:
         try:
             splits = find_splits(config.data_dir, self.split_seed)
         except DataError:
-            return is_here  # it cannot be cut, so that nobody can have trained on what it holds now
+            return is_here  # it cannot be split, so that no network was trained on its current images
         if not is_here and samples_digest(splits.train, "size") != self.data_digest:
             return False
         if splits.cut and config.split_seed != self.split_seed:

@@ -28,12 +28,12 @@ def visualize(
     output: Annotated[str, Parameter(help="the figure's file: .png, .pdf, .svg")] = "attention.png",
     **settings: Any,
 ) -> int:
-    """Draw where a network looks: each image with the attention of every stage laid over it.
+    """Draw where a network looks: each image, overlaid with the attention of every stage.
 
     attention-transfer visualize checkpoints/NAME_best.pth ant.jpg bees
     attention-transfer visualize student.pth photos --teacher teacher.pth
 
-    Colours go from the least attended place of an image (dark) to the most attended one (bright).
+    Colours range from the least attention in an image (dark) to the most (bright).
     """
     files = find_images(images)
     network, config = open_network(checkpoint, settings)
@@ -44,19 +44,19 @@ def visualize(
     from attention_transfer.teacher.loading import load_teacher_model
     from attention_transfer.visualization import attention_figure, save_figure
 
-    guide = None
+    teacher_network = None
     if teacher is not None:
-        guide = load_teacher_model(
+        teacher_network = load_teacher_model(
             teacher, device=config.device, teacher_arch=config.teacher_arch, teacher_key=config.teacher_key
         )
-    # what is drawn is no data set, on which 'auto' could be found
+    # 'auto' is found on a data set, which these images are not
     pixel_range = None if config.pixel_range == "auto" else config.pixel_range
     pictures = [resize_whole(decode_image(file, pixel_range), config.image_size) for file in files]
     figure = attention_figure(
         network,
         torch.stack([to_tensor(picture, config.mean, config.std) for picture in pictures]),
         config,
-        teacher=guide,
+        teacher=teacher_network,
         titles=[file.name for file in files],
         max_images=len(files),
     )
@@ -66,10 +66,10 @@ def visualize(
 
 
 def find_images(paths: tuple[str, ...]) -> list[Path]:
-    """The files that are named, and of each folder a few that lie evenly in the order of their names.
+    """The given files, and a few of each given folder, evenly spaced in the order of their names.
 
     Raises:
-        DataError: nothing is named, a path does not exist, or a folder has no images.
+        DataError: no path is given, a path does not exist, or a folder has no images.
     """
     if not paths:
         raise DataError("there is no image to draw; name image files or folders behind the checkpoint.")

@@ -1,1 +1,1 @@
-"""Training: the objective, an epoch, the state of a run, its observers, and the run itself."""
+"""Training: the criterion, an epoch, the state of a run, its callbacks, and the run itself."""

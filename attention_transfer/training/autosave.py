@@ -1,4 +1,4 @@
-"""Between two batches: whether the run is saved, or stops because it was asked to; all processes do alike."""
+"""Saving and stopping between two batches, in all processes alike."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from attention_transfer.training.signals import SignalHandler, Stopped
 class AutoSave:
     """Saves an unfinished epoch every save_minutes and before a stop.
 
-    One process decides after each batch; several agree every few batches, because agreeing makes them wait for each
-    other.
+    One process decides after each batch; several decide every few batches, because the decision synchronises them.
 
     Args:
-        run: is saved, and tells whether a callback has ended it.
-        callbacks: save it.
-        request: tells whether a signal asks the run to stop.
+        run: the run to save; its stop_reason is set where a callback has ended it.
+        callbacks: write the checkpoints.
+        request: holds the signal that requests a stop, if any.
         keeps_position: whether the loader can start inside an epoch; if not, an unfinished epoch is not saved.
     """
 
@@ -35,26 +34,26 @@ class AutoSave:
         self._saved = time.monotonic()
 
     def after_batch(self, progress: EpochProgress) -> None:
-        """Save and stop after a batch of training, if it is time to.
+        """Save and stop after a training batch, if it is due.
 
         Raises:
-            Stopped: the run is saved, as far as it can be.
+            Stopped: the run is saved as far as possible.
         """
-        # the save of a whole epoch is about to come
+        # the whole epoch is about to be saved
         is_last = progress.batches == self._run.batches
         is_due = self._keeps_position and not is_last and self._minutes() >= self._run.config.save_minutes
         self._pause(progress.batches, is_due, lambda: self._save(progress), is_last=is_last)
 
     def after_validation_batch(self, batches: int, progress: EpochProgress) -> None:
-        """Stop after a batch of validation; the epoch is saved as trained and not yet validated.
+        """Stop after a validation batch, if requested; the epoch is saved as trained and not yet validated.
 
         Raises:
-            Stopped: the run is saved, as far as it can be.
+            Stopped: the run is saved as far as possible.
         """
         self._pause(batches, False, lambda: self._save(progress))
 
     def after_epoch(self) -> None:
-        """Stop after an epoch that was saved as a whole.
+        """Stop after an epoch that was saved as a whole, if requested.
 
         Raises:
             Stopped: nothing is lost.
@@ -67,10 +66,10 @@ class AutoSave:
         if runtime.world_size > 1 and batches % STEPS_BETWEEN_CHECKS and not is_last:
             return
         signal = self._request.signal
-        wishes = runtime.all_gather_object((None if signal is None else signal.name, self._run.stop_reason, is_due))
-        # a signal may reach any process; only the main one looks at the clock and asks callbacks, so that all do alike
-        stopped_by = next((name for name, _, _ in wishes if name is not None), wishes[0][1])
-        if stopped_by is not None or wishes[0][2]:
+        requests = runtime.all_gather_object((None if signal is None else signal.name, self._run.stop_reason, is_due))
+        # a signal may reach any process; clock and callbacks count in the main one alone, so that all decide alike
+        stopped_by = next((name for name, _, _ in requests if name is not None), requests[0][1])
+        if stopped_by is not None or requests[0][2]:
             save()
         if stopped_by is not None:
             raise Stopped(stopped_by)

@@ -18,22 +18,22 @@ from attention_transfer.training.checkpointing.state import RunState
 
 @dataclass
 class RunContext:
-    """A run as its callbacks see it.
+    """The run, as its callbacks see it.
 
     Attributes:
         config: the resolved configuration.
-        state: where the run is.
-        paths: where files go.
+        state: the training state.
+        paths: of the run's files.
         runtime: device, precision, processes.
         teacher: the teacher's network, or None.
-        splits: number of images of each split, None where a loader does not tell.
-        batches: batches an epoch, None before the first epoch of a loader that does not tell.
+        splits: number of images of each split, None for a loader of unknown length.
+        batches: batches per epoch; None for a loader of unknown length.
         validates: whether there is a validation loader.
-        images_per_class: by class and split, see `data.class_table`; None where no loader tells.
-        images: a fixed handful of validation (or training) images [B, 3, H, W], to draw attention on.
-        captured_logs: what the library said before the run's log was open.
+        images_per_class: by class and split, see `data.class_table`; None if no loader has them.
+        images: a few fixed validation images [B, C, H, W], to draw attention on; None without validation.
+        captured_logs: records logged before the run's log was open.
         outcome: filled at the end: test results, or why there are none, and error.
-        stop_reason: why a callback has ended the run; None: none has.
+        stop_reason: why a callback has ended the run; None if none has.
     """
 
     config: Config

@@ -1,4 +1,4 @@
-"""What is minimised: total = cross-entropy + the sum over terms of weight * term; by default alpha KD + beta AT."""
+"""The training loss: cross-entropy + the sum over terms of weight * term; by default alpha KD + beta AT."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from attention_transfer.teacher.base import Teacher, TeacherOutput
 from attention_transfer.teacher.classes import MatchLogits, unchanged
 
 
-class _LossesOfATeacher(NamedTuple):
+class _LossesTuple(NamedTuple):
     total: Tensor
     classification: Tensor
     kd: Tensor
@@ -40,47 +40,53 @@ class _LossesOfATeacher(NamedTuple):
     logits: Tensor
 
 
-class Losses(_LossesOfATeacher):
-    """The loss of a batch and what it is made of; a tuple of the six attributes below, in this order.
+class Losses(_LossesTuple):
+    """The loss of a batch and its components: a named tuple of the first six attributes below, in this order.
 
     Attributes:
         total: classification + the weighted sum of all terms; the only one to call backward() on.
         classification: cross-entropy, mean over the batch.
         kd: distillation, unweighted; 0 without a teacher, where the classes differ (which alpha > 0 refuses), and
-            where the teacher was not asked for its logits (in a run whose alpha is 0).
+            where the teacher does not output logits (in a run whose alpha is 0).
         attention: AT, unweighted, the sum of per_stage; 0 without a teacher.
         per_stage: AT of each compared pair of stages, shallow to deep; empty without a teacher.
         logits: [B, K] of the student.
-        scalars: classification, and all that the terms report, by name, unweighted.
+        scalars: classification and everything the terms report, by name, unweighted.
     """
 
     scalars: dict[str, Tensor]
 
     @classmethod
     def of(cls, total: Tensor, scalars: dict[str, Tensor], logits: Tensor) -> Losses:
-        """The losses out of the named scalars."""
-        silence = total.new_zeros(())
+        """Build the losses from named scalars.
+
+        Args:
+            total: scalar tensor, with gradient.
+            scalars: classification and everything the terms report, by name; scalar tensors.
+            logits: [B, K] of the student.
+        """
+        zero = total.new_zeros(())
         stages = tuple(value for name, value in scalars.items() if name.startswith("attention_stage_"))
-        kd, attention = scalars.get("kd", silence), scalars.get("attention", silence)
+        kd, attention = scalars.get("kd", zero), scalars.get("attention", zero)
         losses = cls(total, scalars["classification"], kd, attention, stages, logits)
         losses.scalars = scalars
         return losses
 
     def as_nothing(self) -> Losses:
-        """The losses of a stand-in for an empty share as they count: not at all."""
+        """The losses of a stand-in batch: all zero, and logits [0, K], so that they add nothing to any mean."""
         zero = torch.zeros_like(self.total)
         return Losses.of(zero, dict.fromkeys(self.scalars, zero), self.logits[:0])
 
 
 def default_terms(config: Config, map_function: MapFunction = SUM_OF_SQUARES) -> list[LossTerm]:
-    """alpha KD and beta AT."""
+    """The default loss terms: alpha KD and beta AT."""
     return [KnowledgeDistillation(config.alpha, config.temperature), AttentionTransfer(config.beta, map_function)]
 
 
 def needs_of_teacher(terms: Sequence[LossTerm]) -> Needs:
-    """What a run asks its teacher for: all that is minimised, and of what is reported alone the maps.
+    """The signals the teacher must output: all those of terms with weight > 0, and only the maps of the others.
 
-    Other signals cost the network's last layers, or memory, and are left out where nothing is minimised.
+    Other signals cost the network's last layers, or memory, and are left out of terms that are only reported.
     """
     return Needs.union(term.needs if term.weight > 0 else Needs(maps=term.needs.maps) for term in terms)
 
@@ -93,18 +99,21 @@ def combine(
     pairs: Sequence[StagePair] = (),
     epoch: float = 0.0,
 ) -> Losses:
-    """The losses out of what student and teacher put out; a pure function of tensors.
+    """Compute the losses from the outputs of student and teacher; a pure function of tensors.
 
     Args:
         student: its logits [B, K], and the signals that the terms need.
-        teacher: its signals; none without a teacher.
+        teacher: its signals; empty without a teacher.
         labels: [B], in 0 .. K - 1.
-        terms: of the loss.
-        pairs: the stages that are compared.
-        epoch: from 0, with the fraction done.
+        terms: the loss terms.
+        pairs: the stages to compare.
+        epoch: from 0, including the fraction of the current one.
+
+    Returns:
+        the losses: scalars, and the student's logits [B, K].
 
     Raises:
-        ConfigError: a term with a weight above 0 has nothing to compare, or reports nothing under its own name.
+        ConfigError: a term with weight > 0 has nothing to compare, or reports nothing under its own name.
         TeacherError: alpha > 0 and teacher and student have heads of different size.
     """
     logits = student.tensor(LOGITS)
@@ -118,10 +127,10 @@ def combine(
             labels if term.needs.labels else None,
             epoch if term.needs.epoch else None,
         )
-        told = _scalars_of(term, inputs, classification)
-        scalars |= told
+        reported = _scalars_of(term, inputs, classification)
+        scalars |= reported
         if term.weight > 0:
-            total = total + term.weight * told[term.name]
+            total = total + term.weight * reported[term.name]
     return Losses.of(total, scalars, logits)
 
 
@@ -129,23 +138,24 @@ def _scalars_of(term: LossTerm, inputs: LossInputs, like: Tensor) -> dict[str, T
     if term.is_silent(inputs):
         return {term.name: like.new_zeros(())}
     with torch.set_grad_enabled(torch.is_grad_enabled() and term.weight > 0):
-        told: dict[str, Tensor] = term(inputs)
-    if not isinstance(told, dict) or not isinstance(told.get(term.name), Tensor) or told[term.name].dim() != 0:
+        reported: dict[str, Tensor] = term(inputs)
+    value = reported.get(term.name) if isinstance(reported, dict) else None
+    if not isinstance(value, Tensor) or value.dim() != 0:
         raise ConfigError(
             f"the loss term {type(term).__name__} must return a dict with a scalar tensor under its name {term.name!r}."
         )
-    return told
+    return reported
 
 
 class Criterion:
-    """The loss of a batch: runs the student under taps, calls the teacher, combines.
+    """The training criterion: runs student and teacher on a batch and computes the losses.
 
     Args:
-        config: layers is used; alpha, beta and temperature for the default terms.
-        teacher: is called with each batch.
+        config: uses layers; alpha, beta and temperature for the default terms.
+        teacher: called with each batch.
         runtime: gives the number format.
-        terms: of the loss; None: alpha KD + beta AT.
-        match_logits: makes the teacher's logits those of the student's classes; see `teacher.classes`.
+        terms: the loss terms; None: alpha KD + beta AT.
+        match_logits: reorders the teacher's logits to the student's classes; see `teacher.classes`.
     """
 
     def __init__(
@@ -164,33 +174,33 @@ class Criterion:
         self.student_layers, _ = split_layers(config.layers)
         self._are_stages_optional = not any(term.needs.stages and term.weight > 0 for term in self.terms)
         self._pairs: dict[tuple[tuple[Size, ...], tuple[Size, ...]], tuple[StagePair, ...]] = {}
-        self._lasting: Taps | None = None
+        self._shared_taps: Taps | None = None
         self._num_classes: int | None = None
 
     @property
     def num_classes(self) -> int | None:
-        """The width of the student's logits, once it has run; labels are checked against it on their way in."""
+        """K of the student's logits [B, K]; None before its first forward pass. Labels are checked against it."""
         return self._num_classes
 
     def __call__(self, student: nn.Module, batch: Batch, epoch: float = 0.0) -> Losses:
-        """The losses of `batch`.
+        """Compute the losses of a batch.
 
         Args:
-            student: in the mode in which the caller has it.
-            batch: images and labels on the student's device.
-            epoch: from 0, with the fraction done.
+            student: run in its current mode (train or eval).
+            batch: images [B, C, H, W] and labels [B], on the student's device.
+            epoch: from 0, including the fraction of the current one.
         """
         teacher = self.match_logits(self.teacher(batch))
-        told = self.observe(student, batch, is_compared=bool(teacher))
-        return combine(told, teacher, batch.labels, self.terms, self.pairs(told, teacher), epoch)
+        output = self.observe(student, batch, is_compared=bool(teacher))
+        return combine(output, teacher, batch.labels, self.terms, self.pairs(output, teacher), epoch)
 
     def observe(self, student: nn.Module, batch: Batch, *, is_compared: bool) -> StudentOutput:
-        """One pass of the student: its logits, and the signals that the terms need.
+        """Run the student: its logits [B, K], and the signals that the terms need.
 
         Args:
-            student: in the mode in which the caller has it.
-            batch: on the student's device.
-            is_compared: whether there is a teacher; without one no stage is tapped for terms that compare.
+            student: run in its current mode (train or eval).
+            batch: images [B, C, H, W] and labels [B], on the student's device.
+            is_compared: whether there is a teacher; without one no stage is hooked.
         """
         images = like_weights(batch.images, student)
         needs_gradient = self.needs.input_gradient and torch.is_grad_enabled()
@@ -198,24 +208,24 @@ class Criterion:
             images = images.detach().requires_grad_()
         with refusing_misfits(student, images, "student"):
             names = self._stages(student, images) if self.needs.stages and is_compared else ()
-            with self.runtime.autocast(), self._listening(student, names) as taps:
+            with self.runtime.autocast(), self._tapped(student, names) as taps:
                 logits = student(images)
         if self._num_classes is None:
             self._num_classes = count_logits(logits)
             check_labels(batch.labels.cpu(), self._num_classes)
-        told = StudentOutput({LOGITS: Signal(logits)})
+        output = StudentOutput({LOGITS: Signal(logits)})
         if names:
             features = tuple(taps.features)
-            told |= {f.signal: Signal(tuple(f(x) for x in features)) for f in self.needs.maps}
+            output |= {f.signal: Signal(tuple(f(x) for x in features)) for f in self.needs.maps}
             if self.needs.features:
-                told[FEATURES] = Signal(features)
+                output[FEATURES] = Signal(features)
         if needs_gradient:
             gradient = gradient_by(images, logits, batch.labels, create_graph=True)
-            told[INPUT_GRADIENT] = Signal(gradient, depends_on_label=True)
-        return told
+            output[INPUT_GRADIENT] = Signal(gradient, depends_on_label=True)
+        return output
 
     def pairs(self, student: StudentOutput, teacher: TeacherOutput) -> tuple[StagePair, ...]:
-        """The stages that are compared, at sizes above 1x1; decided once for each pair of sizes."""
+        """The stages to compare, larger than 1x1; decided once for each combination of stage sizes."""
         sizes = _stage_sizes(student, self.needs), _stage_sizes(teacher, self.needs)
         if not all(sizes):
             return ()
@@ -230,23 +240,23 @@ class Criterion:
         return {term.name: term.weight for term in self.terms}
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """The terms' own, which are trained with the student's."""
+        """The loss terms' own parameters, trained along with the student's."""
         for term in self.terms:
             yield from term.parameters()
 
-    def _listening(self, student: nn.Module, names: tuple[str, ...]) -> AbstractContextManager[Taps]:
-        """Taps for one pass; for a compiled student, whose hooks are compiled with it, the same ones for all."""
+    def _tapped(self, student: nn.Module, names: tuple[str, ...]) -> AbstractContextManager[Taps]:
+        """Hooks for one pass; a compiled student keeps the same ones, as they are compiled with it."""
         if not hasattr(student, "_orig_mod"):
             return Taps(student, names)
-        if self._lasting is None:
-            self._lasting = Taps(student, names).__enter__()
-        return nullcontext(self._lasting)
+        if self._shared_taps is None:
+            self._shared_taps = Taps(student, names).__enter__()
+        return nullcontext(self._shared_taps)
 
     def close(self) -> None:
-        """Take the hooks off a compiled student."""
-        if self._lasting is not None:
-            self._lasting.__exit__(None, None, None)
-            self._lasting = None
+        """Remove the hooks from a compiled student."""
+        if self._shared_taps is not None:
+            self._shared_taps.__exit__(None, None, None)
+            self._shared_taps = None
 
     def _stages(self, student: nn.Module, images: Tensor) -> tuple[str, ...]:
         try:

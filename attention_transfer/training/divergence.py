@@ -1,4 +1,4 @@
-"""What is said of a loss that is no longer a finite number: when, at which learning rate, and what is left."""
+"""The error of a non-finite loss: when, at which learning rate, and the last good checkpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from attention_transfer.training.context import RunContext
 
 @contextmanager
 def naming_the_epoch(run: RunContext, when: str) -> Iterator[None]:
-    """A loss that is no number is told with the epoch, the learning rate, and what there is to go back to."""
+    """Add the epoch, the learning rate and the last good checkpoint to a `DivergenceError`.
+
+    Args:
+        run: the run.
+        when: the epoch, for the beginning of the message.
+    """
     try:
         yield
     except DivergenceError as error:
@@ -22,11 +27,11 @@ def naming_the_epoch(run: RunContext, when: str) -> Iterator[None]:
 
 
 def _last_good(run: RunContext) -> str:
-    """A sentence that names the newest checkpoint that verifies."""
+    """A sentence that names the newest intact checkpoint."""
     checkpoints, last = run.paths.checkpoints(), run.paths.last
     if not checkpoints:
         return "There is no checkpoint yet."
-    # the last is the newest, unless something has happened to it
+    # the last is the newest, unless it is corrupt
     good = _progress_in(last) if last in checkpoints else None
     if good is None:
         others = [(progress, path) for path in checkpoints if (progress := _progress_in(path)) is not None]
@@ -38,10 +43,10 @@ def _last_good(run: RunContext) -> str:
 
 
 def _progress_in(checkpoint: Path) -> tuple[int, int] | None:
-    """The epochs, and the batches of an unfinished one, that a checkpoint holds; None where it cannot be read."""
+    """Completed epochs and batches of the next one in a checkpoint; None if it cannot be read."""
     try:
         content = read_checkpoint(checkpoint)
         unfinished = content["training"]["unfinished"] if content["training"] else None
         return content["epoch"], unfinished["batches"] if unfinished else 0
-    except Exception:  # whatever is wrong with a file must not hide what has ended the run
+    except Exception:  # whatever is wrong with a file must not hide the error that ended the run
         return None

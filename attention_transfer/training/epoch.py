@@ -1,4 +1,4 @@
-"""One pass over a loader: training, or measuring."""
+"""One epoch over a loader: training or validation."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ OnBatch = Callable[[EpochProgress], None]
 
 
 class LocalBatch(NamedTuple):
-    """What one process has of a global batch.
+    """One process's share of a global batch.
 
     Attributes:
         batch: on the process's device; may be empty.
-        global_size: images of the whole batch, over all processes.
+        global_size: images in the global batch.
     """
 
     batch: Batch
@@ -39,16 +39,15 @@ class LocalBatch(NamedTuple):
 
 
 def local_batches(loader: Iterable[Any], runtime: Runtime, criterion: Criterion) -> Iterator[LocalBatch]:
-    """This process's share of every batch of a loader; batches without images are passed over.
+    """This process's share of every batch of a loader; batches without images are skipped.
 
-    Loaders of ours that were made for these processes are cut into shares by their sampler; of any other, every
-    process reads all and keeps its part. Labels are checked before they go to the device, where looking at them would
-    make the step wait.
+    Loaders of ours that were made for these processes are sharded by their sampler; of any other, every process reads
+    all batches and takes its share. Labels are checked before they go to the device, where a check would synchronise.
 
     Args:
-        loader: of the batches of all processes.
-        runtime: device, memory format, processes.
-        criterion: knows the number of classes, once the student has run.
+        loader: over the batches of all processes.
+        runtime: gives device, memory format and processes.
+        criterion: has the number of classes, once the student has run.
 
     Raises:
         DataError: a label is not one of the student's classes.
@@ -87,13 +86,16 @@ def run_training_epoch(
     """One epoch of training, or the rest of one; see `train_epoch`.
 
     Args:
-        objective: the loss.
+        criterion: the loss.
         student: trained in place.
-        loader: of the whole epoch, or set to the batch after those that are done.
+        loader: of the whole epoch, or starting after the batches that are done.
         optimizer: over the student's parameters.
-        runtime: device, number format, processes.
+        runtime: gives device, number format and processes.
         on_batch: called after each batch.
-        progress: of an epoch that was begun already.
+        progress: of a resumed epoch; None for a new one.
+
+    Returns:
+        means over all samples of the epoch, of all processes.
 
     Raises:
         DivergenceError: a loss was not a finite number.
@@ -128,7 +130,7 @@ def _train_step(
     batch = local.batch if size else _stand_in(local.batch)
     with _batch_norm_by_size(student, len(batch.labels)):
         losses = criterion(student, batch, epoch)
-    # Gradients are averaged over processes, so that a share weighs as much as it has of the global batch.
+    # gradients are averaged over processes: each is weighted by its share of the global batch
     weight = size * runtime.world_size / local.global_size
     loss = losses.total if weight == 1 else losses.total * weight
     runtime.step(loss, optimizer, criterion.parameters())
@@ -136,14 +138,14 @@ def _train_step(
 
 
 def _stand_in(batch: Batch) -> Batch:
-    """One black image in place of an empty share: every process must take part in averaging gradients."""
+    """One image of zeros in place of an empty share: every process must take part in averaging gradients."""
     images = batch.images.new_zeros((1, *batch.images.shape[1:]))
     return Batch(images, batch.labels.new_zeros(1))
 
 
 @contextmanager
 def _batch_norm_by_size(student: nn.Module, size: int) -> Iterator[None]:
-    """A batch of one has no variance: batch normalisation then uses its running statistics."""
+    """Make batch normalisation use its running statistics for a batch of one, which has no variance."""
     norms = [module for module in student.modules() if isinstance(module, _BatchNorm) and module.training]
     if size > 1 or not norms:
         yield
@@ -165,7 +167,22 @@ def run_validation_epoch(
     runtime: Runtime,
     on_batch: Callable[[int], None] | None = None,
 ) -> Means:
-    """One pass of measuring, which tells `on_batch` how many batches are done; see `validate`."""
+    """One epoch of validation: eval mode, no gradients; see `validate`.
+
+    Args:
+        criterion: the loss.
+        student: left unchanged.
+        loader: over the batches of all processes.
+        runtime: gives device, number format and processes.
+        on_batch: called after each batch with the number of batches done.
+
+    Returns:
+        means over all samples, of all processes.
+
+    Raises:
+        DivergenceError: a loss was not a finite number.
+        DataError: the loader was empty.
+    """
     meter, detector = MeanMeter(runtime.device, by_class=True), NonFiniteDetector(runtime.device, criterion.weights)
     network = unwrapped(student)
     with undisturbed(network):

@@ -1,4 +1,4 @@
-"""How far an epoch of training is: one object, which an unfinished epoch's checkpoint keeps and restores."""
+"""The progress of a training epoch: one object, which the checkpoint of an unfinished epoch saves and restores."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from attention_transfer.training.metrics import MeanMeter, NonFiniteDetector, ch
 
 
 class ProgressState(TypedDict):
-    """What a checkpoint keeps of an unfinished epoch.
+    """The progress of an unfinished epoch, as a checkpoint stores it.
 
     Attributes:
-        batches: that are done.
-        images: that are done, over all processes; the position in the epoch's order.
-        sums: of losses and correct predictions over them, of all processes; see `MeanMeter`.
+        batches: completed batches.
+        images: completed images, over all processes.
+        sums: of losses and correct predictions, over all processes; see `MeanMeter`.
         names: of the sums; absent in checkpoints of version 0.1.
-        seconds: that they took.
+        seconds: time spent on the epoch so far.
     """
 
     batches: int
@@ -32,10 +32,10 @@ class ProgressState(TypedDict):
 
 
 def as_progress(state: Mapping[str, Any]) -> ProgressState:
-    """The state of an unfinished epoch in a checkpoint.
+    """A checkpoint's entry for an unfinished epoch as a `ProgressState`.
 
     Raises:
-        KeyError: something of it is missing.
+        KeyError: an entry is missing.
     """
     return {
         "batches": state["batches"],
@@ -47,19 +47,19 @@ def as_progress(state: Mapping[str, Any]) -> ProgressState:
 
 
 class EpochProgress:
-    """An epoch of training between two of its batches.
+    """The progress of a training epoch: batches and images done, running sums, time.
 
     Args:
         runtime: gives device and processes.
-        weights: of the terms of the loss, by name: one whose weight is 0 is not to blame for a loss that is no number.
+        weights: of the loss terms, by name; a term of weight 0 is never blamed for a non-finite loss.
         epoch: its number, from 0.
-        length: batches in it; None where the loader does not tell.
+        length: batches in it; None for a loader of unknown length.
 
     Attributes:
-        batches: that are done.
-        images: that are done, over all processes.
+        batches: completed batches.
+        images: completed images, over all processes.
         meter: sums of this process.
-        detector: notices a loss that is not finite.
+        detector: detects a non-finite loss.
     """
 
     def __init__(
@@ -75,16 +75,16 @@ class EpochProgress:
 
     @property
     def epochs(self) -> float:
-        """Epochs done, with the fraction of this one."""
+        """Completed epochs, including the fraction of this one."""
         return self.epoch + (self.batches / self.length if self.length else 0.0)
 
     @property
     def seconds(self) -> float:
-        """That the epoch has taken so far, also before it was resumed."""
+        """Time spent on the epoch so far, including before it was resumed."""
         return time.perf_counter() - self._began
 
     def state_dict(self) -> ProgressState:
-        """The state for a checkpoint; every process must call this together."""
+        """The state for a checkpoint; all processes must call this."""
         names = self.meter.names
         return {
             "batches": self.batches,
@@ -95,7 +95,7 @@ class EpochProgress:
         }
 
     def load_state_dict(self, state: ProgressState) -> None:
-        """Continue from a state; the sums of all processes are the main one's from here on."""
+        """Restore a state; the main process takes over the sums of all processes."""
         self.batches, self.images = state["batches"], state["images"]
         self._began = time.perf_counter() - state["seconds"]
         sums = state["sums"]
@@ -103,7 +103,7 @@ class EpochProgress:
             self.meter.load_state(sums if self._runtime.is_main else torch.zeros_like(sums), state.get("names"))
 
     def check(self) -> None:
-        """Raise what the detector of any process has seen; every process must call this together.
+        """Raise if the loss was not finite in any process; all processes must call this.
 
         Raises:
             DivergenceError: names the batch and the component.

@@ -1,4 +1,4 @@
-"""Running means over samples and the first loss that is not finite, kept on the device."""
+"""Running means over samples and detection of the first non-finite loss, on the device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from attention_transfer.training.criterion import Losses
 
 
 def check_finite(watch: NonFiniteDetector, runtime: Runtime) -> None:
-    """Raise what the watch of any process has seen; every process must call this together.
+    """Raise if the loss was not finite in any process; all processes must call this.
 
     Raises:
         DivergenceError: names the batch and the component.
@@ -35,12 +35,12 @@ def _divergence_sentence(bad: BadStep) -> str:
 
 
 class Means(NamedTuple):
-    """What an epoch came to.
+    """The means of an epoch.
 
     Attributes:
-        samples: how many images were seen, over all processes.
-        figures: means over them: loss, accuracy (fraction), balanced_accuracy where classes are counted (the mean of
-            recall over the classes that have images), classification, and all that the terms of the loss report.
+        samples: images, over all processes.
+        figures: means over them: loss, accuracy (fraction), balanced_accuracy if classes are counted (mean recall over
+            the classes that have images), classification, and everything the loss terms report.
     """
 
     samples: int
@@ -50,16 +50,16 @@ class Means(NamedTuple):
 class MeanMeter:
     """Running sums of losses and correct predictions over samples.
 
-    They stay on the device as one vector (count, correct, loss, classification, what each term reports), so that a
-    step waits for nothing; reading them is what waits. So do the counts of each class, if there are any.
+    They stay on the device as one vector (count, correct, loss, classification, what each term reports), so that only
+    reading them synchronises, not adding. So do the counts per class, if any.
 
     Args:
         device: where the losses are.
-        by_class: count each class's images and correct predictions. A checkpoint does not keep these: they are for
-            measuring, which is never resumed in the middle.
+        by_class: count each class's images and correct predictions. Checkpoints do not store these counts: they are for
+            validation, which is never resumed in the middle.
 
     Attributes:
-        names: of the numbers behind count, correct and loss; None before the first batch.
+        names: of the sums after count, correct and loss; None before the first batch.
     """
 
     def __init__(self, device: torch.device, *, by_class: bool = False) -> None:
@@ -72,7 +72,7 @@ class MeanMeter:
         self._by_class: Tensor | None = None
 
     def add(self, losses: Losses, labels: Tensor) -> None:
-        """Add a batch: its losses, with logits [B, K], and its labels [B] on the same device."""
+        """Add a batch: its losses, with logits [B, K], and its labels [B], on the same device."""
         with torch.no_grad():
             self.names = tuple(losses.scalars)
             count = len(labels)
@@ -86,14 +86,14 @@ class MeanMeter:
                 self._add_by_class(hits, labels, losses.logits.shape[1])
 
     def _add_by_class(self, hits: Tensor, labels: Tensor, num_classes: int) -> None:
-        """Add to [2, K]: images of each class, and those of them that are right."""
+        """Add the hits [B] of labels [B] to [2, K]: images and correct predictions per class."""
         if self._by_class is None:
             self._by_class = torch.zeros(2, num_classes, dtype=self._dtype, device=self._device)
-        # bincount would wait for the device, to learn how long its answer is
+        # bincount would synchronise, to find the size of its output
         self._by_class.index_add_(1, labels, torch.stack([torch.ones_like(hits), hits]).to(self._dtype))
 
     def means(self, runtime: Runtime) -> Means:
-        """Means over all samples of all processes; every process must call this together.
+        """Means over all samples of all processes; all processes must call this.
 
         Raises:
             DataError: no sample was added.
@@ -110,7 +110,7 @@ class MeanMeter:
         return Means(int(count), figures)
 
     def _all(self, sums: Tensor) -> Tensor:
-        """One vector of all that is summed over processes, so that they talk once."""
+        """All sums as one vector, so that processes communicate once."""
         return sums if self._by_class is None else torch.cat([sums, self._by_class.flatten()])
 
     @property
@@ -119,15 +119,15 @@ class MeanMeter:
         return 0 if self._sums is None else int(self._sums[0])
 
     def over_processes(self, runtime: Runtime) -> Tensor | None:
-        """The sums of all processes, on the CPU, for a checkpoint; every process must call this together."""
+        """The sums [S] over all processes, on the CPU, for a checkpoint; all processes must call this."""
         return None if self._sums is None else runtime.sum_over_processes(self._sums).cpu()
 
     def load_state(self, sums: Tensor | None, names: Sequence[str] | None = None) -> None:
-        """Continue from the sums of a checkpoint.
+        """Restore the sums of a checkpoint.
 
         Args:
-            sums: see `over_processes`.
-            names: of its numbers; None for a checkpoint of version 0.1, which knew two terms.
+            sums: [S], see `over_processes`; or None.
+            names: of the sums after count, correct and loss; None for a checkpoint of version 0.1, which had two terms.
         """
         self._sums = None if sums is None else sums.to(self._device)
         if sums is not None:
@@ -148,11 +148,11 @@ class BadStep(NamedTuple):
 
 
 class NonFiniteDetector:
-    """Remembers the first batch with a bad total on the device, so that watching costs no synchronisation.
+    """Detects the first batch with a non-finite total; state is kept on the device, so that it does not synchronise.
 
     Args:
         device: where the losses are.
-        weights: of the terms, by name; one whose weight is 0 is no part of the total, and so is not to blame.
+        weights: of the loss terms, by name; a term of weight 0 is no part of the total, and so is never blamed.
     """
 
     def __init__(self, device: torch.device, weights: Mapping[str, float]) -> None:
@@ -162,7 +162,7 @@ class NonFiniteDetector:
         self._values: Tensor | None = None
 
     def update(self, losses: Losses, batch: int) -> None:
-        """Look at one batch."""
+        """Check the losses of one batch."""
         with torch.no_grad():
             self._names = tuple(losses.scalars)
             values = torch.stack([losses.total, *losses.scalars.values()]).float()
@@ -171,7 +171,7 @@ class NonFiniteDetector:
             self._values = values if self._values is None else torch.where(is_first_bad, values, self._values)
 
     def bad_step(self) -> BadStep | None:
-        """The first bad batch, or None; waits for the device."""
+        """The first bad batch, or None; synchronises with the device."""
         if self._values is None or int(self._first) < 0:
             return None
         values: dict[str, float] = dict(zip(("total", *self._names), self._values.tolist(), strict=True))

@@ -14,17 +14,17 @@ from attention_transfer.errors import ConfigError
 
 ParameterGroups = list[dict[str, Any]]
 MakeOptimizer = Callable[[ParameterGroups], Optimizer]
-"""An optimizer of the user's, over parameter groups as torch.optim takes them."""
+"""The user's function from parameter groups, as torch.optim takes them, to an optimizer."""
 MakeScheduler = Callable[[Optimizer], LRScheduler]
-"""A schedule of the user's, stepped once an epoch."""
+"""The user's function from an optimizer to a learning rate scheduler, stepped once an epoch."""
 
 
 def parameter_groups(student: nn.Module, of_terms: Iterable[nn.Parameter] = ()) -> ParameterGroups:
-    """What is trained: the student's parameters, and in a group of their own those of the loss's terms, if any.
+    """The parameter groups to train: the student's, and a second one for those of the loss terms, if any.
 
     Args:
         student: the network.
-        of_terms: parameters of the terms.
+        of_terms: parameters of the loss terms.
     """
     groups: ParameterGroups = [{"params": list(student.parameters())}]
     own = list(of_terms)
@@ -32,7 +32,7 @@ def parameter_groups(student: nn.Module, of_terms: Iterable[nn.Parameter] = ()) 
 
 
 def make_optimizer(config: Config, groups: ParameterGroups, make: MakeOptimizer | None = None) -> Optimizer:
-    """torch's SGD by the settings lr, momentum and weight_decay; or what the user's function makes.
+    """The optimizer: SGD by the settings lr, momentum and weight_decay, or what the user's function returns.
 
     Args:
         config: the settings.
@@ -51,11 +51,11 @@ def make_optimizer(config: Config, groups: ParameterGroups, make: MakeOptimizer 
 
 
 def make_scheduler(config: Config, optimizer: Optimizer, make: MakeScheduler | None = None) -> LRScheduler:
-    """torch's StepLR by the settings step_size and gamma; or what the user's function makes.
+    """The learning rate scheduler: StepLR by step_size and gamma, or what the user's function returns.
 
     Args:
         config: the settings.
-        optimizer: whose learning rate is scheduled.
+        optimizer: the one to schedule.
         make: the user's function, which gets the optimizer.
 
     Raises:

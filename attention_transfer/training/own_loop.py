@@ -1,4 +1,4 @@
-"""For a training loop of your own: the loss of a batch, one epoch of training, one pass of measuring."""
+"""For a custom training loop: the loss of a batch, one epoch of training, one epoch of validation."""
 
 from __future__ import annotations
 
@@ -38,21 +38,23 @@ def compute_at_loss(
     mean squared difference of normalised attention maps.
 
     Args:
-        student_model: in the mode in which the caller has it (train mode for training).
-        teacher_model: runs in eval mode without gradients, whatever mode it is in, and is left as it was found;
-            None makes kd and attention zero.
-        x: [B, 3, H, W]; moved to the student's device.
-        y: [B], integers in 0 .. K - 1; moved to the student's device.
-        config: alpha, beta, temperature, layers and class_names (of the student, which else knows them itself) are
-            used; a partial dict is completed by the defaults.
-        terms: of the loss, beside alpha KD and beta AT.
+        student_model: run in its current mode; set it to train mode for training.
+        teacher_model: run in eval mode without gradients, and left unchanged; None makes kd and attention zero.
+        x: images [B, 3, H, W]; moved to the student's device.
+        y: labels [B], integers in 0 .. K - 1; moved to the student's device.
+        config: uses alpha, beta, temperature, layers and class_names (of the student, if it has no names itself); a
+            partial dict is completed by the defaults.
+        terms: further loss terms, beside alpha KD and beta AT.
 
-    Classes are matched by name: a teacher may number them otherwise, and have more of them. A module of your own
-    tells its names with an attribute `class_names`; where one side has none, they are taken in their order.
+    Classes are matched by name: a teacher may number them differently, and have more of them. A module of your own
+    gives its names in an attribute `class_names`; if one side has none, classes are matched by index.
+
+    Returns:
+        the losses: scalars, the AT of each pair of stages, and the student's logits [B, K].
 
     Raises:
         ConfigError: beta > 0 and no pair of stages is larger than 1x1.
-        TeacherError: alpha > 0, and the teacher does not know the student's classes.
+        TeacherError: alpha > 0, and the teacher lacks some of the student's classes.
         DataError: a label out of range.
 
     Example:
@@ -74,19 +76,19 @@ def train_epoch(
     config: Config | Mapping[str, Any] | None = None,
     terms: Sequence[LossTerm] = (),
 ) -> dict[str, float]:
-    """Train for one pass over a loader.
+    """Train for one epoch.
 
-    A loop of one's own around this function gets a fresh order and fresh augmentation in each pass, as our
-    loaders advance by themselves.
+    A custom loop around this function gets a new order and new augmentation in each epoch, as our loaders advance by
+    themselves.
 
     Args:
         student_model: trained in place, in train mode.
-        teacher_model: compared with, left as it is; None trains by cross-entropy alone.
+        teacher_model: left unchanged; None trains with cross-entropy alone.
         train_loader: any iterable of (images, labels).
         optimizer: over the student's parameters.
-        device: where to compute; the networks are moved there.
-        config: alpha, beta, temperature and layers are used.
-        terms: of the loss, beside alpha KD and beta AT; the optimizer must be over their parameters too.
+        device: the networks are moved there.
+        config: uses alpha, beta, temperature, layers and class_names.
+        terms: further loss terms, beside alpha KD and beta AT; the optimizer must have their parameters too.
 
     Returns:
         means over samples: loss, accuracy (fraction), classification, kd, attention, attention_stage_i, and what the
@@ -96,7 +98,7 @@ def train_epoch(
         DivergenceError: a loss was not a finite number; names the batch and the component.
         DataError: the loader was empty, a label out of range, or the student cannot take the images.
         TeacherError: the teacher cannot take the images.
-        ConfigError: the student has nothing to train.
+        ConfigError: the student has no trainable parameters.
     """
     check_trainable(student_model)
     criterion, runtime = _set_up(student_model, teacher_model, device, config, terms)
@@ -111,10 +113,19 @@ def validate(
     config: Config | Mapping[str, Any] | None = None,
     terms: Sequence[LossTerm] = (),
 ) -> dict[str, float]:
-    """Measure a student on a loader: eval mode, no gradients, everything left as it was found.
+    """Validate a student on a loader: eval mode, no gradients; networks are left unchanged.
+
+    Args:
+        student_model: run in eval mode.
+        teacher_model: run in eval mode; None makes kd and attention zero.
+        val_loader: any iterable of (images, labels).
+        device: the networks are moved there.
+        config: uses alpha, beta, temperature, layers and class_names.
+        terms: further loss terms, beside alpha KD and beta AT.
 
     Returns:
-        means over samples: loss, accuracy (fraction), classification, kd, attention, attention_stage_i.
+        means over samples: loss, accuracy and balanced_accuracy (fractions), classification, kd, attention,
+        attention_stage_i, and what the terms report.
 
     Raises:
         DataError: the loader was empty, a label out of range, or the student cannot take the images.

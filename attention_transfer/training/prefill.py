@@ -1,4 +1,4 @@
-"""Everything that a run would keep, made before any run."""
+"""Fills the caches that a run would use, before any run."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from attention_transfer.training.setup.numbering import number_alike
 
 
 def prefill_caches(config: Mapping[str, Any] | Config | None = None) -> dict[str, int]:
-    """Decode the images of data_dir, and ask the teacher for every answer that a run with these settings uses.
+    """Fill the caches: decode the images of data_dir, and compute every teacher output that a run would use.
 
     Args:
         config: as for `train_at`; teacher_model must name a teacher.
 
     Returns:
-        the number of answers that were asked for, of the train and the val split.
+        the number of teacher outputs that were computed, by split: train and val.
 
     Raises:
-        ConfigError: there is no teacher, or its answers cannot be kept because every epoch has new views.
+        ConfigError: there is no teacher, or its outputs cannot be cached because every epoch has new views.
         CacheError: there is no room for them.
     """
     config = resolve_config(config).model_copy(update={"pixel_cache": "on", "teacher_cache": "on"})
     if config.teacher_model is None:
-        raise ConfigError("teacher_model is None: name the teacher whose answers are to be kept.")
+        raise ConfigError("teacher_model is None: name the teacher whose outputs are to be cached.")
     if config.augment and config.augment_views is None:
         raise ConfigError(
-            "augment_views is None: every epoch has new views, and no answer could be used twice; set augment_views "
+            "augment_views is None: every epoch has new views, and no output could be used twice; set augment_views "
             "to a number or to 'warp', or leave augment out."
         )
     with ExitStack() as cleanup:
@@ -58,7 +58,7 @@ def prefill_caches(config: Mapping[str, Any] | Config | None = None) -> dict[str
         teachers = build_teachers(config, teacher, loaders.train, loaders.val, runtime, needs)
         cleanup.callback(teachers.close)
         return {
-            role: prefill(answers, runtime.device, f"asking the teacher for {role}")
-            for role, answers in (("train", teachers.train), ("val", teachers.val))
-            if isinstance(answers, CachedTeacher)
+            role: prefill(cached, runtime.device, f"asking the teacher for {role}")
+            for role, cached in (("train", teachers.train), ("val", teachers.val))
+            if isinstance(cached, CachedTeacher)
         }

@@ -1,4 +1,4 @@
-"""A whole run, from top to bottom."""
+"""A whole training run."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ def train_at(
 ) -> dict[str, Any]:
     """Train a student to look where its teacher looks: the whole run, in one call.
 
-    Without a teacher the student is trained by cross-entropy alone, which is also the way to train a teacher.
-    Ctrl-C ends the run and returns what there is; `resume` goes on from any checkpoint of ours.
+    Without a teacher the student is trained with cross-entropy alone, which is also the way to train a teacher.
+    Ctrl-C ends the run and returns the results so far; `resume` resumes any checkpoint of this library.
 
     Args:
         config: settings, see `create_at_config`; None is `DEFAULT_CONFIG`, a partial dict is completed.
-        train_loader: any iterable of (images, labels), instead of data_dir. With it data_dir is not read. One batch of
-            each loader of yours is fetched before training, to see that it is fit; the pass is given up then.
+        train_loader: any iterable of (images [B, C, H, W], labels [B]), instead of data_dir, which is then not read.
+            One batch of each loader of yours is fetched and checked before training.
         val_loader: likewise; without one the last epoch counts as the best.
         test_loader: likewise; without one, or if its batches have no labels, there are no test_results.
         student: a module of your own, instead of the setting `model`.
@@ -75,16 +75,16 @@ def train_at(
         map_function: the kind of attention map that AT compares; see `MapFunction`.
         callbacks: of your own, called after the library's; see `Callback`.
         optimizer: a function from parameter groups to a torch optimizer, instead of SGD by the settings.
-        scheduler: a function from the optimizer to a torch learning rate scheduler, stepped once an epoch, instead of
+        scheduler: a function from the optimizer to a torch learning rate scheduler, stepped once per epoch, instead of
             StepLR by the settings.
 
     Returns:
         a dict: model (best weights, eval mode), teacher_model, best_accuracy (fraction), best_balanced_accuracy (of
-        validation in that epoch; None where nothing validates), training_history (a dict an epoch: epoch, lr, seconds,
+        validation in that epoch; None without validation), training_history (a dict per epoch: epoch, lr, seconds,
         images_per_second, train_ and val_ of loss, accuracy, classification, kd, attention, attention_stage_i and what
         terms of your own report, and val_balanced_accuracy), test_results (see `evaluate_model`; None without a test
-        split, or where it could not be measured), test_error (then: why not; else None), config (resolved, a dict),
-        experiment_name, status (finished or stopped), stopped_by (SIGINT, SIGTERM or the reason that a callback gave,
+        split, or if the test failed), test_error (why it failed, else None), config (resolved, a dict),
+        experiment_name, status (finished or stopped), stopped_by (SIGINT, SIGTERM or the reason given by a callback,
         else None).
 
     Raises:
@@ -105,7 +105,7 @@ def train_at(
         with capture_logs() as captured, explain_lost_workers():
             return _run(config, parts, captured)
     except UnguardedScriptError as error:
-        # the line to be mended is the caller's own
+        # the line to fix is the caller's own
         raise error.with_traceback(None) from None
 
 
@@ -113,19 +113,19 @@ def _run(config: Config, parts: UserParts, captured: Iterable[logging.LogRecord]
     with ExitStack() as cleanup:
         runtime = cleanup.enter_context(closing(AcceleratedRuntime(config)))
         prepared = prepare(config, runtime, parts, captured, cleanup)
-        promise = SAVED if _keeps_position(prepared) else NOT_SAVED
+        promise = SAVED if _can_start_inside(prepared) else NOT_SAVED
         # closed inside: a launcher's second copy of a signal must not hit the end of the workers
         with SignalHandler(promise) as request, closing(cleanup):
             return _train(prepared, request)
 
 
-def _keeps_position(prepared: PreparedRun) -> bool:
+def _can_start_inside(prepared: PreparedRun) -> bool:
     """Whether the training loader can start inside an epoch."""
     return own_sampler(prepared.loaders.train, prepared.run.runtime.world_size) is not None
 
 
 def _train(prepared: PreparedRun, request: SignalHandler) -> dict[str, Any]:
-    """The loop: epochs, then the test split; whatever happens, the callbacks are told how it ended."""
+    """The loop: epochs, then the test split; however it ends, `run_ended` is called on the callbacks."""
     run, loaders, teachers = prepared.run, prepared.loaders, prepared.teachers
     callbacks = CallbackList(prepared.callbacks, run)
     student = _compiled(run.runtime.wrap(run.state.student), run)
@@ -135,7 +135,7 @@ def _train(prepared: PreparedRun, request: SignalHandler) -> dict[str, Any]:
         "train": Criterion(run.config, teachers.train, run.runtime, prepared.terms, matched),
         "val": Criterion(run.config, teachers.val, run.runtime, prepared.terms, matched),
     }
-    autosave = AutoSave(run, callbacks, request, keeps_position=_keeps_position(prepared))
+    autosave = AutoSave(run, callbacks, request, keeps_position=_can_start_inside(prepared))
     status = FAILED
     try:
         with explain_lost_workers():
@@ -221,14 +221,14 @@ def _train_one_epoch(
             )
         record.update({f"val_{key}": value for key, value in val.figures.items()})
     with warnings.catch_warnings():
-        # a run that goes on behind the last batch of an epoch has not stepped its optimizer in this process
+        # a run resumed after the last batch of an epoch has not stepped its optimizer in this process
         warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
         state.scheduler.step()
     return record
 
 
 def _progress(run: RunContext, loader: Loader, weights: Mapping[str, float]) -> EpochProgress:
-    """The next epoch, at its first batch, or where an unfinished one was left."""
+    """The progress of the next epoch: at its first batch, or as restored from an unfinished one."""
     state, runtime = run.state, run.runtime
     progress = EpochProgress(runtime, weights, state.epoch, run.batches)
     unfinished, state.unfinished = state.unfinished, None
@@ -238,8 +238,8 @@ def _progress(run: RunContext, loader: Loader, weights: Mapping[str, float]) -> 
     if unfinished is not None:
         progress.load_state_dict(unfinished)
     elif runtime.world_size > 1:
-        # a shuffled loader of the user's draws its order from torch's generator: shares are disjoint only where
-        # all processes draw alike
+        # a shuffled loader of the user's draws its order from torch's generator: shares are disjoint only if all
+        # processes draw the same
         torch.manual_seed(run.config.seed + state.epoch + 1)
     return progress
 
@@ -251,7 +251,7 @@ def _load_best(run: RunContext) -> None:
 
 
 def _test(run: RunContext, loader: Loader | None) -> dict[str, Any]:
-    """The main process tests alone, and tells the others what came out; a test that fails costs no trained network."""
+    """Test in the main process, and broadcast the results; a test that fails does not fail the run."""
     tested: dict[str, Any] = {"test_results": None, "test_error": None}
     if loader is not None and run.runtime.is_main:
         try:
@@ -264,7 +264,7 @@ def _test(run: RunContext, loader: Loader | None) -> dict[str, Any]:
             logger.error(
                 "the network is trained, but there are no test results: %s",
                 tested["test_error"],
-                # of what a sentence of ours says, nobody needs the lines of code
+                # our own errors need no traceback
                 exc_info=None if isinstance(error, AttentionTransferError) else error,
             )
     shared: dict[str, Any] = run.runtime.broadcast_object(tested)

@@ -1,6 +1,6 @@
-"""Callbacks write down what happens in a run: bar, log, TensorBoard, summary, checkpoints.
+"""Callbacks that record a run: bar, log, TensorBoard, summary, checkpoints.
 
-Adding one is a file here and a line in `default_callbacks`; one of your own goes in as `train_at(callbacks=[...])`.
+To add one, add a file here and a line in `default_callbacks`; pass your own as `train_at(callbacks=[...])`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from attention_transfer.training.callbacks.tensorboard import TensorBoard
 
 
 def default_callbacks() -> list[Callback]:
-    """The library's own, in the order in which they are called."""
+    """The library's own callbacks, in the order in which they are called."""
     return [Log(), Bar(), TensorBoard(), Checkpoints(), Summary()]
 
 

@@ -16,7 +16,7 @@ SECONDS_BETWEEN_FIGURES = 0.5
 
 
 class Bar(Callback):
-    """tqdm's bars with loss, accuracy and images per second; quiet where nobody watches."""
+    """tqdm's bars with loss, accuracy and images per second; disabled where output is not a terminal or notebook."""
 
     def __init__(self) -> None:
         self._epochs: Any = None

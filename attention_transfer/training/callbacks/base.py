@@ -1,6 +1,6 @@
-"""Callbacks: what watches a run, and when it is called.
+"""Callbacks: the base class, and the list that calls them.
 
-A callback of your own is a subclass, handed in as `train_at(callbacks=[...])`.
+A callback of your own is a subclass, passed as `train_at(callbacks=[...])`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ logger = logging.getLogger(__name__)
 
 
 class Callback:
-    """Is called after each event of a run; each method may be left out.
+    """The base class of callbacks: its methods are called at the events of a run; override those that you need.
 
     Events are named after what has just happened. A callback may end the run with `run.stop(reason)`, and may have a
-    state: what `state_dict` returns is saved in every checkpoint and handed to `load_state_dict` by a resumed run,
+    state: what `state_dict` returns is saved in every checkpoint and passed to `load_state_dict` by a resumed run,
     before `run_started`. It must not draw from the global random generators.
 
     Attributes:
@@ -39,23 +39,29 @@ class Callback:
     every_process = False
 
     def run_started(self, run: RunContext) -> None:
-        """The run has begun, or goes on after a checkpoint."""
+        """The run has begun, or resumes from a checkpoint."""
 
     def epoch_started(self, run: RunContext, epoch: int) -> None:
         """Epoch `epoch` (from 1) has begun."""
 
     def batch_trained(self, run: RunContext, batch: int, meter: MeanMeter) -> None:
-        """Batch `batch` (from 0) of the epoch was trained on; reading `meter` waits for the device."""
-
-    def epoch_paused(self, run: RunContext) -> None:
-        """An epoch is not finished, and its state is to be saved."""
-
-    def epoch_completed(self, run: RunContext, record: EpochRecord, is_best: bool) -> None:
-        """An epoch was trained and validated; the state counts it already.
+        """A batch was trained.
 
         Args:
             run: the run.
-            record: the epoch's figures, as they stand in the history.
+            batch: its number in the epoch, from 0.
+            meter: running sums of the epoch; reading it synchronises with the device.
+        """
+
+    def epoch_paused(self, run: RunContext) -> None:
+        """The state of an unfinished epoch is to be saved."""
+
+    def epoch_completed(self, run: RunContext, record: EpochRecord, is_best: bool) -> None:
+        """An epoch was trained and validated, and is counted in `run.state`.
+
+        Args:
+            run: the run.
+            record: the epoch's figures, as in the history.
             is_best: whether it is the best epoch so far.
         """
 
@@ -63,21 +69,21 @@ class Callback:
         """The run is over: status is finished, stopped or failed."""
 
     def close(self) -> None:
-        """Let go of files and handlers; called also after an error in `run_started`."""
+        """Close files and handlers; also called after an error in `run_started`."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs: plain data and tensors. Empty: nothing."""
+        """The state to save in a checkpoint: plain data and tensors; empty if there is none."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
 
 
 def by_name(callbacks: Sequence[Callback]) -> dict[str, Callback]:
-    """Callbacks by the name under which a checkpoint keeps their state: their class's, numbered where it repeats.
+    """Callbacks by the name of their state in a checkpoint: the class name, numbered where it repeats.
 
     Raises:
-        ConfigError: something else than a callback is among them.
+        ConfigError: one of them is not a callback.
     """
     seen: Counter[str] = Counter()
     named: dict[str, Callback] = {}
@@ -94,15 +100,14 @@ def by_name(callbacks: Sequence[Callback]) -> dict[str, Callback]:
 
 
 class CallbackList:
-    """Calls a list of callbacks, in the main process alone unless they say otherwise.
+    """A list of callbacks, called in the main process alone unless `every_process` is set.
 
-    Those whose `run_started` failed are called no more but for `close`. Where one fails, the others are called all the
-    same: a full disk of the logs costs no checkpoint. The first error is raised then, unless one has ended the run
-    already.
+    After an error in `run_started`, a callback only gets `close`. Where one fails, the others are still called: a full
+    disk of the logs costs no checkpoint. Then the first error is raised, unless the run has already failed.
 
     Args:
         callbacks: in the order in which they are called.
-        run: is handed to each.
+        run: passed to each.
     """
 
     def __init__(self, callbacks: Sequence[Callback], run: RunContext) -> None:
@@ -136,7 +141,7 @@ class CallbackList:
         self._call(self._started, lambda callback: callback.run_ended(self._run, status))
 
     def close(self) -> None:
-        # the log is the first, and is to write what the others have to say
+        # the log is the first: closed last, it still writes what the others log
         self._call([*reversed(self._callbacks)], lambda callback: callback.close())
 
     def _call(self, callbacks: Sequence[Callback], event: Callable[[Callback], None]) -> None:

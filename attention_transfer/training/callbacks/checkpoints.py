@@ -13,14 +13,14 @@ from attention_transfer.training.context import RunContext
 
 
 class Checkpoints(Callback):
-    """Puts the state of the run on disk after each epoch, and where it pauses inside one."""
+    """Writes the state of the run to disk after each epoch, and when an unfinished epoch is saved."""
 
     def run_started(self, run: RunContext) -> None:
-        """Put right what a run that goes on lacks: it began elsewhere, went back, or was killed between two files."""
+        """Write the checkpoints that a resumed run lacks: it began elsewhere, went back, or was killed between two."""
         files, state = run.paths, run.state
         if not state.step:
             return
-        # first: nothing else is of use to who goes on
+        # first: resuming needs nothing else
         if _step_in(files.last) != state.step:
             write_checkpoint(files.last, state.to_checkpoint(run.runtime))
         if state.best_epoch and _epoch_in(files.best) != state.best_epoch:
@@ -31,7 +31,7 @@ class Checkpoints(Callback):
         if state.epoch == run.config.epochs:
             due.append(files.final)
         else:
-            files.final.unlink(missing_ok=True)  # it was final when fewer epochs were wanted
+            files.final.unlink(missing_ok=True)  # it was final for a smaller `epochs`
         for path in due:
             if _step_in(path) != state.step:
                 write_checkpoint(path, state.to_checkpoint(run.runtime))
@@ -51,7 +51,7 @@ class Checkpoints(Callback):
 
 
 def _epoch_in(path: Path) -> int | None:
-    """The epoch whose weights a checkpoint holds; None where it cannot be read."""
+    """The epoch whose weights a checkpoint holds; None if it cannot be read."""
     try:
         epoch: int = read_checkpoint(path)["epoch"]
     except CheckpointError:
@@ -60,7 +60,7 @@ def _epoch_in(path: Path) -> int | None:
 
 
 def _step_in(path: Path) -> int | None:
-    """The batch after which a checkpoint was written; None where nobody can go on from it."""
+    """The batch after which a checkpoint was written; None if it cannot be resumed."""
     try:
         training = read_checkpoint(path)["training"]
     except CheckpointError:

@@ -36,7 +36,7 @@ class Log(Callback):
         to_screen = ConsoleHandler()
         to_screen.setFormatter(logging.Formatter("%(message)s"))
         if sys.stdout.isatty() or in_notebook():
-            # the bars show there what these lines say, except what the rest of the library has to tell
+            # the bars show what these lines do; records of the rest of the library are still printed
             to_screen.addFilter(lambda record: record.name != __name__)
         self._handlers = [to_file, to_screen]
         for handler in self._handlers:
@@ -83,7 +83,7 @@ class Log(Callback):
         handlers, self._handlers = self._handlers, []
         with ExitStack() as closing:
             for handler in handlers:
-                # first out of the list: what another one has to say in the end is not for it
+                # removed before it is closed: closing another handler may log
                 closing.callback(handler.close)
                 closing.callback(LIBRARY.removeHandler, handler)
 
@@ -121,6 +121,6 @@ def _figures(means: dict[str, float]) -> str:
 
 
 def _terms(means: dict[str, float]) -> list[str]:
-    """The terms of the loss among an epoch's figures, without the parts that a term reports beside its sum."""
+    """The loss terms among an epoch's figures, without the parts that a term reports beside its sum."""
     others = [key for key in means if key not in ("loss", "accuracy", "balanced_accuracy", "classification")]
     return [key for key in others if not any(key.startswith(f"{whole}_") for whole in others)]

@@ -18,7 +18,7 @@ LIBRARIES = ("torch", "torchvision", "accelerate", "timm", "numpy", "pillow")
 
 
 class Summary(Callback):
-    """Resolved config, versions, classes, images a class and split, history, results, paths, wall time and status."""
+    """Writes the summary: config, versions, classes, images per class and split, history, results, paths, status."""
 
     def __init__(self) -> None:
         self._began = 0.0
@@ -34,7 +34,7 @@ class Summary(Callback):
         self._write(run, status)
 
     def _write(self, run: RunContext, status: str) -> None:
-        # JSON knows no NaN, which a figure of weight 0 may be: it is null there
+        # JSON has no NaN, which a figure of weight 0 may be: it becomes null
         content = json.loads(json.dumps(self._content(run, status)), parse_constant=lambda _: None)
         text = json.dumps(content, indent=2, allow_nan=False) + "\n"
         write_atomically(run.paths.summary, text.encode(), setting="log_dir")

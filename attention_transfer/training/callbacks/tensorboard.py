@@ -1,4 +1,4 @@
-"""The TensorBoard run: scalars, attention figures, hyperparameters. Every point is at the step (batch) of the run."""
+"""The TensorBoard callback: scalars, attention figures, hyperparameters, by step (batch) of the run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class TensorBoard(Callback):
-    """Writes events.out.tfevents.* files; points after a resumed checkpoint are purged."""
+    """Writes events.out.tfevents.* files; points beyond a resumed checkpoint are purged."""
 
     def __init__(self) -> None:
         self._writer: Any = None
@@ -36,7 +36,7 @@ class TensorBoard(Callback):
         purge_step = run.state.step + 1 if run.state.step else None
         unfinished = run.state.unfinished
         if unfinished is not None and unfinished["batches"] == run.batches:
-            # Trained and not yet validated: what the epoch came to may have been written, and will be once more.
+            # trained but not yet validated: the epoch's figures may have been written, and will be written again
             purge_step = run.state.step
         self._folder = run.paths.tensorboard
         with self._writing():
@@ -80,7 +80,7 @@ class TensorBoard(Callback):
 
     def run_ended(self, run: RunContext, status: str) -> None:
         if status != FINISHED:
-            return  # it may go on, and its final metric is yet to come
+            return  # it may be resumed, and has no final metric yet
         from torch.utils.tensorboard.summary import hparams
 
         metrics = {"hparam/best_accuracy": run.state.best_accuracy}
@@ -92,7 +92,7 @@ class TensorBoard(Callback):
             metrics["hparam/test_balanced_accuracy"] = test_results["balanced_accuracy"]
         settings = {key: _plain(value) for key, value in run.config.model_dump().items() if value is not None}
         # writer.add_hparams would put these into a file of their own, which a resumed run could not be sure to purge.
-        # They are a step beyond the last batch, where a run that goes on purges them, and writes its own in the end.
+        # They are one step beyond the last batch, where a resumed run purges them and writes its own at the end.
         beyond = run.state.step + 1
         with self._writing():
             for summary in hparams(settings, metrics):  # type: ignore[no-untyped-call]
@@ -109,12 +109,12 @@ class TensorBoard(Callback):
             try:
                 writer.close()
             finally:
-                # on a full disk the writer leaves its thread behind, which would go on trying
+                # on a full disk the writer leaves its thread running, which would keep retrying
                 events.close()
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """The writer's thread keeps its error for whoever calls next; a sentence is made of it."""
+        """Convert the OSError that the writer's thread raises in the next call into a `WriteError`."""
         try:
             yield
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Whether the files of a run can be written, asked before it trains."""
+"""Checks before training that the files of a run can be written."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def checkpoint_bytes(student: nn.Module) -> int:
-    """Bytes of a checkpoint of this student at most: its weights, their momentum, and the best weights apart."""
+    """The most bytes that a checkpoint of this student can have: weights, momentum, and a copy of the best weights."""
     network = unwrapped(student)
     weights = [tensor for tensor in network.state_dict().values() if isinstance(tensor, Tensor)]
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -34,22 +34,22 @@ def checkpoint_bytes(student: nn.Module) -> int:
 
 
 def _stored(tensors: Iterable[Tensor]) -> int:
-    # torch.save writes the whole storage of a tensor, and one that several share once
+    # torch.save writes a tensor's whole storage, and a shared storage once
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())
 
 
 def check_disk_space(save_dir: str, log_dir: str, size: int) -> None:
-    """Check that a run can write its files; makes its folders, and removes what killed runs left half-written there.
+    """Check that a run can write its files; makes its folders, and removes half-written files of killed runs.
 
     Args:
         save_dir: folder of the checkpoints.
         log_dir: folder of log, summary and TensorBoard run.
-        size: bytes of a checkpoint at most, see `checkpoint_bytes`.
+        size: most bytes of a checkpoint, see `checkpoint_bytes`.
 
     Raises:
-        WriteError: a folder cannot be made or written to, or its disk has no room for the new checkpoint beside the
-            one that it replaces; the message names the path, the bytes or files needed and free, and the remedy.
+        WriteError: a folder cannot be made or written to, or the disk has no room for a new checkpoint beside the one
+            that it replaces; the message names the path, the bytes or files needed and free, and the remedy.
     """
     remove_drafts(save_dir)
     remove_drafts(log_dir)
@@ -83,15 +83,15 @@ def _check_files(folder: str, setting: str) -> None:
 
 
 def warn_of_little_disk_space(paths: RunPaths, numbered: Iterable[int], size: int) -> None:
-    """Log a warning where the disk has no room for all checkpoints that the run is going to keep.
+    """Log a warning if the disk has no room for all checkpoints of the run.
 
     Args:
-        artefacts: of the run.
-        numbered: the epochs after which a checkpoint is kept.
-        size: bytes of a checkpoint at most.
+        paths: of the run's files.
+        numbered: the epochs after which a numbered checkpoint is saved.
+        size: most bytes of a checkpoint.
     """
-    kept = [paths.last, paths.best, paths.final, *map(paths.numbered, numbered)]
-    to_come = [path for path in kept if not os.access(path, os.F_OK)]
+    planned = [paths.last, paths.best, paths.final, *map(paths.numbered, numbered)]
+    to_come = [path for path in planned if not os.access(path, os.F_OK)]
     needed, free = (len(to_come) + 1) * size, disk_space(paths.last.parent).free
     if free is not None and free < needed:
         logger.warning(

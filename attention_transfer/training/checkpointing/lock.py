@@ -1,4 +1,4 @@
-"""Two runs of one name would overwrite each other's files: the second is refused while the first lives."""
+"""The lock on a run's name: a second run of the same name is refused while the first lives."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 _LOCKED = {errno.EACCES, errno.EAGAIN, errno.EDEADLK}
 _CANNOT_LOCK = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
-_LOCKED_BYTE = 1 << 30  # far behind the text, which others are to read: Windows keeps them from what is locked
+_LOCKED_BYTE = 1 << 30  # far behind the text, which others must read: Windows denies reading locked bytes
 
 _guard = threading.Lock()
 _held: dict[tuple[int, int], int] = {}
@@ -30,20 +30,20 @@ _held: dict[tuple[int, int], int] = {}
 
 
 class RunLock:
-    """Holds the name of a run until `release`, or until its process ends, however it ends.
+    """A lock on the name of a run, held until `release`, or until its process ends in any way.
 
-    It is a POSIX record lock: processes that are forked from its own, such as a loader's workers, have no part in it.
-    As closing any handle of the file in this process would give the lock up, the file is opened once. It is removed
-    while it is locked; who has opened a file that is removed by then takes another.
+    It is a POSIX record lock: forked processes, such as a loader's workers, do not inherit it. As closing any handle of
+    the file in this process would release the lock, the file is opened once. It is removed while it is locked; a
+    process that has opened a file that was removed meanwhile opens a new one.
 
     Args:
-        path: the file that is locked, made if need be; says who holds it.
+        path: the file to lock, made if need be; its text names the holder.
         name: of the run, for the message.
-        setting: names the folder of the file.
-        held: False holds nothing, as in processes beside the main one.
+        setting: the setting that names the file's folder.
+        held: False takes no lock, as in all processes but the main one.
 
     Raises:
-        ConfigError: another run holds it, in this process or another; the message says which.
+        ConfigError: another run holds it, in this process or another; the message names it.
         WriteError: the file cannot be made.
     """
 
@@ -58,7 +58,7 @@ class RunLock:
                 self._handle = self._take()
 
     def release(self) -> None:
-        """Give the name free; a second time, or in a forked process, nothing happens."""
+        """Release the lock; does nothing a second time, or in a forked process."""
         if self._handle is None or self._process != os.getpid():
             return
         with _guard:
@@ -94,7 +94,7 @@ class RunLock:
     def _refuse_in_this_process(self) -> None:
         try:
             file = _identity(self._path.stat())
-        except OSError:  # not there, or nothing that could be opened either
+        except OSError:  # missing, or it cannot be opened either
             return
         if _held.get(file) == os.getpid():
             raise self._refusal("this process")
@@ -119,7 +119,7 @@ class RunLock:
             if error.errno not in _CANNOT_LOCK:
                 raise
             logger.warning(
-                "the file system of %s has no locks (%s): keep other runs from the name %r yourself, or set %s to "
+                "the file system of %s has no locks (%s): make sure that no other run has the name %r, or set %s to "
                 "another disk",
                 self._path.parent, error.strerror, self._name, self._setting,
             )  # fmt: skip
@@ -136,7 +136,7 @@ def _identity(file: os.stat_result) -> tuple[int, int]:
 
 
 def _is_file_of(handle: int, path: Path) -> bool:
-    """Whether `path` still leads to the open file, which may have been removed in the meantime, or moved elsewhere."""
+    """Whether `path` is still the open file, which may have been removed or moved meanwhile."""
     try:
         return _identity(path.stat()) == _identity(os.fstat(handle))
     except (FileNotFoundError, NotADirectoryError):
@@ -157,7 +157,7 @@ def _write_holder(handle: int, holder: str) -> None:
         os.lseek(handle, 0, os.SEEK_SET)
         os.write(handle, holder.encode())
     except OSError as error:
-        # the lock holds on a full disk too; who is refused is not told by whom
+        # the lock works on a full disk too; only the refusal cannot name the holder
         logger.debug("the lock's file stays empty: %s", error)
 
 

@@ -1,4 +1,4 @@
-"""The files of a run, and its name."""
+"""The paths of a run's files, and its name."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
 
 
 class RunPaths:
-    """Where a run puts its files.
+    """The paths of a run's files.
 
     Args:
-        config: save_dir, log_dir and experiment_name are used.
+        config: uses save_dir, log_dir and experiment_name.
     """
 
     def __init__(self, config: Config) -> None:
@@ -41,7 +41,7 @@ class RunPaths:
         self.log_lock = self._log_dir / f".{self.name}.lock"
 
     def numbered(self, epoch: int) -> Path:
-        """The checkpoint kept after `epoch` completed epochs."""
+        """The path of the checkpoint saved after `epoch` completed epochs."""
         return self._save_dir / f"{self.name}_epoch_{epoch}.pth"
 
     def checkpoints(self) -> list[Path]:
@@ -54,10 +54,10 @@ class RunPaths:
         return [*numbered, *(path for path in (self.last, self.best, self.final) if path.exists())]
 
     def refuse_to_overwrite(self) -> None:
-        """Leave the checkpoints of an earlier run of this name alone.
+        """Refuse to overwrite checkpoints of an earlier run of this name.
 
         Raises:
-            ConfigError: there are some; the message says how to go on.
+            ConfigError: there are some; the message names the remedies.
         """
         checkpoints = self.checkpoints()
         if checkpoints:
@@ -69,10 +69,10 @@ class RunPaths:
             )
 
     def refuse_to_take_logs(self) -> None:
-        """Leave log, summary and TensorBoard run alone where they are of a run whose checkpoints are elsewhere.
+        """Refuse to overwrite log, summary and TensorBoard run of a run whose checkpoints are in another folder.
 
         Raises:
-            ConfigError: they are; the message says what to do.
+            ConfigError: there are some; the message names the remedies.
         """
         summary = _read(self.summary)
         there = Path(summary["config"]["save_dir"]) if summary else self._save_dir
@@ -84,7 +84,7 @@ class RunPaths:
             )
 
     def clear(self, but: str = "") -> None:
-        """Remove what an earlier run of this name left, but for the file that the new one starts from.
+        """Remove the files of an earlier run of this name, except `but`, the checkpoint that the new one starts from.
 
         Raises:
             WriteError: a file cannot be removed.
@@ -98,7 +98,7 @@ class RunPaths:
                     raise WriteError(write_failure(path, 0, error, setting)) from error
 
     def set_aside(self, paths: Iterable[Path] | None = None) -> None:
-        """Rename some files of an earlier run, by default all, so that no run takes them for its own."""
+        """Rename files of an earlier run, by default all, so that no run mistakes them for its own."""
         for path in self._files() if paths is None else paths:
             if path.exists():
                 aside = _aside(path)
@@ -122,7 +122,7 @@ def _aside(path: Path) -> Path:
 
 
 def _read(summary: Path) -> dict[str, Any]:
-    """A run's summary; empty where there is none that can be read."""
+    """A run's summary; empty if it is missing or cannot be read."""
     try:
         content = json.loads(summary.read_text())
         return content if isinstance(content["config"]["save_dir"], str) else {}
@@ -131,7 +131,13 @@ def _read(summary: Path) -> dict[str, Any]:
 
 
 def name_run(config: Config, network: str, *, has_teacher: bool) -> str:
-    """A readable name that no other run in these folders has, such as MultiBranchNet-at-20250131-142536."""
+    """A readable name that no run in these folders has, such as MultiBranchNet-at-20250131-142536.
+
+    Args:
+        config: uses save_dir and log_dir.
+        network: the student's name.
+        has_teacher: whether there is a teacher: -at- or -plain- in the name.
+    """
     kind = "at" if has_teacher else "plain"
     base = f"{network}-{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
     names = [base, *(f"{base}-{i}" for i in range(2, 1000))]

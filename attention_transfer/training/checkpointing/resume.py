@@ -1,4 +1,4 @@
-"""The rules of going on from a checkpoint; docs/reliability.md tells them to people."""
+"""The rules of resuming from a checkpoint; docs/reliability.md lists them."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ MAY_CHANGE = frozenset(
         "pixel_cache", "teacher_cache", "cache_dir", "cache_limit", "hash_files", "compile",
     }
 )  # fmt: skip
-"""Keys that may differ from the checkpoint's; the teacher and the data are compared by what they are."""
+"""Settings that may differ from the checkpoint's; the teacher and the data are compared by their content."""
 
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """What a run goes on from.
+    """The checkpoint that a run resumes from, and the resulting settings.
 
     Attributes:
         config: the resolved settings of the run.
-        checkpoint: what the file holds; None for a run from the start.
+        checkpoint: the content of the file; None for a run from the start.
         source: its path.
-        is_found: whether resume='auto' has found it among the run's own files, whatever they were called before.
+        is_found: whether resume='auto' has found it among the run's own files, whatever its former name.
     """
 
     config: Config
@@ -49,13 +49,13 @@ class ResumePoint:
     is_found: bool = False
 
     def goes_on(self, config: Config) -> bool:
-        """Whether it is the same run that goes on, rather than another one that starts from there."""
+        """Whether the same run resumes, rather than another one that starts from its checkpoint."""
         if self.checkpoint is None:
             return False
         return self.is_found or self.checkpoint["config"].get("experiment_name") == config.experiment_name
 
     def log_changes(self, runtime: Runtime) -> None:
-        """Log what makes the rest of the run another one in its last bits."""
+        """Log changes that make the resumed run differ from an uninterrupted one in its last bits."""
         assert self.checkpoint is not None
         then = self.checkpoint["training"]["made_with"]
         now = {"torch": str(torch.__version__), "processes": runtime.world_size}
@@ -67,12 +67,12 @@ class ResumePoint:
 
 
 def find_resume_point(config: Config, runtime: Runtime) -> ResumePoint:
-    """The checkpoint that the settings name, or that resume='auto' finds, and the settings that come of it.
+    """The checkpoint that the settings name, or that resume='auto' finds, and the resulting settings.
 
-    Every process must call this together.
+    All processes must call this.
 
     Raises:
-        CheckpointError: the file that resume names is damaged or missing; or what resume='auto' finds was written by
+        CheckpointError: the file that resume names is corrupt or missing; or what resume='auto' finds was written by
             another version, or could not be read at all.
         ConfigError: a setting contradicts the checkpoint and may not change.
     """
@@ -86,13 +86,13 @@ def find_resume_point(config: Config, runtime: Runtime) -> ResumePoint:
 
 
 def newest_checkpoint(config: Config) -> str | None:
-    """The checkpoint of this experiment that is furthest in training, whatever the clock says; None if none verifies.
+    """The checkpoint of this experiment with the most batches trained, whatever its date; None if none is intact.
 
-    What is skipped is logged with the reason.
+    Skipped checkpoints are logged with the reason.
 
     Raises:
         VersionError: a checkpoint was written by another version of the library.
-        CheckpointError: none could be used, and one not even be read: the disk may be well again later.
+        CheckpointError: none is usable, and one could not be read from the disk, which may recover later.
     """
     found: list[tuple[int, Path]] = []
     unread: CheckpointError | None = None
@@ -119,11 +119,16 @@ def newest_checkpoint(config: Config) -> str | None:
 
 
 def resumed_config(config: Config, checkpoint: dict[str, Any], source: str) -> Config:
-    """The configuration of a resumed run: the checkpoint's fills every key that is left at its default.
+    """The configuration of a resumed run: the checkpoint's settings fill those that were left out.
+
+    Args:
+        config: the settings as given.
+        checkpoint: its content.
+        source: its path.
 
     Raises:
-        ConfigError: a key contradicts the checkpoint and may not change; names the key and both values.
-        CheckpointError: the checkpoint's settings are none of this version.
+        ConfigError: a setting contradicts the checkpoint and may not change; names it and both values.
+        CheckpointError: the checkpoint's settings are not valid in this version.
     """
     saved, given = saved_config(checkpoint, source), _given(config)
     merged: dict[str, Any] = {}
@@ -136,10 +141,10 @@ def resumed_config(config: Config, checkpoint: dict[str, Any], source: str) -> C
                 f"{there!r}, or start a new run."
             )
         merged[key] = here if is_given else there
-    # where a run goes on is another machine's matter, and 'auto' a choice like any other
+    # a run may resume on another machine, and device='auto' is a choice like any other
     merged["device"], merged["resume"], merged["overwrite"] = config.device, source, config.overwrite
     if config.resume == AUTO:
-        # where it was looked for; a folder that was copied still names the one that it was copied from
+        # the folders searched; a copied checkpoint still names the folders that it was copied from
         merged["save_dir"], merged["log_dir"] = config.save_dir, config.log_dir
     taken = {key: merged[key] for key in config.model_fields_set - given if merged[key] != getattr(config, key)}
     if taken:
@@ -149,7 +154,7 @@ def resumed_config(config: Config, checkpoint: dict[str, Any], source: str) -> C
 
 
 def _given(config: Config) -> set[str]:
-    """The settings that somebody chose: in a complete dict of `create_at_config`, those that are not at the default."""
+    """The settings that were chosen: in a complete dict of `create_at_config`, those that differ from the default."""
     given = set(config.model_fields_set)
     if given < set(Config.model_fields):
         return given
@@ -161,7 +166,7 @@ def saved_config(checkpoint: dict[str, Any], source: str | os.PathLike[str]) -> 
     """The settings that a checkpoint was trained with.
 
     Raises:
-        CheckpointError: they are none of this version.
+        CheckpointError: they are not valid in this version.
     """
     try:
         return resolve_config(checkpoint["config"])
@@ -170,13 +175,19 @@ def saved_config(checkpoint: dict[str, Any], source: str | os.PathLike[str]) -> 
 
 
 def checkpoints_beyond(epoch: int, step: int, paths: RunPaths) -> list[Path]:
-    """Checkpoints of a run that are further than where it goes on from: of a future that it leaves."""
+    """The checkpoints of a run that are further than the one it resumes from, and so no longer part of it.
+
+    Args:
+        epoch: completed epochs at the resumed checkpoint.
+        step: completed batches there.
+        paths: of the run's files.
+    """
     beyond = []
     for path in paths.checkpoints():
         try:
             content = read_checkpoint(path)
         except CheckpointError:
-            continue  # nobody goes on from it, and the run will replace it
+            continue  # it cannot be resumed, and the run will replace it
         training = content["training"]
         if content["epoch"] > epoch or (training is not None and training["step"] > step):
             beyond.append(path)
@@ -184,10 +195,10 @@ def checkpoints_beyond(epoch: int, step: int, paths: RunPaths) -> list[Path]:
 
 
 def refuse_to_go_back(state: RunState, point: ResumePoint) -> None:
-    """A run cannot end before the place that it goes on from.
+    """Refuse to resume a run beyond its last epoch.
 
     Raises:
-        ConfigError: epochs is less than what is done.
+        ConfigError: `epochs` is less than what is already trained.
     """
     least = state.epoch + (state.unfinished is not None)
     if state.config.epochs < least:
@@ -198,7 +209,7 @@ def refuse_to_go_back(state: RunState, point: ResumePoint) -> None:
 
 
 def refuse_another_loss(weights: Mapping[str, float], point: ResumePoint, config: Config) -> None:
-    """A run goes on with the loss that it had; another run that starts from there may have another.
+    """Refuse to resume a run with another loss; another run that starts from its checkpoint may have another.
 
     Args:
         weights: of this run's terms, by name.
@@ -206,7 +217,7 @@ def refuse_another_loss(weights: Mapping[str, float], point: ResumePoint, config
         config: the resolved settings.
 
     Raises:
-        ConfigError: the terms or their weights are others.
+        ConfigError: the terms or their weights differ.
     """
     if point.checkpoint is None or point.checkpoint["training"] is None or not point.goes_on(config):
         return
@@ -214,7 +225,7 @@ def refuse_another_loss(weights: Mapping[str, float], point: ResumePoint, config
     if there is not None and there != dict(weights):
         raise ConfigError(
             f"{point.source} was trained with the loss terms {_in_words(there)}, but this run has "
-            f"{_in_words(weights)}; hand over the same terms, or start a new run."
+            f"{_in_words(weights)}; pass the same terms, or start a new run."
         )
 
 
@@ -223,26 +234,31 @@ def _in_words(weights: Mapping[str, float]) -> str:
 
 
 def refuse_another_teacher(here: str | None, point: ResumePoint) -> None:
-    """A run goes on with the teacher that it had.
+    """Refuse to resume a run with another teacher.
 
     Raises:
-        TeacherError: the hash of the teacher's weights is another one.
+        TeacherError: the hash of the teacher's weights differs.
     """
     if point.checkpoint is None or point.checkpoint["training"] is None:
         return
     there = point.checkpoint["training"]["teacher_digest"]
     if here != there:
         raise TeacherError(
-            f"{point.source} was trained with {_teacher(there)}, but this run has {_teacher(here)}; hand over the "
+            f"{point.source} was trained with {_teacher(there)}, but this run has {_teacher(here)}; pass the "
             "same teacher, or start a new run."
         )
 
 
 def refuse_other_data(here: str | None, point: ResumePoint, config: Config) -> None:
-    """A run goes on with the training images that it had, by their names and sizes; another run may have others.
+    """Refuse to resume a run with other training images, by names and sizes; another run may have others.
+
+    Args:
+        here: hash of this run's training images; None for a loader of the user's.
+        point: what is resumed.
+        config: the resolved settings.
 
     Raises:
-        ConfigError: they are others.
+        ConfigError: the images differ.
     """
     if point.checkpoint is None or point.checkpoint["training"] is None:
         return
@@ -253,29 +269,29 @@ def refuse_other_data(here: str | None, point: ResumePoint, config: Config) -> N
         then, now = ("a loader of yours", "data_dir") if there is None else ("a data_dir", "a loader of yours")
         raise ConfigError(
             f"{point.source} was trained on images of {then}, and this run has those of {now}: whether they are the "
-            "same cannot be told; bring back what there was, or start a run of another experiment_name from there."
+            "same is unknown; restore the earlier data, or start a run of another experiment_name from there."
         )
     if point.goes_on(config):
         raise ConfigError(
             f"{point.source} was trained on other images than {config.data_dir!r} holds now (their names or sizes "
-            "differ); bring them back, or start a run of another experiment_name from there."
+            "differ); restore them, or start a run of another experiment_name from there."
         )
-    logger.info("%s was trained on other images; this run goes on with new ones", point.source)
+    logger.info("%s was trained on other images; this run continues with new ones", point.source)
 
 
 def resumed_classes(here: tuple[str, ...] | None, point: ResumePoint, config: Config) -> Config:
-    """The configuration of a run that goes on, whose data call their classes `here`.
+    """The configuration of a resumed run, with the class names of its data checked against the checkpoint.
 
-    The same run has the same classes in the same order. Another run that starts from there takes those that it knows
-    by their names; where the data have others, it gives its outputs new names.
+    The same run must have the same classes in the same order. Another run that starts from the checkpoint matches
+    classes by name; where the data have other names, its outputs get these.
 
     Args:
-        here: what the training data call their classes; None where they do not name them.
-        origin: what the run goes on from.
-        config: its settings, in which class_names and num_classes may come from the checkpoint.
+        here: class names of the training data; None if they have none.
+        point: what is resumed.
+        config: the settings, in which class_names and num_classes may come from the checkpoint.
 
     Raises:
-        ConfigError: they are others, and it is the same run or their number differs; the message has both lists.
+        ConfigError: the classes differ, and it is the same run or their number differs; the message has both lists.
     """
     if point.checkpoint is None or point.checkpoint["training"] is None or here is None:
         return config
@@ -284,7 +300,7 @@ def resumed_classes(here: tuple[str, ...] | None, point: ResumePoint, config: Co
         if there is not None and list(there) != list(here):
             raise ConfigError(
                 f"{point.source} was trained on data with the classes {in_words(there)}, and this run's data have "
-                f"{in_words(here)}; bring back what there was, or start a run of another experiment_name from there."
+                f"{in_words(here)}; restore the earlier data, or start a run of another experiment_name from there."
             )
         return config
     student = Classes(f"the network of {point.source}", config.class_names, config.num_classes)
@@ -292,7 +308,7 @@ def resumed_classes(here: tuple[str, ...] | None, point: ResumePoint, config: Co
         found = match(student, Classes("the data set", here))
     except DataError as error:
         if config.num_classes != len(here):
-            raise ConfigError(f"{error}; go on with data of these classes, or train a new network.") from None
+            raise ConfigError(f"{error}; use data of these classes, or train a new network.") from None
         logger.info("%s: its outputs are trained for the data's classes, in their order", error)
         return config.model_copy(update={"class_names": here})
     if student.names is None:

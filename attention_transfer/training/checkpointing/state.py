@@ -1,4 +1,4 @@
-"""The state of a run: one object, which a checkpoint puts on disk. There is no other state."""
+"""The state of a run: one object, which a checkpoint stores. There is no other state."""
 
 from __future__ import annotations
 
@@ -29,38 +29,38 @@ EpochRecord = dict[str, float]
 
 
 class Stateful(Protocol):
-    """Whatever has a state that travels in a checkpoint: terms of the loss with weights of their own, callbacks."""
+    """An object whose state is saved in checkpoints: loss terms with parameters of their own, callbacks."""
 
     def state_dict(self) -> dict[str, Any]:
         """The state, as plain data and tensors."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> Any:
-        """Continue from such a state."""
+        """Restore such a state."""
         ...
 
 
 @dataclass
 class RunState:
-    """Everything that a run would need to go on elsewhere.
+    """The training state of a run: everything needed to resume it elsewhere.
 
     Attributes:
         config: the resolved configuration.
         student: the network being trained.
-        optimizer: over its parameters, and those of the loss's terms.
-        scheduler: of the learning rate, stepped once an epoch.
+        optimizer: over its parameters, and those of the loss terms.
+        scheduler: of the learning rate, stepped once per epoch.
         teacher_digest: SHA-256 of the teacher's weights; None without a teacher.
         epoch: completed epochs.
         step: completed batches, over all epochs.
-        best_accuracy: greatest validation accuracy so far, a fraction; of training where nothing validates.
-        best_epoch: the epoch (from 1) that had it; 0 before the first.
-        history: one record an epoch.
+        best_accuracy: best validation accuracy so far, a fraction; without validation the last training accuracy.
+        best_epoch: its epoch, from 1; 0 before the first.
+        history: one record per epoch.
         best_weights: the student's state_dict after best_epoch, on the CPU; None before the first epoch.
-        unfinished: what is done of the next epoch; None between two epochs.
-        data_digest: of names and sizes of the training images; None for a loader that does not tell them.
-        data_classes: what the training data call their classes, in their order; None where they do not name them.
-        loss_weights: of the loss's terms, by name.
-        stateful: what else has a state that travels, by name.
+        unfinished: progress of an unfinished epoch; None between two epochs.
+        data_digest: hash of names and sizes of the training images; None for a loader of the user's.
+        data_classes: class names of the training data, in their order; None if they have none.
+        loss_weights: of the loss terms, by name.
+        stateful: further objects whose state is saved, by name.
     """
 
     config: Config
@@ -81,7 +81,7 @@ class RunState:
     stateful: Mapping[str, Stateful] = field(default_factory=dict)
 
     def to_checkpoint(self, runtime: Runtime) -> dict[str, Any]:
-        """The state as plain data and tensors; the best weights apart only where they are not the present ones."""
+        """The state as plain data and tensors; the best weights are separate only if they are not the current ones."""
         card = card_of(self.student)
         return {
             "card": asdict(card) if card is not None else None,
@@ -111,7 +111,7 @@ class RunState:
 
     @property
     def is_at_its_best(self) -> bool:
-        """Whether the present weights are those of the best epoch."""
+        """Whether the current weights are those of the best epoch."""
         return self.unfinished is None and self.best_epoch == self.epoch
 
     @property
@@ -120,9 +120,9 @@ class RunState:
         return balanced_accuracy_at_best(self.history, self.best_epoch)
 
     def check_finite(self) -> None:
-        """What training changes is all numbers: a loss can still be one when the step after it went wrong.
+        """Check that weights and running statistics are finite: the step after a finite loss can still go wrong.
 
-        Other buffers of a module of the user's may hold infinities on purpose, as masks of attention do.
+        Other buffers of a user's module may hold infinities on purpose, as attention masks do.
 
         Raises:
             DivergenceError: names the first weight or running statistic that is not finite.
@@ -135,10 +135,15 @@ class RunState:
                 )
 
     def restore(self, content: dict[str, Any], source: str, runtime: Runtime) -> None:
-        """Become the state that a checkpoint holds, random generators included.
+        """Restore the state of a checkpoint, including the random generators.
+
+        Args:
+            content: the checkpoint, see `read_checkpoint`.
+            source: its path, for messages.
+            runtime: gets the state of the gradient scaler.
 
         Raises:
-            CheckpointError: the checkpoint does not fit the student, or lacks something.
+            CheckpointError: the checkpoint does not fit the student, or lacks an entry.
         """
         training = content["training"]
         if training is None:
@@ -170,7 +175,13 @@ class RunState:
             self.stateful[name].load_state_dict(state)
 
     def complete_epoch(self, record: EpochRecord, accuracy: float, *, always_best: bool) -> bool:
-        """Count a finished epoch; True where it is the best so far."""
+        """Count a completed epoch; returns whether it is the best so far.
+
+        Args:
+            record: its figures, for the history.
+            accuracy: of validation, a fraction; without validation of training.
+            always_best: the last epoch counts as the best, as without validation.
+        """
         self.history.append(record)
         self.epoch += 1
         self.unfinished = None
@@ -182,7 +193,7 @@ class RunState:
 
 
 def check_states(stateful: Mapping[str, Stateful]) -> None:
-    """Refuse states that a checkpoint cannot hold, before anything is spent on training.
+    """Refuse states that a checkpoint cannot store, before any training.
 
     Raises:
         CheckpointError: names the state's owner and the entry.
@@ -192,7 +203,7 @@ def check_states(stateful: Mapping[str, Stateful]) -> None:
 
 
 def check_can_be_kept(student: nn.Module) -> None:
-    """Refuse a student whose state a checkpoint cannot hold or give back, before anything is spent on training it.
+    """Refuse a student whose state a checkpoint cannot store or restore, before any training.
 
     Raises:
         CheckpointError: names the entry of its state_dict and the remedy.
@@ -206,7 +217,7 @@ def check_can_be_kept(student: nn.Module) -> None:
 
 
 def _trained(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """What training changes, by its name: weights that are not frozen, and running statistics."""
+    """The tensors that training changes, by name: trainable parameters and running statistics."""
     yield from (pair for pair in network.named_parameters() if pair[1].requires_grad)
     for prefix, module in network.named_modules():
         if isinstance(module, _NormBase):
@@ -214,7 +225,7 @@ def _trained(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def on_cpu(weights: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a state_dict that later training does not change."""
+    """A copy of a state_dict on the CPU, which later training does not change."""
     return {key: _copy_on_cpu(value) for key, value in weights.items()}
 
 

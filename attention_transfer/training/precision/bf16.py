@@ -1,4 +1,4 @@
-"""Whether a processor has instructions for bf16, as far as torch tells; without them fp32 needs no trial to win."""
+"""Whether the CPU has bf16 instructions, according to torch; without them fp32 is chosen without timing."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _FLAGS = {"x86_64": ("avx512_bf16", "amx_bf16"), "arm64": ("bf16", "sve_bf16")}
 
 
 def cpu_capabilities() -> Mapping[str, object]:
-    """What torch tells of this processor; empty where this version of torch tells nothing."""
-    tell = getattr(torch.cpu, "get_capabilities", None)
-    return {} if tell is None else tell()
+    """This processor's capabilities according to torch; empty where this version of torch has no such function."""
+    get = getattr(torch.cpu, "get_capabilities", None)
+    return {} if get is None else get()
 
 
 def has_bf16(capabilities: Mapping[str, object]) -> bool | None:
-    """Whether a processor has instructions for bf16; None where its capabilities do not say.
+    """Whether a processor has instructions for bf16; None if its capabilities do not list them.
 
     True does not mean that bf16 is faster there: see `trial.compare`.
 
@@ -25,5 +25,5 @@ def has_bf16(capabilities: Mapping[str, object]) -> bool | None:
         capabilities: as `torch.cpu.get_capabilities` gives them.
     """
     flags = _FLAGS.get(str(capabilities.get("architecture")), ())
-    told = [bool(capabilities[flag]) for flag in flags if flag in capabilities]
-    return any(told) if told else None
+    known = [bool(capabilities[flag]) for flag in flags if flag in capabilities]
+    return any(known) if known else None

@@ -1,7 +1,7 @@
-"""Which number format 'auto' means on a CPU: fp32 without instructions for bf16, else the faster one, timed once.
+"""The number format that 'auto' selects on a CPU: fp32 without bf16 instructions, else the faster of the two.
 
-That a processor has such instructions is no proof of speed, so both are timed. Timing is bounded: it takes at most two
-seconds, or 1 % of the run that it is to shorten. Its answer is kept in a file for the next run of the same kind.
+A processor with such instructions is not always faster in bf16, so both are timed. Timing is bounded: it takes at most
+two seconds, or 1 % of the run. The result is cached in a file for the next run of the same kind.
 """
 
 from __future__ import annotations
@@ -55,28 +55,28 @@ def choose_precision(
     capabilities: Mapping[str, object] | None = None,
     comparison: Comparison = compare,
 ) -> str:
-    """The number format to train in: the setting, or what 'auto' comes to. Every process must call this together.
+    """The number format to train in: the setting, or what 'auto' selects. All processes must call this.
 
-    On a CPU the main process decides, and tells the others: fp32 where the processor has no instructions for bf16;
-    else it times real training steps on a copy of the student, unless such a run was timed before. Networks and
-    random generators are left as they were found.
+    On a CPU the main process decides and broadcasts the result: fp32 if the processor has no bf16 instructions; else
+    it times real training steps on a copy of the student, unless the result is cached. Networks and random generators
+    are left unchanged.
 
     Args:
-        config: precision, and what makes a step: alpha, beta, temperature, layers, momentum, weight_decay.
+        config: uses precision, and the settings of a step: alpha, beta, temperature, layers, momentum, weight_decay.
         runtime: gives device, memory format and processes; its own precision is left to the caller.
         student: on the device, in the memory format of the run.
-        teacher: likewise; it looks at a single image, so that the student has something to be compared with.
-        shape: [B, C, H, W] of what one process trains on at a time, see `batch_shape`.
-        steps: steps to come in the run; None where nobody knows.
-        cache_dir: where answers are kept; made if need be.
+        teacher: likewise, or None; run on a single image, whose outputs stand for those of all.
+        shape: [B, C, H, W] of a batch of one process, see `batch_shape`.
+        steps: remaining steps of the run; None if unknown.
+        cache_dir: folder of the cached results; made if need be.
         capabilities: the processor's, see `has_bf16`; None asks torch.
         comparison: how the two are timed.
 
     Returns:
-        'fp32', 'bf16' or 'fp16'. fp32 where there was no time to compare, or a step failed.
+        'fp32', 'bf16' or 'fp16'; fp32 if there was no time to compare, or a step failed.
 
     Raises:
-        ConfigError: fp16 elsewhere than on a CUDA device.
+        ConfigError: fp16 on a device other than CUDA.
     """
 
     if config.precision != "auto" or runtime.device.type != "cpu":
@@ -99,22 +99,22 @@ def choose_teacher_precision(
     capabilities: Mapping[str, object] | None = None,
     comparison: Comparison = compare,
 ) -> str:
-    """The number format for a teacher's answers: as `choose_precision`, but for running a network alone.
+    """The number format of the teacher's forward pass: as `choose_precision`, for inference alone.
 
-    What is kept of its answers is kept by number format. So the choice depends on nothing that may differ between runs
-    that share them, such as the number of epochs: it has two seconds, and is remembered whatever it comes to.
+    Teacher outputs are cached by number format, so the choice must not depend on what differs between runs that share
+    a cache, such as the number of epochs: timing is limited to two seconds, and every result is cached.
 
     Args:
-        config: teacher_precision, alpha, beta and layers are used.
+        config: uses teacher_precision, alpha, beta and layers.
         runtime: gives device, memory format and processes.
-        teacher: on the device, in the memory format of the run; it is run as it always is, so that no copy is needed.
-        shape: [B, C, H, W] of what it answers at a time.
-        cache_dir: where answers are kept; made if need be.
+        teacher: on the device, in the memory format of the run; not copied, as inference does not change it.
+        shape: [B, C, H, W] of a batch of its inputs.
+        cache_dir: folder of the cached results; made if need be.
         capabilities: the processor's, see `has_bf16`; None asks torch.
         comparison: how the two are timed.
 
     Raises:
-        ConfigError: fp16 elsewhere than on a CUDA device.
+        ConfigError: fp16 on a device other than CUDA.
     """
     if config.teacher_precision != "auto" or runtime.device.type != "cpu":
         return resolve_precision(config.teacher_precision, runtime.device, "teacher_precision")
@@ -124,16 +124,16 @@ def choose_teacher_precision(
 
     layout = memory_format_of(teacher, runtime)
     kind = "a teacher's answers"
-    return _choose(runtime, kind, teacher, layout, shape, cache_dir, measure, capabilities, keeps_all=True)
+    return _choose(runtime, kind, teacher, layout, shape, cache_dir, measure, capabilities, caches_all=True)
 
 
 def batch_shape(config: Config, loader: Iterable[Any], images: Tensor | None, world_size: int) -> Shape:
-    """[B, C, H, W] of what one process trains on at a time, as far as it can be told without reading the loader.
+    """The shape [B, C, H, W] of a training batch of one process, found without iterating the loader.
 
     Args:
-        config: batch_size and image_size, for a loader that does not tell.
-        loader: of training, over the batches of all processes.
-        images: some images [N, C, H, W] of the same data, such as `images_to_draw` gives.
+        config: batch_size and image_size, for a loader that does not have them.
+        loader: the training loader, over the batches of all processes.
+        images: some images [N, C, H, W] of the same data, such as `images_to_draw` returns; or None.
         world_size: the number of processes.
     """
     image = tuple(images.shape[1:]) if images is not None else (3, config.image_size, config.image_size)
@@ -155,9 +155,9 @@ def _choose(
     measure: Callable[[], Times],
     capabilities: Mapping[str, object] | None,
     *,
-    keeps_all: bool = False,
+    caches_all: bool = False,
 ) -> str:
-    """Ask the processor, then the file, else measure; `keeps_all` remembers also that there was no time to."""
+    """Check the processor, then the cache, else measure; `caches_all` also caches that there was no time to compare."""
     chosen = None
     if runtime.is_main and has_bf16(cpu_capabilities() if capabilities is None else capabilities) is False:
         log_once("precision: fp32, as this processor has no instructions for bf16")
@@ -167,11 +167,11 @@ def _choose(
         try:
             chosen = _decide(kind, key, shape[0], cache_dir, measure)
         except Exception as error:
-            # whatever it is, it must not keep the other processes waiting, and training is about to meet it again
+            # the other processes wait for the result whatever the error is, and training will raise it again
             reason = error if isinstance(error, NotComparedError) else f"a step cannot be made ({in_a_line(error)})"
             logger.info("precision: %s in fp32: %s", kind, reason)
             chosen = "fp32"
-            if keeps_all and isinstance(error, NotComparedError):
+            if caches_all and isinstance(error, NotComparedError):
                 _remember(cache_dir, key, chosen)
         finally:
             restore_random_state(before)
@@ -179,7 +179,7 @@ def _choose(
 
 
 def _decide(kind: str, key: str, images: int, cache_dir: Path, measure: Callable[[], Times]) -> str:
-    known = _recall(cache_dir, key)
+    known = _read_cached(cache_dir, key)
     if known is not None:
         logger.info("precision: %s in %s, as remembered in %s", kind, known, cache_dir / PRECISION_FILE)
         return known
@@ -204,14 +204,14 @@ def _key(kind: str, network: nn.Module, layout: torch.memory_format, shape: Shap
 
 
 def processor() -> str:
-    """The processor's name and model as far as the system tells, and the instructions that PyTorch finds there."""
+    """The processor's name and model, where the system has them, and the instruction set that PyTorch detects."""
     names = ("model name", "cpu family", "model", "stepping", "CPU implementer", "CPU part")
-    told: dict[str, str] = {}
+    found: dict[str, str] = {}
     cpuinfo = Path("/proc/cpuinfo")
     for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
         name, _, value = line.partition(":")
-        told.setdefault(name.strip(), value.strip())
-    known = " ".join(told[name] for name in names if name in told)
+        found.setdefault(name.strip(), value.strip())
+    known = " ".join(found[name] for name in names if name in found)
     return f"{known or platform.processor() or platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
@@ -222,7 +222,7 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _recall(folder: Path, key: str) -> str | None:
+def _read_cached(folder: Path, key: str) -> str | None:
     path = folder / PRECISION_FILE
     try:
         entry = _read(path).get(key)
@@ -250,13 +250,13 @@ def _remember(folder: Path, key: str, precision: str, times: Times | None = None
 
 
 def with_teacher_precision(config: Config, runtime: Runtime, teacher: nn.Module, shape: Sequence[int]) -> Config:
-    """The configuration with the number format that teacher_precision='auto' comes to.
+    """The configuration with teacher_precision='auto' resolved.
 
     Args:
-        config: teacher_precision and cache_dir are used.
+        config: uses teacher_precision and cache_dir.
         runtime: gives device and processes.
         teacher: the network, on the device.
-        shape: [B, C, H, W] of a batch of training.
+        shape: [B, C, H, W] of a training batch.
     """
     folder = cache_folder(config.cache_dir)
     chosen = choose_teacher_precision(config, runtime, teacher, (CHUNK, *shape[1:]), folder)

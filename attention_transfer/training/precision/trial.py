@@ -1,4 +1,4 @@
-"""A trial of two number formats: the same step in fp32 and in bf16, in turns, within a budget of time."""
+"""Timing of two number formats: the same step in fp32 and in bf16, alternating, within a time budget."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ HOPELESS = 4.0
 
 Shape = tuple[int, ...]
 Step = Callable[[str, int], object]
-"""One step in a number format, on so many images."""
+"""Runs one step, given the number format and the number of images."""
 Clock = Callable[[], float]
-"""Tells seconds, from anywhere."""
+"""Returns seconds, from an arbitrary start."""
 
 
 class Times(NamedTuple):
@@ -54,29 +54,28 @@ class Times(NamedTuple):
 
 
 class NotComparedError(Exception):
-    """Why the two number formats were not compared; always caught here, its message ends a line of the log."""
+    """The two number formats could not be compared; always caught here, its message ends a log line."""
 
 
 Comparison = Callable[[Step, int, int | None], Times]
-"""Times a step, given the number of images and how many steps are to come; `compare` is one."""
+"""Times a step, given the number of images and of remaining steps; `compare` is one."""
 
 
 def compare(step: Step, size: int, steps: int | None, clock: Clock = time.perf_counter) -> Times:
-    """Time a step in fp32 and in bf16, in turns.
+    """Time a step in fp32 and in bf16, alternating.
 
-    Rounds on a few images and on a quarter of them come first: they tell how long a whole step will take, and a
-    processor may need a minute in bf16 for what it does in a second in fp32. One whole round warms up. Of those that
-    follow the fastest step counts, as whatever else the machine does only slows steps down; after the second they
-    end with the two seconds.
+    Rounds on a few images and on a quarter of the batch come first, to estimate a whole step: a processor may need a
+    minute in bf16 for what takes a second in fp32. One whole round warms up. Of the following ones the fastest step
+    counts, as other load only slows steps down; after the second of them, timing ends with the two seconds.
 
     Args:
-        step: does one step; waits for its end.
-        size: the number of images of a step of the run.
-        steps: how many such steps the run has; None where nobody knows.
-        clock: what the step is timed by.
+        step: runs one step, and returns once it is done.
+        size: images per step of the run.
+        steps: steps of the run; None if unknown.
+        clock: the time source.
 
     Raises:
-        NotComparedError: two rounds do not fit into max(2 s, 1 % of the run); bf16 is hopeless; a step failed.
+        NotComparedError: two rounds do not fit into max(2 s, 1 % of the run); bf16 is far slower; a step failed.
     """
     began = clock()
     few = min(FEW_IMAGES, size)
@@ -110,44 +109,64 @@ def _seconds(step: Step, precision: str, count: int, clock: Clock) -> float:
     try:
         step(precision, count)
     except Exception as error:
-        # a user's network may raise anything; if it raises in fp32 as well, training is about to say so
+        # a user's network may raise anything; if it raises in fp32 as well, training will report it
         raise NotComparedError(f"a step in {precision} fails ({in_a_line(error)})") from error
     return clock() - began
 
 
 def in_a_line(error: Exception) -> str:
-    """The class and the message of an error, for the end of a sentence."""
+    """Class and message of an error on one line, for the end of a sentence."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def training_step(
     config: Config, runtime: Runtime, student: nn.Module, teacher: nn.Module | None, shape: Shape
 ) -> Step:
-    """The step of an epoch on a copy of the student; at a learning rate of 0, so that no step changes the next."""
+    """A training step on a copy of the student; at learning rate 0, so that no step changes the next.
+
+    Args:
+        config: uses alpha, beta, temperature, layers, momentum and weight_decay.
+        runtime: gives device and memory format.
+        student: copied, and left unchanged.
+        teacher: run once, on a single image; or None.
+        shape: [B, C, H, W] of a batch.
+
+    Raises:
+        NotComparedError: the student cannot be copied, or the teacher fails.
+    """
     trainee = _copy(unwrapped(student))
     batch = _random_batch(shape)
     optimizer = SGD(trainee.parameters(), lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay)
-    answers: Teacher = NoTeacher() if teacher is None else _SameAnswer(_first_answer(config, runtime, teacher, batch))
-    with _in_silence():
+    repeated: Teacher = NoTeacher()
+    if teacher is not None:
+        repeated = _RepeatedOutput(_first_output(config, runtime, teacher, batch))
+    with _quiet():
         matched = match_logits(teacher, students_classes(config), distils=config.alpha > 0)
 
     def step(precision: str, count: int) -> None:
         alone = Runtime(runtime.device, precision)
         alone.memory_format = runtime.memory_format
         part = Batch(batch.images[:count], batch.labels[:count])
-        with _in_silence():
+        with _quiet():
             run_training_epoch(
-                Criterion(config, answers, alone, match_logits=matched), trainee, [part], optimizer, alone
+                Criterion(config, repeated, alone, match_logits=matched), trainee, [part], optimizer, alone
             )
 
     return step
 
 
 def answering_step(config: Config, runtime: Runtime, teacher: nn.Module, shape: Shape) -> Step:
-    """An answer of the teacher's network, run as a run has it."""
+    """A forward pass of the teacher, as a run makes it.
+
+    Args:
+        config: uses alpha, beta, temperature and layers.
+        runtime: gives device and memory format.
+        teacher: on the device.
+        shape: [B, C, H, W] of a batch.
+    """
     images, formats = _random_batch(shape).images, ["fp32"]
     needs = needs_of_teacher(default_terms(config))
-    with _in_silence():
+    with _quiet():
         runner = make_runner(config, teacher, images, runtime, lambda: runtime.autocast(formats[0]), needs)
 
     def step(precision: str, count: int) -> None:
@@ -177,19 +196,19 @@ def _random_batch(shape: Shape) -> Batch:
     return Batch(images, torch.zeros(shape[0], dtype=torch.int64))
 
 
-def _first_answer(config: Config, runtime: Runtime, teacher: nn.Module, batch: Batch) -> TeacherOutput:
+def _first_output(config: Config, runtime: Runtime, teacher: nn.Module, batch: Batch) -> TeacherOutput:
     image = batch.images[:1].contiguous(memory_format=runtime.memory_format)
     try:
         return make_teacher(teacher, config, runtime)(Batch(image, batch.labels[:1]))
     except Exception as error:
-        raise NotComparedError(f"the teacher does not answer ({in_a_line(error)})") from error
+        raise NotComparedError(f"the teacher fails ({in_a_line(error)})") from error
 
 
-class _SameAnswer:
-    """A teacher that says the same of every image, at no cost: how it comes to its answers is not compared here."""
+class _RepeatedOutput:
+    """A teacher that repeats one output for every image, at no cost: its own speed is not what is timed."""
 
-    def __init__(self, answer: TeacherOutput) -> None:
-        self._answer = answer
+    def __init__(self, output: TeacherOutput) -> None:
+        self._output = output
 
     def __call__(self, batch: Batch) -> TeacherOutput:
         def for_all(x: Tensor) -> Tensor:
@@ -199,12 +218,12 @@ class _SameAnswer:
             value = signal.value
             return replace(signal, value=for_all(value) if isinstance(value, Tensor) else tuple(map(for_all, value)))
 
-        return TeacherOutput({name: repeated(signal) for name, signal in self._answer.items()})
+        return TeacherOutput({name: repeated(signal) for name, signal in self._output.items()})
 
 
 @contextmanager
-def _in_silence() -> Iterator[None]:
-    """What a step has to say of a network it says of the copy here; the run says it again a moment later."""
+def _quiet() -> Iterator[None]:
+    """Mute the library's log: a step would log about the copy what the run is about to log about the network."""
     library = logging.getLogger("attention_transfer")
     level = library.level
     library.setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""Whether networks and images fit together, found out before the first step."""
+"""Checks before the first step that the networks can be trained, and can take the images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from attention_transfer.seeding import random_state, restore_random_state
 
 
 def check_trainable(student: nn.Module) -> None:
-    """A student must have something to train.
+    """Refuse a student without trainable parameters.
 
     Raises:
         ConfigError: it has no parameters, or all of them are frozen.
@@ -31,15 +31,15 @@ def check_trainable(student: nn.Module) -> None:
 
 
 def check_fit(student: nn.Module, teacher: nn.Module | None, images: Tensor, *, ours: bool = False) -> None:
-    """Student and teacher can take images [B, C, H, W], which are on the networks' device.
+    """Check that student and teacher can take the images.
 
-    Each runs once on one image, in eval mode; networks and random generators are left as they were found.
+    Each runs once on one image, in eval mode; networks and random generators are left unchanged.
 
     Args:
-        student: the network being trained.
-        teacher: the one that it is compared with.
-        images: some of those to come.
-        ours: the images are of our own loaders, which networks of ours can take.
+        student: the network to train.
+        teacher: or None.
+        images: some [B, C, H, W] of the run, on the networks' device.
+        ours: the images are from our own loaders, which networks of ours can always take.
 
     Raises:
         DataError: the student cannot take them; names layer, shapes and the remedy.
@@ -58,7 +58,17 @@ def check_fit(student: nn.Module, teacher: nn.Module | None, images: Tensor, *, 
 
 
 def check_first_images(student: nn.Module, teacher: nn.Module | None, images: Tensor, *, ours: bool) -> None:
-    """All that a first batch of images tells before training; see `check_fit` and `warn_of_unusual_values`."""
+    """Check a first batch of images before training; see `check_fit` and `warn_of_unusual_values`.
+
+    Args:
+        student: the network to train.
+        teacher: or None.
+        images: [B, C, H, W], on the networks' device.
+        ours: the images are from our own loaders.
+
+    Raises:
+        DataError, TeacherError: a network cannot take them.
+    """
     if not ours:
         warn_of_unusual_values(images)
     check_fit(student, teacher, images, ours=ours)

@@ -10,10 +10,10 @@ from attention_transfer.training.setup.loaders import Loaders
 
 
 def with_classes(config: Config, loaders: Loaders) -> Config:
-    """The configuration with num_classes filled in, and with class_names where anybody names the classes.
+    """The configuration with num_classes filled in, and class_names if the classes have names.
 
-    They come from the settings, else from `dataset.classes`, else from one pass over the training labels, which then
-    have no names.
+    They come from the settings, else from `dataset.classes`, else from one pass over the training labels, without
+    names.
 
     Raises:
         ConfigError: the settings contradict the data set.

@@ -1,4 +1,4 @@
-"""One batch of every loader that a user brings, looked at before training, so that no epoch is lost to a bad one."""
+"""Checks of one batch of every user's loader before training, so that no epoch is lost to a bad one."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ logger = logging.getLogger(__name__)
 
 
 def look_at_first_batches(loaders: Loaders, names: Sequence[str] = ()) -> dict[str, Batch]:
-    """The first batch of each loader that is not ours; a test loader without labels is told, and left out of `loaders`.
+    """Fetch the first batch of each user's loader; a test loader without labels is logged, and removed from `loaders`.
 
     Args:
-        loaders: of the run. The random states of this process and of the loaders stay as they are.
-        names: of the classes, as far as they are known; words that are none of them are no labels.
+        loaders: of the run; random states of this process and of the loaders are left unchanged.
+        names: of the classes, if known; words that are not among them are no labels.
 
     Returns:
         the batches by split.
@@ -49,11 +49,11 @@ def look_at_first_batches(loaders: Loaders, names: Sequence[str] = ()) -> dict[s
 
 
 def check_first_labels(batches: Mapping[str, Batch], loaders: Loaders, num_classes: int) -> None:
-    """Labels that go by numbers alone must be below the number of classes.
+    """Check that numeric labels are below the number of classes.
 
     Args:
         batches: the first ones, by split.
-        loaders: that they are of; the labels of one that names its classes are known by name, and pass.
+        loaders: their loaders; those with class names are matched by name instead.
         num_classes: K.
 
     Raises:
@@ -66,10 +66,10 @@ def check_first_labels(batches: Mapping[str, Batch], loaders: Loaders, num_class
 
 
 def fetch_first(loader: Iterable[Any], role: str) -> object:
-    """The first batch as the loader gives it; the pass is given up, and leaves random states and workers as they were.
+    """The first batch of a loader, as it is; iteration ends there, and random states and workers are left unchanged.
 
     Args:
-        loader: can be iterated anew.
+        loader: can be iterated again.
         role: its name in messages.
 
     Raises:
@@ -85,7 +85,7 @@ def fetch_first(loader: Iterable[Any], role: str) -> object:
 
 @contextmanager
 def _undisturbed(loader: Iterable[Any]) -> Iterator[None]:
-    """What is drawn meanwhile, from global generators or from the loader's own, is drawn again later."""
+    """Restore the global random generators and the loader's own afterwards."""
     before, own = random_state(), [(generator, generator.get_state()) for generator in _generators_of(loader)]
     try:
         yield
@@ -103,9 +103,9 @@ def _generators_of(loader: Iterable[Any]) -> list[torch.Generator]:
 
 
 def _end(iterator: Iterator[Any], loader: Iterable[Any]) -> None:
-    """End the pass now, rather than when the last reference to it is gone."""
+    """End iteration now, rather than when the last reference to it is gone."""
     if isinstance(loader, DataLoader):
-        # persistent workers go too: new ones draw what they would have drawn without this pass
+        # persistent workers end too: new ones draw what they would have drawn without this pass
         loader._iterator = None
     for end in ("_shutdown_workers", "close"):
         getattr(iterator, end, lambda: None)()
@@ -113,7 +113,7 @@ def _end(iterator: Iterator[Any], loader: Iterable[Any]) -> None:
 
 @contextmanager
 def _noting(role: str) -> Iterator[None]:
-    """An error of the user's own code goes through as it is, with a note of when it was."""
+    """Add a note to an error of the user's own code: when it was raised."""
     try:
         yield
     except Exception as error:

@@ -35,9 +35,9 @@ class Loaders:
     """The loaders of a run.
 
     Attributes:
-        own: those that this library opened.
-        idle: those of the user's whose workers are not at work yet.
-        stores: open files of the pixels of `own`.
+        own: the loaders that this library opened.
+        idle: the user's loaders whose workers are not running yet.
+        stores: open pixel caches of `own`.
     """
 
     train: Loader
@@ -48,9 +48,9 @@ class Loaders:
     stores: list[Records] = field(default_factory=list)
 
     def close(self) -> None:
-        """End the workers that the run has started, and close its files of pixels.
+        """End the workers that the run has started, and close its pixel caches.
 
-        All loaders can still be iterated: new workers start, and each image is decoded anew.
+        All loaders can still be iterated: new workers start, and each image is decoded again.
         """
         with ExitStack() as closing:
             for records in self.stores:
@@ -63,11 +63,11 @@ class Loaders:
                 closing.callback(close_loader, loader)
 
     def splits(self) -> dict[str, int | None]:
-        """The number of images of each split, None where a loader does not tell."""
+        """The number of images of each split; None for a loader of unknown length."""
         return {role: _samples(loader) for role, loader in self.by_role().items()}
 
     def by_role(self) -> dict[str, Loader]:
-        """The loaders that there are, by the name of their split."""
+        """The loaders that are present, by the name of their split."""
         roles = {"train": self.train, "val": self.val, "test": self.test}
         return {role: loader for role, loader in roles.items() if loader is not None}
 
@@ -80,7 +80,7 @@ def _samples(loader: Loader) -> int | None:
 
 
 def batches_of(loader: Loader) -> int | None:
-    """Batches an epoch; None for a loader that does not tell."""
+    """Batches per epoch; None for a loader of unknown length."""
     try:
         return len(loader)  # type: ignore[arg-type]
     except TypeError:
@@ -90,12 +90,19 @@ def batches_of(loader: Loader) -> int | None:
 def open_loaders(
     config: Config, runtime: Runtime, train: Loader | None, val: Loader | None, test: Loader | None
 ) -> Loaders:
-    """The loaders that the user brings, and ours over data_dir for those that are missing.
+    """The user's loaders, and ours over data_dir for those that are missing.
 
-    With a train loader that the user brings, data_dir is not read behind the user's back.
+    With a user's train loader, data_dir is not read.
+
+    Args:
+        config: the settings of our own loaders.
+        runtime: gives the processes.
+        train: the user's loader, or None.
+        val: likewise.
+        test: likewise.
 
     Raises:
-        DataError: a loader that cannot be iterated every epoch, or a data folder that is not what it should be.
+        DataError: a loader that cannot be iterated every epoch, or a malformed data folder.
     """
     user_loaders = {"train_loader": train, "val_loader": val, "test_loader": test}
     for role, loader in user_loaders.items():
@@ -107,7 +114,7 @@ def open_loaders(
         return Loaders(train, val, test, own=[], idle=_idle(user_loaders.values()))
     own = open_folder(config, runtime.rank, runtime.world_size)
     if not len(own["test"]):
-        # the folder has no test labels, which has been said
+        # the folder has no test labels, which was logged
         del own["test"]
     given = {role: loader for role, loader in (("val", val), ("test", test)) if loader is not None}
     return Loaders(
@@ -120,12 +127,18 @@ def open_loaders(
 
 
 def _idle(user_loaders: Iterable[Loader | None]) -> list[DataLoader[Any]]:
-    """The DataLoaders whose persistent workers, if they have any, are yet to be started."""
+    """The DataLoaders whose persistent workers, if any, are not started yet."""
     return [loader for loader in user_loaders if isinstance(loader, DataLoader) and loader._iterator is None]
 
 
 def open_folder(config: Config, rank: int = 0, world_size: int = 1) -> dict[str, DataLoader[Any]]:
-    """Our loaders over data_dir by the name of their split, as the settings say."""
+    """Our loaders over data_dir, by the name of their split.
+
+    Args:
+        config: the settings of the loaders.
+        rank: of this process.
+        world_size: the number of processes.
+    """
     loaders = prepare_dataloaders(
         config.data_dir,
         batch_size=config.batch_size,
@@ -147,9 +160,14 @@ def open_folder(config: Config, rank: int = 0, world_size: int = 1) -> dict[str,
 
 
 def with_pixel_range(config: Config, loaders: Loaders, runtime: Runtime) -> Config:
-    """The configuration with the range that pixel_range='auto' has found; every process must call this together.
+    """The configuration with pixel_range='auto' resolved; all processes must call this.
 
-    Where no image of data_dir has more than 8 bits, 'auto' stays.
+    If no image of data_dir has more than 8 bits, 'auto' stays.
+
+    Args:
+        config: the settings.
+        loaders: of the run, whose data sets have found the range.
+        runtime: gives the processes.
 
     Raises:
         DataError: the processes have found different ranges.
@@ -158,19 +176,25 @@ def with_pixel_range(config: Config, loaders: Loaders, runtime: Runtime) -> Conf
     ranges = runtime.all_gather_object(datasets[0].decoder.pixel_range if datasets else None)
     if len(set(ranges)) > 1:
         raise DataError(
-            f"pixel_range 'auto' comes to {' and '.join(map(str, sorted(set(ranges), key=str)))} in processes of one "
-            f"run, so that {config.data_dir!r} does not hold the same files for all; copy it anew, or set pixel_range."
+            f"pixel_range 'auto' resolves to {' and '.join(map(str, sorted(set(ranges), key=str)))} in processes of "
+            f"one run, so that {config.data_dir!r} does not hold the same files for all; copy it again, or set "
+            "pixel_range."
         )
     return config if ranges[0] is None else config.model_copy(update={"pixel_range": ranges[0]})
 
 
 def cache_pixels_of(loaders: Loaders, config: Config, runtime: Runtime) -> None:
-    """Decode the images of our own loaders once and for all; every process must call this together.
+    """Open the pixel caches of our own loaders and decode the images that they lack; all processes must call this.
 
-    `loaders.close()` closes the files that it opens.
+    `loaders.close()` closes the caches.
+
+    Args:
+        loaders: of the run; stores are added.
+        config: uses pixel_cache, cache_dir, cache_limit, hash_files and num_workers.
+        runtime: gives the processes.
 
     Raises:
-        CacheError: pixel_cache is 'on', and the pixels cannot be kept.
+        CacheError: pixel_cache is 'on', and the pixels cannot be cached.
         DataError: a file cannot be read as an image.
     """
     datasets = [dataset for loader in loaders.own if (dataset := own_dataset(loader)) is not None]
@@ -185,18 +209,18 @@ def cache_pixels_of(loaders: Loaders, config: Config, runtime: Runtime) -> None:
     if not runtime.is_local_main:
         loaders.stores += open_stores(datasets, config) or []
 
-    def keep() -> None:
+    def fill() -> None:
         if loaders.stores:
             cache_pixels(datasets, loaders.stores, config, runtime.local_rank, runtime.local_world_size)
 
-    all_or_raise(runtime, keep)
+    all_or_raise(runtime, fill)
 
 
 def images_to_draw(loader: Loader | None, first: Batch | None) -> Tensor | None:
-    """A fixed handful of validation images [B, 3, H, W]; None where nothing validates.
+    """A few fixed validation images [B, C, H, W] to draw attention on; None without validation.
 
     Args:
-        loader: of the validation images.
+        loader: the validation loader, or None.
         first: its first batch, for a loader that is not ours.
     """
     dataset = own_dataset(loader)

@@ -20,10 +20,10 @@ logger = logging.getLogger(__name__)
 
 
 def open_student(config: Config, student: nn.Module | None) -> nn.Module:
-    """The module that the user brings, or a new network by name, which knows the names of its classes.
+    """The user's module, or a new network by name, with the names of its classes.
 
     Raises:
-        CheckpointError: the state of the user's module could not be kept in a checkpoint.
+        CheckpointError: the state of the user's module cannot be stored in a checkpoint.
     """
     if student is not None:
         check_can_be_kept(student)
@@ -35,7 +35,16 @@ def open_student(config: Config, student: nn.Module | None) -> nn.Module:
 
 
 def open_teacher(config: Config, teacher: nn.Module | None, runtime: Runtime, *, distils: bool) -> nn.Module | None:
-    """The module that the user brings, or the one that teacher_model names; checked against the student's classes.
+    """The user's module, or the network that teacher_model names; checked against the student's classes.
+
+    Args:
+        config: uses the teacher's settings, alpha, beta, num_classes and class_names.
+        teacher: the user's module, or None.
+        runtime: gives the device.
+        distils: whether the teacher's logits are used.
+
+    Returns:
+        the teacher, on the device; None without one.
 
     Raises:
         ConfigError: alpha > 0 without a teacher.
@@ -52,10 +61,10 @@ def open_teacher(config: Config, teacher: nn.Module | None, runtime: Runtime, *,
     if teacher is None:
         if config.alpha > 0:
             raise ConfigError(
-                f"alpha is {config.alpha:g}, but there is no teacher to distil from; set teacher_model, hand over "
+                f"alpha is {config.alpha:g}, but there is no teacher to distil from; set teacher_model, pass "
                 "teacher=..., or set alpha=0."
             )
-        logger.info("there is no teacher: the student learns by cross-entropy alone")
+        logger.info("there is no teacher: the student is trained with cross-entropy alone")
         return None
     match_teacher(teacher, students_classes(config), distils=distils)
     if config.alpha == 0 and config.beta == 0:
@@ -64,10 +73,10 @@ def open_teacher(config: Config, teacher: nn.Module | None, runtime: Runtime, *,
 
 
 def prefer_channels_last(runtime: Runtime, *networks: nn.Module | None) -> None:
-    """Lay out weights and images channels-last, which is faster on CPUs and GPUs alike.
+    """Use the channels-last memory format for weights and images, which is faster on CPUs and GPUs alike.
 
-    Networks of ours compute the same either way. A module that the user brings may not run so (x.view after a
-    convolution raises), so that one of those keeps PyTorch's own layout for the whole run.
+    Networks of ours support it. A user's module may not (x.view after a convolution raises), so with one of those the
+    whole run uses PyTorch's default format.
     """
     present = [network for network in networks if network is not None]
     if all(card_of(network) is not None for network in present):

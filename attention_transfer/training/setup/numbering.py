@@ -1,4 +1,4 @@
-"""One number for each class in all loaders of a run, whatever numbers they have themselves."""
+"""Relabelling of a run's loaders, so that each class has the same label in all of them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ logger = logging.getLogger(__name__)
 
 
 def number_alike(config: Config, loaders: Loaders) -> None:
-    """Give each loader the labels that the run has for its classes, which are matched by name.
+    """Relabel each loader with the run's labels; classes are matched by name.
 
-    A loader may number its classes otherwise, and lack some of them. One that does not name them is taken as it is.
+    A loader may number its classes differently, and lack some of them. One without class names is left unchanged.
 
     Raises:
         DataError: a loader has a class that the run does not have.
@@ -36,7 +36,7 @@ def number_alike(config: Config, loaders: Loaders) -> None:
 def _numbered_as(names: tuple[str, ...], role: str, loader: Loader, owner: str) -> Loader:
     in_loader = classes_of(loader)
     if in_loader is None and role == "train":
-        return loader  # the settings name its classes, in the order of its labels
+        return loader  # class_names is in the order of its labels
     run = Classes("the setting class_names" if role == "train" else "the training set", names)
     try:
         found = match(run, Classes(owner, in_loader))

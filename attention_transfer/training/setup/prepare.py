@@ -1,4 +1,4 @@
-"""Everything that is settled before the first epoch: data, networks, names, what is gone on from, who teaches."""
+"""Preparation of a run before its first epoch: data, networks, names, the checkpoint to resume from, caches."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class PreparedRun:
-    """A run that can begin."""
+    """A run that is ready to begin."""
 
     run: RunContext
     loaders: Loaders
@@ -90,21 +90,21 @@ def prepare(
     captured_logs: Iterable[logging.LogRecord],
     cleanup: ExitStack,
 ) -> PreparedRun:
-    """Check all that can be checked, cheapest first, then cache pixels, choose number formats and open caches.
+    """Check everything, cheapest first, then cache pixels, choose number formats and open the teacher's caches.
 
     Args:
-        config: as it was given.
-        runtime: device and processes.
-        parts: of the user's own.
-        captured_logs: what was logged so far, for the log that is still to be opened.
-        cleanup: closes whatever is opened here, also where this raises: files, workers, and the hold on the run's name.
+        config: as given.
+        runtime: gives device and processes.
+        parts: the user's own loaders, networks, terms and callbacks.
+        captured_logs: records logged so far, for the log file that is still to be opened.
+        cleanup: closes everything opened here, also after an error: files, workers, and the lock on the run's name.
 
     Raises:
         ConfigError, DataError, TeacherError, CheckpointError, CacheError: with the value at fault.
     """
     is_auto = config.resume == AUTO
     if is_auto:
-        # before it looks around: what is found must not be a living run's
+        # before the search: the checkpoint found must not be a living run's
         _take_name(config, runtime, cleanup)
     point = find_resume_point(config, runtime)
     config = point.config
@@ -169,18 +169,18 @@ def prepare(
 def _open_data(
     config: Config, runtime: AcceleratedRuntime, parts: UserParts, point: ResumePoint, cleanup: ExitStack
 ) -> tuple[Config, Loaders, dict[str, Batch], ClassCounts | None, tuple[str, ...] | None]:
-    """The loaders of a run, checked, and what they tell.
+    """Open and check the loaders of a run, and read the classes from them.
 
     Args:
         config: as resumed.
-        runtime: device and processes.
-        parts: of the user's own.
+        runtime: gives device and processes.
+        parts: the user's own loaders.
         point: what is resumed.
         cleanup: closes our own loaders.
 
     Returns:
-        the configuration with classes and pixel range, the loaders, the first batch of each loader of the user's by
-        split, the images per class where that is known, and what the data call their classes.
+        the configuration with classes and pixel range, the loaders, the first batch of each user's loader by
+        split, the images per class if known, and the class names of the data.
     """
     loaders = open_loaders(config, runtime, parts.train_loader, parts.val_loader, parts.test_loader)
     cleanup.callback(loaders.close)
@@ -226,13 +226,13 @@ def _describe(
     has_own_schedule: bool,
     goes_on: bool,
 ) -> None:
-    """Log the classes in a table, and what is known to disappoint: a rate that fades early, unequal classes.
+    """Log the classes in a table, and warn of a learning rate that fades early and of imbalanced classes.
 
     Args:
-        config: lr, epochs, step_size, gamma and class_names are used.
+        config: uses lr, epochs, step_size, gamma and class_names.
         loaders: of the run.
-        counts: images per class of each split, where that is known.
-        has_own_schedule: the learning rate is scheduled by the user's own function.
+        counts: images per class of each split, if known.
+        has_own_schedule: the scheduler is the user's own.
         goes_on: the run is resumed.
     """
     for line in class_table(counts) if counts else ():
@@ -252,14 +252,17 @@ def _check_images(
     teacher: nn.Module | None,
     runtime: AcceleratedRuntime,
 ) -> Tensor | None:
-    """Check that the networks can take the first images of each loader; those to draw are returned.
+    """Check that the networks can take the first images of each loader.
 
     Args:
         loaders: of the run.
-        first: the first batch of each loader of the user's, by split.
+        first: the first batch of each user's loader, by split.
         student: on the device.
         teacher: likewise, or None.
         runtime: gives the device.
+
+    Returns:
+        the validation images to draw attention on, [B, C, H, W]; None without validation.
     """
     drawn = images_to_draw(loaders.val, first.get("val"))
     of_train = first["train"].images if "train" in first else None
@@ -270,9 +273,9 @@ def _check_images(
 
 
 def _take_name(config: Config, runtime: AcceleratedRuntime, cleanup: ExitStack) -> None:
-    """Keep other runs from this one's name, in the folder of its checkpoints and in that of its logs."""
+    """Lock the run's name, in the folder of its checkpoints and in that of its logs."""
     if config.experiment_name is None:
-        raise ConfigError("resume is 'auto', but experiment_name is None: name the experiment that is to go on.")
+        raise ConfigError("resume is 'auto', but experiment_name is None: name the experiment to resume.")
     files = RunPaths(config)
     locks = {files.lock.absolute(): "save_dir"}
     locks.setdefault(files.log_lock.absolute(), "log_dir")
@@ -297,7 +300,7 @@ def _in_precision(
     loaders: Loaders,
     images: Tensor | None,
 ) -> Config:
-    """The configuration with the number formats that 'auto' comes to; the runtime computes in the student's."""
+    """The configuration with the number formats resolved; sets the runtime's to the student's."""
     shape = batch_shape(config, loaders.train, images, runtime.world_size)
     batches = batches_of(loaders.train)
     steps = None if batches is None else batches * config.epochs
@@ -308,7 +311,7 @@ def _in_precision(
 
 
 def _begin(point: ResumePoint, state: RunState, paths: RunPaths, runtime: AcceleratedRuntime, loaders: Loaders) -> None:
-    """Become the state of the checkpoint that the run goes on from, and clear away what a run of its name left."""
+    """Restore the checkpoint to resume from, if any, and remove files of an earlier run of the same name."""
     checkpoint: dict[str, Any] | None = point.checkpoint
     if checkpoint is not None:
         data_digest = state.data_digest
@@ -316,7 +319,7 @@ def _begin(point: ResumePoint, state: RunState, paths: RunPaths, runtime: Accele
         point.log_changes(runtime)
         is_same_data = data_digest == checkpoint["training"]["data_digest"]
         if state.unfinished is not None and not (is_same_data and own_sampler(loaders.train, runtime.world_size)):
-            logger.info("%s is inside an epoch of other images: that epoch begins anew", point.source)
+            logger.info("%s is inside an epoch of other images: that epoch starts again", point.source)
             state.unfinished = None
         refuse_to_go_back(state, point)
     if runtime.is_main:
@@ -328,6 +331,6 @@ def _clear_away(point: ResumePoint, state: RunState, paths: RunPaths) -> None:
         paths.set_aside(checkpoints_beyond(state.epoch, state.step, paths))
         return
     if not state.config.overwrite and paths.checkpoints():
-        # resume='auto' could read none of them; perhaps somebody else can
+        # resume='auto' could read none of them, but the user may be able to
         paths.set_aside()
     paths.clear(but=point.source)

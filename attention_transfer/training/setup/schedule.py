@@ -1,20 +1,20 @@
-"""The learning rate of each epoch, as StepLR has it: lr gamma^((epoch - 1) // step_size), epochs from 1."""
+"""Warnings about StepLR's learning rate, lr gamma^((epoch - 1) // step_size) in each epoch from 1."""
 
 from __future__ import annotations
 
 import math
 
 FADED = 1e-3
-"""Below this fraction of its start a learning rate teaches next to nothing."""
+"""Below this fraction of its initial value a learning rate trains next to nothing."""
 NOTICEABLE = 0.25
-"""A fraction of the run: so many faded epochs are worth a warning."""
+"""The fraction of faded epochs that is worth a warning."""
 _ENOUGH = 1e-2
-"""Down to this fraction a proposed step_size lets the rate fall."""
+"""The fraction down to which a proposed step_size lets the rate fall."""
 _ROUNDING = 1e-9
 
 
 def faded_from(epochs: int, step_size: int, gamma: float) -> int | None:
-    """The first epoch (from 1) whose learning rate is below a thousandth of its start; None where there is none.
+    """The first epoch (from 1) whose learning rate is below a thousandth of its start; None if there is none.
 
     Args:
         epochs: passes over the training images, at least 1.
@@ -26,22 +26,22 @@ def faded_from(epochs: int, step_size: int, gamma: float) -> int | None:
 
 
 def _cuts_down_to(fraction: float, gamma: float) -> int:
-    """How often a rate may be cut before it is below a fraction of its start; 0.1^3 counts as a thousandth."""
+    """How often a rate may be cut before it is below a fraction of its initial value; 0.1^3 counts as a thousandth."""
     return math.floor(math.log(fraction) / math.log(gamma) + _ROUNDING)
 
 
 def schedule_warning(lr: float, epochs: int, step_size: int, gamma: float, *, goes_on: bool = False) -> str | None:
-    """What to say of a run in which the learning rate is below a thousandth of its start for a quarter or longer.
+    """A warning for a run whose learning rate is below a thousandth of its start for a quarter of it or longer.
 
     Args:
         lr: the rate of the first epoch.
         epochs: passes over the training images, at least 1.
         step_size: epochs between two cuts, at least 1.
         gamma: factor of each cut, in (0, 1].
-        goes_on: the run resumes a checkpoint, whose schedule it must keep.
+        goes_on: the run is resumed, so that its schedule cannot change.
 
     Returns:
-        a sentence with the settings, the epoch and a better step_size; None where nothing is to be said.
+        a sentence with the settings, the epoch and a better step_size; None if there is nothing to warn of.
 
     Example:
         >>> print(schedule_warning(0.01, 120, 10, 0.1))

@@ -1,4 +1,4 @@
-"""The terms of a run's loss: alpha KD, beta AT, and the user's own, checked and built before the first epoch."""
+"""Checking and building the loss terms of a run: alpha KD, beta AT, and the user's own."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from attention_transfer.teacher.build import make_teacher
 from attention_transfer.training.criterion import Criterion
 
 RESERVED = frozenset({"loss", "accuracy", "balanced_accuracy", "classification", "epoch", "lr", "seconds"})
-"""Names of other figures in the history."""
+"""Names of other figures in the history, which no term may have."""
 FEW_IMAGES = 2
 
 
 def check_terms(terms: Sequence[LossTerm], *, has_teacher: bool) -> None:
-    """Refuse terms that could not be told apart, or have nothing to compare.
+    """Refuse terms with clashing names, or that need a missing teacher.
 
     Args:
-        terms: of the run, the default ones first.
+        terms: the loss terms of the run, the default ones first.
         has_teacher: whether there is a teacher.
 
     Raises:
-        ConfigError: something else than a term, a name twice, a reserved name, or a term of the user's with a weight
-            above 0 that needs a teacher where there is none.
+        ConfigError: an object that is no term, a duplicate or reserved name, or a user's term with weight > 0 that
+            needs a teacher where there is none.
     """
     names: set[str] = set()
     for term in terms:
@@ -48,7 +48,7 @@ def check_terms(terms: Sequence[LossTerm], *, has_teacher: bool) -> None:
         if not has_teacher and term.weight > 0 and term.needs.of_the_teacher and term.name not in ("kd", "attention"):
             raise ConfigError(
                 f"the loss term {term.name!r} needs the teacher's {', '.join(term.needs.of_the_teacher)}, but there is "
-                "no teacher; set teacher_model, hand over teacher=..., or leave the term out."
+                "no teacher; set teacher_model, pass teacher=..., or leave the term out."
             )
 
 
@@ -60,18 +60,18 @@ def build_terms(
     images: Tensor | None,
     runtime: Runtime,
 ) -> None:
-    """Let terms make their parameters, with outputs of a few images, and bring them to the device.
+    """Build the terms' parameters, from the outputs of a few images, and move them to the device.
 
     Args:
-        terms: of the run.
-        config: beta and layers are used.
-        student: on the device; left as it is found.
+        terms: the loss terms of the run.
+        config: uses beta and layers.
+        student: on the device; left unchanged.
         teacher: likewise, or None.
-        images: some [B, C, H, W] of the run's.
+        images: some [B, C, H, W] of the run, or None.
         runtime: gives the device.
 
     Raises:
-        ConfigError: a term has something to build, and there are no images to build it with.
+        ConfigError: a term must be built, and there are no images to build it with.
     """
     to_build = [term for term in terms if type(term).build is not LossTerm.build]
     if to_build and images is None:

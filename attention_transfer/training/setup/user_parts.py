@@ -1,4 +1,4 @@
-"""What a user hands to train_at beside the settings."""
+"""The objects that a user passes to train_at beside the settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Loader = Iterable[Any]
 
 @dataclass(frozen=True)
 class UserParts:
-    """Loaders, networks and doors of the user's own; see `train_at` for each."""
+    """The user's own loaders, networks, terms, callbacks, optimizer and scheduler; see `train_at` for each."""
 
     train_loader: Loader | None = None
     val_loader: Loader | None = None
