@@ -185,6 +185,13 @@ def finished_on_loaders_of_the_users(setting):
     return setting.train(*loaders), loaders
 
 
+def finished_without_a_test(setting):
+    results = setting.train(user_loaders(), user_loaders(), user_loaders(77.0))
+    assert results["test_results"] is None
+    assert "a label is 77" in results["test_error"]
+    return results
+
+
 def stopped_by_sigint(setting):
     setting.in_batch(3, _signal(signal.SIGINT))
     return setting.train()
@@ -309,10 +316,6 @@ def failed_in_validation(setting):
     return setting.train(user_loaders(), user_loaders(77.0))
 
 
-def failed_in_the_test(setting):
-    return setting.train(user_loaders(), user_loaders(), user_loaders(77.0))
-
-
 def failed_to_write_a_checkpoint(setting):
     def spoil(output):
         folder = setting.folder / "checkpoints"
@@ -348,7 +351,7 @@ def interrupted_while_the_caches_were_filled(setting):
     from attention_transfer.training import prefill as prefilling
 
     # a teacher that can be told when to send a signal; everything else is as it always is
-    ours, prefilling.open_teacher = prefilling.open_teacher, lambda *arguments: setting.teacher
+    ours, prefilling.open_teacher = prefilling.open_teacher, lambda *arguments, **settings: setting.teacher
     try:
         return prefill_caches(settings)
     finally:
@@ -364,6 +367,7 @@ def _with_teacher_file(setting):
 FINISHED = [
     finished, finished_on_views_of_a_warped_memory, finished_without_caches_and_without_workers,
     finished_after_a_resume, finished_on_loaders_of_ours_that_the_user_brings, finished_on_loaders_of_the_users,
+    finished_without_a_test,
 ]  # fmt: skip
 STOPPED = [
     stopped_by_sigint, stopped_by_sigterm, stopped_on_a_loader_of_the_users, stopped_at_once_by_a_second_ctrl_c,
@@ -388,7 +392,6 @@ RAISED = {
     failed_by_a_label_out_of_range: DataError,
     failed_by_a_label_that_is_not_whole: DataError,
     failed_in_validation: DataError,
-    failed_in_the_test: DataError,
     failed_to_write_a_checkpoint: WriteError,
     failed_to_write_the_logs: WriteError,
     failed_when_its_log_was_opened: WriteError,

@@ -44,7 +44,7 @@ def look_at_first_batches(loaders: Loaders, names: Sequence[str] = ()) -> dict[s
             loaders.test = None
             continue
         with _naming(role):
-            batches[split] = unpack(raw)
+            batches[split] = unpack(raw).own()
     return batches
 
 

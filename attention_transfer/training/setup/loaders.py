@@ -227,4 +227,4 @@ def images_to_draw(loader: Loader | None, first: Batch | None) -> Tensor | None:
     if dataset is not None:
         step = max(1, len(dataset) // DRAWN_IMAGES)
         return torch.stack([dataset[i][0] for i in range(0, len(dataset), step)][:DRAWN_IMAGES])
-    return None if first is None else first.images[:DRAWN_IMAGES]
+    return None if first is None else first.images[:DRAWN_IMAGES].clone()  # not a view that keeps the batch
