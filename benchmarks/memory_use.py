@@ -102,11 +102,11 @@ class Peak:
         interval: seconds between two looks.
 
     Attributes:
-        anonymous: bytes, as in `Use`; shared_out: as `shared_out` has it; looks: how often it has been looked at.
+        anonymous: bytes, as in `Use`; shared_out: as `shared_out` has it; looks: how often so far.
     """
 
     def __init__(self, process: psutil.Process, interval: float = 0.1) -> None:
-        self.anonymous = self.shared_out = self.index = 0
+        self.anonymous = self.shared_out = self.looks = 0
         self._process, self._interval = process, interval
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -118,7 +118,7 @@ class Peak:
                 self.shared_out = max(self.shared_out, shared_out(self._process))
             except psutil.NoSuchProcess:
                 return
-            self.index += 1
+            self.looks += 1
             self._over.wait(self._interval)
 
     def __enter__(self) -> Peak:

@@ -47,7 +47,8 @@ def make_teacher(
 
     def make_runner(images: Tensor) -> FrozenRunner:
         images = like_weights(images, teacher_model)
-        names = _tapped(teacher_model, images, config) if needs.stages else ()
+        with refusing_misfits(teacher_model, images, TEACHER):
+            names = _tapped(teacher_model, images, config) if needs.stages else ()
         layout = runtime.memory_format
         return FrozenRunner(
             teacher_model, names, images, needs=needs, autocast=runtime.autocast, memory_format=layout, fold=False

@@ -190,8 +190,9 @@ class Criterion:
             batch: images [B, C, H, W] and labels [B], on the student's device.
             epoch: from 0, including the fraction of the current one.
         """
-        teacher = self.match_logits(self.teacher(batch))
-        output = self.observe(student, batch, is_compared=bool(teacher))
+        with refusing_misfits(student, batch.images, "student"):
+            teacher = self.match_logits(self.teacher(batch))
+            output = self.observe(student, batch, is_compared=bool(teacher))
         return combine(output, teacher, batch.labels, self.terms, self.pairs(output, teacher), epoch)
 
     def observe(self, student: nn.Module, batch: Batch, *, is_compared: bool) -> StudentOutput:
@@ -206,10 +207,9 @@ class Criterion:
         needs_gradient = self.needs.input_gradient and torch.is_grad_enabled()
         if needs_gradient:
             images = images.detach().requires_grad_()
-        with refusing_misfits(student, images, "student"):
-            names = self._stages(student, images) if self.needs.stages and is_compared else ()
-            with self.runtime.autocast(), self._tapped(student, names) as taps:
-                logits = student(images)
+        names = self._stages(student, images) if self.needs.stages and is_compared else ()
+        with self.runtime.autocast(), self._tapped(student, names) as taps:
+            logits = student(images)
         if self._num_classes is None:
             self._num_classes = count_logits(logits)
             check_labels(batch.labels.cpu(), self._num_classes)

@@ -66,7 +66,7 @@ from attention_transfer.training.setup.loaders import (
 from attention_transfer.training.setup.networks import open_student, open_teacher, prefer_channels_last
 from attention_transfer.training.setup.numbering import number_alike
 from attention_transfer.training.setup.schedule import schedule_warning
-from attention_transfer.training.setup.terms import build_terms, check_terms
+from attention_transfer.training.setup.terms import build_terms, check_are_terms, check_terms
 from attention_transfer.training.setup.user_parts import UserParts
 
 logger = logging.getLogger(__name__)
@@ -113,6 +113,7 @@ def prepare(
     if runtime.is_main:
         is_own = parts.scheduler is not None
         _describe(config, loaders, counts, has_own_schedule=is_own, goes_on=point.checkpoint is not None)
+    check_are_terms(parts.terms)
     distils = config.alpha > 0 or needs_of_teacher(parts.terms).logits
     teacher = open_teacher(config, parts.teacher, runtime, distils=distils)
     seed_everything(config.seed)

@@ -21,6 +21,20 @@ RESERVED = frozenset({"loss", "accuracy", "balanced_accuracy", "classification",
 FEW_IMAGES = 2
 
 
+def check_are_terms(terms: Sequence[object]) -> None:
+    """Refuse objects of another class.
+
+    Raises:
+        ConfigError: one of `terms` is no `LossTerm`.
+    """
+    for term in terms:
+        if not isinstance(term, LossTerm):
+            raise ConfigError(
+                f"terms has a {type(term).__name__}; each must be an instance of a subclass of "
+                "attention_transfer.LossTerm."
+            )
+
+
 def check_terms(terms: Sequence[LossTerm], *, has_teacher: bool) -> None:
     """Refuse terms with clashing names, or that need a missing teacher.
 
@@ -32,13 +46,9 @@ def check_terms(terms: Sequence[LossTerm], *, has_teacher: bool) -> None:
         ConfigError: an object that is no term, a duplicate or reserved name, or a user's term with weight > 0 that
             needs a teacher where there is none.
     """
+    check_are_terms(terms)
     names: set[str] = set()
     for term in terms:
-        if not isinstance(term, LossTerm):
-            raise ConfigError(
-                f"terms has a {type(term).__name__}; each must be an instance of a subclass of "
-                "attention_transfer.LossTerm."
-            )
         if term.name in names or term.name in RESERVED:
             raise ConfigError(
                 f"the loss term {type(term).__name__} is called {term.name!r}, which is taken; rename it."

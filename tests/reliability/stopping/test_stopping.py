@@ -225,8 +225,8 @@ def test_handlers_are_put_back_also_after_an_error():
     try:
         with pytest.raises(Stopped, match="asked to stop by SIGTERM") as stopped, SignalHandler() as request:  # noqa: PT012
             signal.raise_signal(signal.SIGTERM)
-            raise Stopped(request.signal)
-        assert stopped.value.signal is signal.SIGTERM
+            raise Stopped(request.signal.name)
+        assert stopped.value.by == "SIGTERM"
         assert signal.getsignal(signal.SIGTERM) is mine
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:

@@ -143,7 +143,7 @@ def test_handlers_are_gone_after_a_run_that_failed_even_to_end(settings, tmp_pat
     def full(self, run, status):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Summary, "end", full)
+    monkeypatch.setattr(Summary, "run_ended", full)
     before = list(logging.getLogger("attention_transfer").handlers)
     with pytest.raises(OSError, match="No space left"):
         train_at(bring(settings), [tensors()])
