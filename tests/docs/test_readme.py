@@ -79,7 +79,7 @@ def test_the_table_of_settings_is_the_one_that_the_code_has():
 
 def test_the_table_of_networks_tells_their_true_sizes():
     rows = re.findall(r"^\| `([\w-]+)`.*\| ([\d.]+) M \| ([\d.]+) M \|$", README, flags=re.MULTILINE)
-    assert len(rows) == 5
+    assert len(rows) == 6
     for name, parameters, multiply_adds in rows:
         network = create_model(name, 10)
         assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(float(parameters), rel=0.01), name

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
+import tempfile
 import threading
 from collections import Counter
 from contextlib import suppress
@@ -38,9 +40,14 @@ def added(before, after):
 
 
 def _open_files():
+    # torch opens such files to see whether it can when a worker is gone, and may be interrupted by its own signal
+    # handler before it has a handle to close; none of ours is called so
+    of_torch = re.compile(rf"{re.escape(tempfile.gettempdir())}/tmp\w{{8}}")
     for entry in list(Path("/proc/self/fd").iterdir()):
         with suppress(FileNotFoundError):  # the listing's own
-            yield str(entry.readlink())
+            path = str(entry.readlink())
+            if not of_torch.fullmatch(path):
+                yield path
 
 
 def _mapped_files(folder):
