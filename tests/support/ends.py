@@ -196,7 +196,6 @@ def refused_for_an_image_that_cannot_be_read(setting):
 
 
 def refused_for_want_of_room_for_the_second_memory(setting):
-    # the pixels and one memory are there already, and open
     setting.train()
     (last, *_) = [entry for entry in entries(setting.folder / "cache")[::-1] if entry.kind == "maps"]
     last.path.unlink()
