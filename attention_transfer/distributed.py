@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -83,8 +84,11 @@ class Runtime:
         """Every process's `value`, by rank, in every process."""
         return [value]
 
-    def align_buffers(self, student: nn.Module) -> None:
+    def align_buffers(self, module: nn.Module) -> None:
         """Give every process the main process's buffers (running statistics), before measuring."""
+
+    def align_weights(self, module: nn.Module) -> None:
+        """Give every process the main process's parameters and buffers, before training."""
 
     def scaler_state(self) -> dict[str, Any] | None:
         """The state of float16 gradient scaling, where there is any."""
@@ -184,10 +188,16 @@ class AcceleratedRuntime(Runtime):
     def all_gather_object(self, value: Any) -> list[Any]:
         return list(gather_object([value]))
 
-    def align_buffers(self, student: nn.Module) -> None:
+    def align_buffers(self, module: nn.Module) -> None:
+        self._broadcast(module.buffers())
+
+    def align_weights(self, module: nn.Module) -> None:
+        self._broadcast(itertools.chain(module.parameters(), module.buffers()))
+
+    def _broadcast(self, tensors: Iterable[Tensor]) -> None:
         if self.world_size > 1:
-            for buffer in student.buffers():
-                torch.distributed.broadcast(buffer, src=0)
+            for tensor in tensors:
+                torch.distributed.broadcast(tensor.detach(), src=0)
 
     def scaler_state(self) -> dict[str, Any] | None:
         return None if self._scaler is None else self._scaler.state_dict()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
 from torch import Tensor
 
+from attention_transfer.errors import ConfigError
 from attention_transfer.features.maps import MapFunction
 
 LOGITS, FEATURES, INPUT_GRADIENT = "logits", "features", "input_gradient"
@@ -54,10 +56,18 @@ class Needs:
 
     @classmethod
     def union(cls, needs: Iterable[Needs]) -> Self:
-        """The union of several needs; each map function once, in order of first occurrence."""
+        """The union of several needs; each map function once, in order of first occurrence.
+
+        Raises:
+            ConfigError: two different map functions have the same name.
+        """
         every = list(needs)
+        maps = tuple(dict.fromkeys(function for each in every for function in each.maps))
+        named = Counter(function.name for function in maps)
+        if repeated := [name for name, count in named.items() if count > 1]:
+            raise ConfigError(f"two different map functions are called {repeated[0]!r}; give each a name of its own.")
         return cls(
-            maps=tuple(dict.fromkeys(function for each in every for function in each.maps)),
+            maps=maps,
             logits=any(each.logits for each in every),
             features=any(each.features for each in every),
             input_gradient=any(each.input_gradient for each in every),

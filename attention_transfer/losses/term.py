@@ -15,6 +15,9 @@ from attention_transfer.errors import ConfigError
 from attention_transfer.features.pairing import StagePair
 from attention_transfer.features.signals import Needs, StudentOutput, TeacherOutput
 
+RESERVED = frozenset({"loss", "accuracy", "balanced_accuracy", "classification", "epoch", "lr", "seconds"})
+"""Names of other figures in the history, which no scalar of a term may have."""
+
 
 @dataclass(frozen=True)
 class LossInputs:
@@ -45,7 +48,8 @@ class LossTerm(nn.Module):
 
     `forward` returns a dict of scalars. The one under the term's own name is multiplied by the weight and minimised;
     the others are reported beside it. Parameters of a term (a projector, say) are made in `build`, trained with the
-    student's, saved in checkpoints and restored.
+    student's, saved in checkpoints and restored; its modules are in train and eval mode as the student is. Each batch
+    reports the same scalars.
 
     Args:
         weight: at least 0; at 0 the term is reported and not minimised.
@@ -90,5 +94,9 @@ class LossTerm(nn.Module):
         raise TypeError(f"{type(self).__name__} has no forward(inputs); give it one that returns a dict of scalars.")
 
     def is_silent(self, inputs: LossInputs) -> bool:
-        """Whether the teacher's output lacks a signal that the term needs; the term is then 0."""
-        return any(signal not in inputs.teacher for signal in self.needs.of_the_teacher)
+        """Whether teacher or student lack a signal that the term needs on both sides; the term is then 0.
+
+        The student has no `input_gradient` where nothing is differentiated, as in validation.
+        """
+        both = self.needs.of_the_teacher
+        return any(signal not in inputs.teacher or signal not in inputs.student for signal in both)

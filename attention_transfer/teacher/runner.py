@@ -130,7 +130,7 @@ class FrozenRunner:
                 maps = tuple(_trimmed(normalize(function(x)), len(images)) for x in features)
                 output[function.signal] = Signal(maps)
             if self.needs.features:
-                output[FEATURES] = Signal(tuple(x[: len(images)].clone() for x in features))
+                output[FEATURES] = Signal(tuple(at_least_float32(x[: len(images)]).clone() for x in features))
         if self.needs.logits:
             assert logits is not None
             output[LOGITS] = Signal(_trimmed(logits, len(images)))

@@ -16,7 +16,7 @@ from attention_transfer.data.loading.user_loaders import check_labels
 from attention_transfer.distributed import Runtime
 from attention_transfer.errors import ConfigError
 from attention_transfer.features.gradients import gradient_by
-from attention_transfer.features.maps import SUM_OF_SQUARES, MapFunction, Size
+from attention_transfer.features.maps import SUM_OF_SQUARES, MapFunction, Size, at_least_float32
 from attention_transfer.features.pairing import StagePair, pair_in_order, pair_stages
 from attention_transfer.features.signals import FEATURES, INPUT_GRADIENT, LOGITS, Needs, Signal, StudentOutput
 from attention_transfer.features.stages import split_layers, stage_names
@@ -24,7 +24,7 @@ from attention_transfer.features.taps import Taps
 from attention_transfer.logs import log_once
 from attention_transfer.losses.attention import AttentionTransfer
 from attention_transfer.losses.kd import KnowledgeDistillation
-from attention_transfer.losses.term import LossInputs, LossTerm
+from attention_transfer.losses.term import RESERVED, LossInputs, LossTerm
 from attention_transfer.modules import count_logits, like_weights
 from attention_transfer.networks.input_shapes import refusing_misfits
 from attention_transfer.teacher.base import Teacher, TeacherOutput
@@ -84,11 +84,13 @@ def default_terms(config: Config, map_function: MapFunction = SUM_OF_SQUARES) ->
 
 
 def needs_of_teacher(terms: Sequence[LossTerm]) -> Needs:
-    """The signals the teacher must output: all those of terms with weight > 0, and only the maps of the others.
+    """The signals the teacher must output: all that terms need, but no logits for KD of weight 0.
 
-    Other signals cost the network's last layers, or memory, and are left out of terms that are only reported.
+    Those logits would cost the network's last layers, or room in the cache, in every run whose alpha is 0.
     """
-    return Needs.union(term.needs if term.weight > 0 else Needs(maps=term.needs.maps) for term in terms)
+    return Needs.union(
+        Needs() if isinstance(term, KnowledgeDistillation) and not term.weight else term.needs for term in terms
+    )
 
 
 def combine(
@@ -128,6 +130,8 @@ def combine(
             epoch if term.needs.epoch else None,
         )
         reported = _scalars_of(term, inputs, classification)
+        if taken := sorted(reported.keys() & (RESERVED | scalars.keys())):
+            raise ConfigError(f"the loss term {type(term).__name__} reports {taken[0]!r}, which is taken; rename it.")
         scalars |= reported
         if term.weight > 0:
             total = total + term.weight * reported[term.name]
@@ -139,12 +143,14 @@ def _scalars_of(term: LossTerm, inputs: LossInputs, like: Tensor) -> dict[str, T
         return {term.name: like.new_zeros(())}
     with torch.set_grad_enabled(torch.is_grad_enabled() and term.weight > 0):
         reported: dict[str, Tensor] = term(inputs)
-    value = reported.get(term.name) if isinstance(reported, dict) else None
-    if not isinstance(value, Tensor) or value.dim() != 0:
+    scalars = reported if isinstance(reported, dict) else {}
+    odd = [name for name, value in scalars.items() if not isinstance(value, Tensor) or value.dim() != 0]
+    if term.name not in scalars or odd:
         raise ConfigError(
-            f"the loss term {type(term).__name__} must return a dict with a scalar tensor under its name {term.name!r}."
+            f"the loss term {type(term).__name__} must return a dict of scalar tensors, one of them under its name "
+            f"{term.name!r}" + (f"; {odd[0]!r} is none." if odd else ".")
         )
-    return reported
+    return scalars
 
 
 class Criterion:
@@ -156,6 +162,9 @@ class Criterion:
         runtime: gives the number format.
         terms: the loss terms; None: alpha KD + beta AT.
         match_logits: reorders the teacher's logits to the student's classes; see `teacher.classes`.
+
+    Attributes:
+        modules: the terms as one module, which goes into train and eval mode along with the student.
     """
 
     def __init__(
@@ -170,6 +179,7 @@ class Criterion:
         self.match_logits = match_logits
         self.runtime = runtime
         self.terms = list(default_terms(config) if terms is None else terms)
+        self.modules = nn.ModuleList(self.terms)
         self.needs = Needs.union(term.needs for term in self.terms)
         self.student_layers, _ = split_layers(config.layers)
         self._are_stages_optional = not any(term.needs.stages and term.weight > 0 for term in self.terms)
@@ -218,7 +228,8 @@ class Criterion:
             features = tuple(taps.features)
             output |= {f.signal: Signal(tuple(f(x) for x in features)) for f in self.needs.maps}
             if self.needs.features:
-                output[FEATURES] = Signal(features)
+                # a term's own layers are float32 whatever the student runs in
+                output[FEATURES] = Signal(tuple(map(at_least_float32, features)))
         if needs_gradient:
             gradient = gradient_by(images, logits, batch.labels, create_graph=True)
             output[INPUT_GRADIENT] = Signal(gradient, depends_on_label=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -102,6 +103,7 @@ def run_training_epoch(
         DataError: the loader was empty.
     """
     student.train()
+    criterion.modules.train()
     progress = progress or EpochProgress(runtime, criterion.weights)
     for local in local_batches(loader, runtime, criterion):
         optimizer.zero_grad(set_to_none=True)
@@ -128,7 +130,7 @@ def _train_step(
 ) -> Losses:
     size = len(local.batch.labels)
     batch = local.batch if size else _stand_in(local.batch)
-    with _batch_norm_by_size(student, len(batch.labels)):
+    with _batch_norm_by_size([student, criterion.modules], len(batch.labels)):
         losses = criterion(student, batch, epoch)
     # gradients are averaged over processes: each is weighted by its share of the global batch
     weight = size * runtime.world_size / local.global_size
@@ -144,9 +146,10 @@ def _stand_in(batch: Batch) -> Batch:
 
 
 @contextmanager
-def _batch_norm_by_size(student: nn.Module, size: int) -> Iterator[None]:
+def _batch_norm_by_size(networks: Iterable[nn.Module], size: int) -> Iterator[None]:
     """Make batch normalisation use its running statistics for a batch of one, which has no variance."""
-    norms = [module for module in student.modules() if isinstance(module, _BatchNorm) and module.training]
+    modules = itertools.chain.from_iterable(network.modules() for network in networks)
+    norms = [module for module in modules if isinstance(module, _BatchNorm) and module.training]
     if size > 1 or not norms:
         yield
         return
@@ -166,6 +169,7 @@ def run_validation_epoch(
     loader: Iterable[Any],
     runtime: Runtime,
     on_batch: Callable[[int], None] | None = None,
+    epoch: float = 0.0,
 ) -> Means:
     """One epoch of validation: eval mode, no gradients; see `validate`.
 
@@ -175,6 +179,7 @@ def run_validation_epoch(
         loader: over the batches of all processes.
         runtime: gives device, number format and processes.
         on_batch: called after each batch with the number of batches done.
+        epoch: epochs trained so far, for terms that need it.
 
     Returns:
         means over all samples, of all processes.
@@ -185,10 +190,10 @@ def run_validation_epoch(
     """
     meter, detector = MeanMeter(runtime.device, by_class=True), NonFiniteDetector(runtime.device, criterion.weights)
     network = unwrapped(student)
-    with undisturbed(network):
+    with undisturbed(network), undisturbed(criterion.modules):
         for step, local in enumerate(local_batches(loader, runtime, criterion)):
             is_empty = not len(local.batch.labels)
-            losses = criterion(network, _stand_in(local.batch) if is_empty else local.batch)
+            losses = criterion(network, _stand_in(local.batch) if is_empty else local.batch, epoch)
             losses = losses.as_nothing() if is_empty else losses
             detector.update(losses, step)
             meter.add(losses, local.batch.labels)

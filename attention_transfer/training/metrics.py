@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attention_transfer.distributed import Runtime
-from attention_transfer.errors import DataError, DivergenceError
+from attention_transfer.errors import ConfigError, DataError, DivergenceError
 from attention_transfer.evaluation import mean_recall
 from attention_transfer.training.criterion import Losses
 
@@ -72,8 +72,17 @@ class MeanMeter:
         self._by_class: Tensor | None = None
 
     def add(self, losses: Losses, labels: Tensor) -> None:
-        """Add a batch: its losses, with logits [B, K], and its labels [B], on the same device."""
+        """Add a batch: its losses, with logits [B, K], and its labels [B], on the same device.
+
+        Raises:
+            ConfigError: the loss terms report other scalars than for the batches before.
+        """
         with torch.no_grad():
+            if self.names not in (None, tuple(losses.scalars)):
+                raise ConfigError(
+                    f"the loss terms report {', '.join(losses.scalars)} for this batch, and "
+                    f"{', '.join(self.names or ())} for those before; every batch of an epoch must report the same."
+                )
             self.names = tuple(losses.scalars)
             count = len(labels)
             means = torch.stack([losses.total, *losses.scalars.values()])

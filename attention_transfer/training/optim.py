@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import LRScheduler, StepLR
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau, StepLR
 
 from attention_transfer.config import Config
 from attention_transfer.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 ParameterGroups = list[dict[str, Any]]
 MakeOptimizer = Callable[[ParameterGroups], Optimizer]
@@ -40,14 +43,27 @@ def make_optimizer(config: Config, groups: ParameterGroups, make: MakeOptimizer 
         make: the user's function, which gets the groups.
 
     Raises:
-        ConfigError: the function does not return an optimizer.
+        ConfigError: the function does not return an optimizer, or one without the parameters of the loss terms.
     """
     if make is None:
         return SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     optimizer = make(groups)
     if not isinstance(optimizer, Optimizer):
         raise ConfigError(f"optimizer made a {type(optimizer).__name__}; it must return a torch.optim.Optimizer.")
+    _check_all_are_trained(optimizer, groups)
     return optimizer
+
+
+def _check_all_are_trained(optimizer: Optimizer, groups: ParameterGroups) -> None:
+    """Some of the student's parameters may be left out on purpose, which is logged; none of the loss terms' may."""
+    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    of_student, *of_terms = ([p for p in g["params"] if p.requires_grad and id(p) not in trained] for g in groups)
+    if any(of_terms):
+        raise ConfigError("the optimizer lacks parameters of the loss terms; make it of all groups that it is given.")
+    if of_student:
+        logger.warning(
+            "the optimizer trains all but %d of the student's parameters", sum(map(Tensor.numel, of_student))
+        )
 
 
 def make_scheduler(config: Config, optimizer: Optimizer, make: MakeScheduler | None = None) -> LRScheduler:
@@ -59,11 +75,13 @@ def make_scheduler(config: Config, optimizer: Optimizer, make: MakeScheduler | N
         make: the user's function, which gets the optimizer.
 
     Raises:
-        ConfigError: the function does not return a scheduler.
+        ConfigError: the function does not return a scheduler, or one whose steps need a figure.
     """
     if make is None:
         return StepLR(optimizer, config.step_size, config.gamma)
     scheduler = make(optimizer)
     if not isinstance(scheduler, LRScheduler):
         raise ConfigError(f"scheduler made a {type(scheduler).__name__}; it must return a torch LRScheduler.")
+    if isinstance(scheduler, ReduceLROnPlateau):
+        raise ConfigError("scheduler made a ReduceLROnPlateau, which needs a figure in each step; take one without.")
     return scheduler

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from attention_transfer.teacher.build import make_teacher
 from attention_transfer.teacher.classes import match_logits
 from attention_transfer.training.criterion import Criterion, Losses, default_terms, needs_of_teacher
 from attention_transfer.training.epoch import run_training_epoch, run_validation_epoch
+from attention_transfer.training.epoch_progress import EpochProgress
 from attention_transfer.training.setup.checking import check_trainable
 from attention_transfer.training.setup.terms import check_terms
 
@@ -31,6 +32,7 @@ def compute_at_loss(
     y: Tensor,
     config: Config | Mapping[str, Any] | None = None,
     terms: Sequence[LossTerm] = (),
+    epoch: float = 0.0,
 ) -> Losses:
     """The attention-transfer loss of one batch.
 
@@ -45,6 +47,7 @@ def compute_at_loss(
         config: uses alpha, beta, temperature, layers and class_names (of the student, if it has no names itself); a
             partial dict is completed by the defaults.
         terms: further loss terms, beside alpha KD and beta AT.
+        epoch: epochs trained so far, with the fraction of the current one, for terms that need it.
 
     Classes are matched by name: a teacher may number them differently, and have more of them. A module of your own
     gives its names in an attribute `class_names`; if one side has none, classes are matched by index.
@@ -64,7 +67,7 @@ def compute_at_loss(
         >>> losses.total.backward()
     """
     criterion, runtime = _set_up(student_model, teacher_model, device_of(student_model), config, terms)
-    return criterion(student_model, Batch(x, y).to(runtime.device))
+    return criterion(student_model, Batch(x, y).to(runtime.device), epoch)
 
 
 def train_epoch(
@@ -75,6 +78,7 @@ def train_epoch(
     device: str | torch.device = "auto",
     config: Config | Mapping[str, Any] | None = None,
     terms: Sequence[LossTerm] = (),
+    epoch: int = 0,
 ) -> dict[str, float]:
     """Train for one epoch.
 
@@ -89,6 +93,7 @@ def train_epoch(
         device: the networks are moved there.
         config: uses alpha, beta, temperature, layers and class_names.
         terms: further loss terms, beside alpha KD and beta AT; the optimizer must have their parameters too.
+        epoch: its number, from 0, for terms that need it.
 
     Returns:
         means over samples: loss, accuracy (fraction), classification, kd, attention, attention_stage_i, and what the
@@ -102,7 +107,9 @@ def train_epoch(
     """
     check_trainable(student_model)
     criterion, runtime = _set_up(student_model, teacher_model, device, config, terms)
-    return run_training_epoch(criterion, student_model, train_loader, optimizer, runtime).figures
+    length = len(train_loader) if isinstance(train_loader, Sized) else None
+    progress = EpochProgress(runtime, criterion.weights, epoch, length)
+    return run_training_epoch(criterion, student_model, train_loader, optimizer, runtime, progress=progress).figures
 
 
 def validate(
@@ -112,6 +119,7 @@ def validate(
     device: str | torch.device = "auto",
     config: Config | Mapping[str, Any] | None = None,
     terms: Sequence[LossTerm] = (),
+    epoch: float = 0.0,
 ) -> dict[str, float]:
     """Validate a student on a loader: eval mode, no gradients; networks are left unchanged.
 
@@ -122,6 +130,7 @@ def validate(
         device: the networks are moved there.
         config: uses alpha, beta, temperature, layers and class_names.
         terms: further loss terms, beside alpha KD and beta AT.
+        epoch: epochs trained so far, with the fraction of the current one, for terms that need it.
 
     Returns:
         means over samples: loss, accuracy and balanced_accuracy (fractions), classification, kd, attention,
@@ -132,7 +141,7 @@ def validate(
         TeacherError: the teacher cannot take the images.
     """
     criterion, runtime = _set_up(student_model, teacher_model, device, config, terms)
-    return run_validation_epoch(criterion, student_model, val_loader, runtime).figures
+    return run_validation_epoch(criterion, student_model, val_loader, runtime, epoch=epoch).figures
 
 
 def _set_up(
@@ -149,6 +158,8 @@ def _set_up(
         teacher.to(runtime.device)
     every = [*default_terms(config), *terms]
     check_terms(every, has_teacher=teacher is not None)
+    for term in every:
+        term.to(runtime.device)
     of_student = network_classes(student, "the student", config.class_names)
     matched = match_logits(teacher, of_student, distils=needs_of_teacher(every).logits)
     criterion = Criterion(config, NoTeacher(), runtime, every, matched)

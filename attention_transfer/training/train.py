@@ -211,6 +211,7 @@ def _train_one_epoch(
     }
     if loaders.val is not None:
         runtime.align_buffers(state.student)
+        runtime.align_buffers(criteria["train"].modules)
         with naming_the_epoch(run, f"epoch {epoch}, validation"):
             val = run_validation_epoch(
                 criteria["val"],
@@ -218,6 +219,7 @@ def _train_one_epoch(
                 loaders.val,
                 runtime,
                 lambda batches: autosave.after_validation_batch(batches, progress),
+                epoch=float(epoch),
             )
         record.update({f"val_{key}": value for key, value in val.figures.items()})
     with warnings.catch_warnings():

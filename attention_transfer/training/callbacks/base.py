@@ -27,7 +27,9 @@ class Callback:
     before `run_started`. It must not draw from the global random generators.
 
     Attributes:
-        every_process: called in every process of a run; False: in the main process alone.
+        every_process: called in every process of a run; False: in the main process alone. States are those of the main
+            process, and every process restores them.
+        saves: saves the others' states, and so is called after them when an epoch is paused or completed.
 
     Example:
         class StopAt(Callback):
@@ -37,6 +39,7 @@ class Callback:
     """
 
     every_process = False
+    saves = False
 
     def run_started(self, run: RunContext) -> None:
         """The run has begun, or resumes from a checkpoint."""
@@ -131,10 +134,10 @@ class CallbackList:
             callback.batch_trained(self._run, batch, meter)
 
     def epoch_paused(self) -> None:
-        self._call(self._started, lambda callback: callback.epoch_paused(self._run))
+        self._call(self._saving_last(), lambda callback: callback.epoch_paused(self._run))
 
     def epoch_completed(self, record: EpochRecord, is_best: bool) -> None:
-        self._call(self._started, lambda callback: callback.epoch_completed(self._run, record, is_best))
+        self._call(self._saving_last(), lambda callback: callback.epoch_completed(self._run, record, is_best))
 
     def run_ended(self, status: str) -> None:
         self._has_failed = status == FAILED
@@ -143,6 +146,9 @@ class CallbackList:
     def close(self) -> None:
         # the log is the first: closed last, it still writes what the others log
         self._call([*reversed(self._callbacks)], lambda callback: callback.close())
+
+    def _saving_last(self) -> list[Callback]:
+        return sorted(self._started, key=lambda callback: callback.saves)
 
     def _call(self, callbacks: Sequence[Callback], event: Callable[[Callback], None]) -> None:
         first: Exception | None = None

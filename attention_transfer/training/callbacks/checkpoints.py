@@ -15,6 +15,8 @@ from attention_transfer.training.context import RunContext
 class Checkpoints(Callback):
     """Writes the state of the run to disk after each epoch, and when an unfinished epoch is saved."""
 
+    saves = True
+
     def run_started(self, run: RunContext) -> None:
         """Write the checkpoints that a resumed run lacks: it began elsewhere, went back, or was killed between two."""
         files, state = run.paths, run.state

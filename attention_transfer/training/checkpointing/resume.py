@@ -31,6 +31,9 @@ MAY_CHANGE = frozenset(
 )  # fmt: skip
 """Settings that may differ from the checkpoint's; the teacher and the data are compared by their content."""
 
+MAP_FUNCTION = "map function"
+"""Its key in a run's recipe."""
+
 
 @dataclass(frozen=True)
 class ResumePoint:
@@ -227,6 +230,27 @@ def refuse_another_loss(weights: Mapping[str, float], point: ResumePoint, config
             f"{point.source} was trained with the loss terms {_in_words(there)}, but this run has "
             f"{_in_words(weights)}; pass the same terms, or start a new run."
         )
+
+
+def refuse_another_recipe(recipe: Mapping[str, str], point: ResumePoint, config: Config) -> None:
+    """Refuse the state of an optimizer or scheduler of another class, and to go on with another map function.
+
+    Args:
+        recipe: of this run, as in `RunState`.
+        point: what is resumed.
+        config: the resolved settings.
+
+    Raises:
+        ConfigError: names both.
+    """
+    training = None if point.checkpoint is None else point.checkpoint["training"]
+    for name, there in ({} if training is None else training.get("recipe", {})).items():
+        here = recipe.get(name)
+        if here != there and (name != MAP_FUNCTION or point.goes_on(config)):
+            raise ConfigError(
+                f"{point.source} was trained with the {name} {there}, but this run has {here}; pass the same to "
+                "train_at, or start a new run."
+            )
 
 
 def _in_words(weights: Mapping[str, float]) -> str:

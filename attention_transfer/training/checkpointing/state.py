@@ -60,6 +60,7 @@ class RunState:
         data_digest: hash of names and sizes of the training images; None for a loader of the user's.
         data_classes: class names of the training data, in their order; None if they have none.
         loss_weights: of the loss terms, by name.
+        recipe: which optimizer, scheduler and map function the run has, by name.
         stateful: further objects whose state is saved, by name.
     """
 
@@ -78,6 +79,7 @@ class RunState:
     data_digest: str | None = None
     data_classes: tuple[str, ...] | None = None
     loss_weights: Mapping[str, float] = field(default_factory=dict)
+    recipe: Mapping[str, str] = field(default_factory=dict)
     stateful: Mapping[str, Stateful] = field(default_factory=dict)
 
     def to_checkpoint(self, runtime: Runtime) -> dict[str, Any]:
@@ -104,6 +106,7 @@ class RunState:
                 "unfinished": None if self.unfinished is None else dict(self.unfinished),
                 "random": random_state(),
                 "loss": dict(self.loss_weights),
+                "recipe": dict(self.recipe),
                 "stateful": {name: state for name, each in self.stateful.items() if (state := each.state_dict())},
                 "made_with": {"torch": str(torch.__version__), "processes": runtime.world_size},
             },

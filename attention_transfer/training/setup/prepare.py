@@ -38,10 +38,12 @@ from attention_transfer.training.checkpointing.lock import RunLock
 from attention_transfer.training.checkpointing.paths import RunPaths, name_run
 from attention_transfer.training.checkpointing.resume import (
     AUTO,
+    MAP_FUNCTION,
     ResumePoint,
     checkpoints_beyond,
     find_resume_point,
     refuse_another_loss,
+    refuse_another_recipe,
     refuse_another_teacher,
     refuse_other_data,
     refuse_to_go_back,
@@ -149,6 +151,7 @@ def prepare(
     cleanup.callback(teachers.close)
     build_terms(terms, config, student, teacher, images, runtime)
     state = _first_state(config, student, terms, callbacks, parts)
+    refuse_another_recipe(state.recipe, point, config)
     state.teacher_digest, state.data_digest, state.data_classes = teacher_digest, data_digest, data_classes
     _begin(point, state, paths, runtime, loaders)
     run = RunContext(
@@ -208,15 +211,25 @@ def _first_state(
     optimizer = make_optimizer(config, parameter_groups(student, of_terms), parts.optimizer)
     stateful: dict[str, Stateful] = {f"the loss term {term.name}": term for term in terms}
     stateful |= {f"the callback {name}": callback for name, callback in callbacks.items()}
-    check_states(stateful)
+    scheduler = make_scheduler(config, optimizer, parts.scheduler)
+    check_states({**stateful, "the optimizer": optimizer, "the scheduler": scheduler})
     return RunState(
         config,
         student,
         optimizer,
-        make_scheduler(config, optimizer, parts.scheduler),
+        scheduler,
         loss_weights={term.name: term.weight for term in terms},
+        recipe={
+            "optimizer": _class_name(optimizer),
+            "scheduler": _class_name(scheduler),
+            MAP_FUNCTION: parts.map_function.name,
+        },
         stateful=stateful,
     )
+
+
+def _class_name(made: object) -> str:
+    return f"{type(made).__module__}.{type(made).__qualname__}"
 
 
 def _describe(

@@ -11,13 +11,13 @@ from attention_transfer.config import Config
 from attention_transfer.data.batches import Batch
 from attention_transfer.distributed import Runtime
 from attention_transfer.errors import ConfigError
-from attention_transfer.losses.term import LossInputs, LossTerm
+from attention_transfer.losses.term import RESERVED, LossInputs, LossTerm
 from attention_transfer.modules import undisturbed, unwrapped
+from attention_transfer.networks.class_lists import students_classes
 from attention_transfer.teacher.build import make_teacher
-from attention_transfer.training.criterion import Criterion
+from attention_transfer.teacher.classes import match_logits
+from attention_transfer.training.criterion import Criterion, needs_of_teacher
 
-RESERVED = frozenset({"loss", "accuracy", "balanced_accuracy", "classification", "epoch", "lr", "seconds"})
-"""Names of other figures in the history, which no term may have."""
 FEW_IMAGES = 2
 
 
@@ -89,13 +89,16 @@ def build_terms(
     if to_build and images is not None:
         some = images[:FEW_IMAGES].to(runtime.device)
         batch = Batch(some, torch.zeros(len(some), dtype=torch.int64, device=runtime.device))
-        criterion = Criterion(config, make_teacher(teacher, config, runtime), runtime, terms)
+        matched = match_logits(teacher, students_classes(config), distils=needs_of_teacher(terms).logits)
+        criterion = Criterion(config, make_teacher(teacher, config, runtime), runtime, terms, matched)
         criterion.teacher = make_teacher(teacher, config, runtime, criterion.needs)
         with undisturbed(unwrapped(student)):
-            teacher_output = criterion.teacher(batch)
+            teacher_output = criterion.match_logits(criterion.teacher(batch))
             output = criterion.observe(student, batch, is_compared=bool(teacher_output))
         inputs = LossInputs(output, teacher_output, criterion.pairs(output, teacher_output), batch.labels, 0.0)
         for term in to_build:
             term.build(inputs)
     for term in terms:
         term.to(runtime.device)
+        # a term may have drawn them before the seed was set, in each process anew
+        runtime.align_weights(term)
