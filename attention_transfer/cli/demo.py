@@ -34,12 +34,14 @@ class Trained:
         model: with its best weights, in eval mode.
         seconds: wall time of its run.
         test: the figures of `evaluate_model` on the test images.
+        precision: the number format that it was trained in.
     """
 
     name: str
     model: nn.Module
     seconds: float
     test: dict[str, Any]
+    precision: str
 
 
 def demo(
@@ -67,7 +69,8 @@ def demo(
     teacher = teach("teacher", config, model="ResNet18", epochs=min(epochs, TEACHER_EPOCHS))
     weights = str(Path(config.save_dir) / "teacher_best.pth")
     with_at = teach("student with AT", config, teacher_model=weights)
-    without = teach("student without AT", config)
+    # in the number format that was chosen for the first: the teacher is to be the only difference
+    without = teach("student without AT", config, precision=with_at.precision)
     networks = [teacher, with_at, without]
     distances = {network.name: distances_to(teacher, network, config) for network in networks}
 
@@ -135,7 +138,8 @@ def teach(name: str, config: Config, **settings: Any) -> Trained:
     result = train_at({**config.model_dump(), **schedule, **settings})
     if result["status"] == "stopped":
         raise KeyboardInterrupt
-    return Trained(name, result["model"], time.perf_counter() - began, result["test_results"])
+    seconds = time.perf_counter() - began
+    return Trained(name, result["model"], seconds, result["test_results"], result["config"]["precision"])
 
 
 def distances_to(teacher: Trained, network: Trained, config: Config) -> list[float]:

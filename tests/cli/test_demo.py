@@ -99,6 +99,6 @@ def test_the_digits_are_those_of_scikit_learn(tmp_path):
 def test_the_verdict_says_what_came_out_also_where_attention_transfer_did_not_help(right, distance, told):
     import torch
 
-    with_at = Trained("with", torch.nn.Identity(), 1.0, {"accuracy": right / 60, "samples": 60})
-    without = Trained("without", torch.nn.Identity(), 1.0, {"accuracy": 50 / 60, "samples": 60})
+    with_at = Trained("with", torch.nn.Identity(), 1.0, {"accuracy": right / 60, "samples": 60}, "fp32")
+    without = Trained("without", torch.nn.Identity(), 1.0, {"accuracy": 50 / 60, "samples": 60}, "fp32")
     assert told in verdict(with_at, without, {"with": [distance], "without": [2e-3]})
