@@ -131,6 +131,23 @@ def test_a_launcher_that_ends_with_a_code_of_its_own_after_a_stop_is_requeued_to
     assert slurm.calls() == ["requeue 4711"]
 
 
+@pytest.mark.parametrize("number", range(3, 9))
+def test_a_stop_before_any_command_of_the_job_is_handed_on_and_the_job_requeued(slurm, monkeypatch, number):
+    """BASH_ENV has the shell send itself a TERM before one of the commands from its `trap`, the second, to its `wait`."""
+    slurm.program_is(STOPPED)
+    environment = slurm.folder / "environment"
+    environment.write_text(
+        f"commands=0; before() {{ ((++commands == {number})) && kill -TERM $$ && touch stopped; :; }}\n"
+        "[[ ${0##*/} == train.sbatch ]] && trap before DEBUG\n"
+    )
+    monkeypatch.setenv("BASH_ENV", str(environment))
+    job = slurm.start()
+    printed, said = job.communicate(timeout=BEFORE_IT_HANGS)
+    assert job.returncode == 143, printed + said
+    assert (slurm.folder / "stopped").exists()
+    assert slurm.calls() == ["requeue 4711"]
+
+
 def test_tasks_of_a_job_array_have_experiments_of_their_own(slurm, monkeypatch):
     slurm.program_is('echo "$*"')
     named = []
