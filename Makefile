@@ -28,7 +28,7 @@ test: install ## run the whole test suite
 	$(PYTEST) --durations=20
 
 test-fast: install ## run the quick tests, for the daily work
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow" --durations=20
 
 test-variants: install ## run the tests that depend on speed on a plain processor, on busy cores, ...
 	.ci/variant all

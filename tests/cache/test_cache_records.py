@@ -16,6 +16,8 @@ from attention_transfer.cache.in_use import is_in_use
 from attention_transfer.cache.records import HEADER, Records, file_size
 from attention_transfer.errors import AttentionTransferError, CacheError
 
+pytestmark = pytest.mark.speed
+
 
 def rows_of(sizes, seed=0):
     generator = np.random.default_rng(seed)
@@ -133,6 +135,7 @@ def write_all(path, seed):
         records.write([row], [np.full(512, row % 251, np.uint8)])
 
 
+@pytest.mark.slow
 def test_several_processes_fill_one_file_at_a_time(tmp_path):
     records = Records.create(tmp_path / "a.maps", "one", [512] * 400)
     context = multiprocessing.get_context("forkserver")

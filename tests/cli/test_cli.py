@@ -154,6 +154,7 @@ def test_info_tells_what_a_checkpoint_holds(trained, tmp_path, capsys):
     assert "bare weights" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_flags_win_over_the_file_and_the_file_over_the_defaults(few_digits, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.yaml").write_text(
@@ -227,6 +228,7 @@ def test_a_wrong_flag_is_told_and_ends_with_2(words, told, capsys):
     assert not captured.out
 
 
+@pytest.mark.slow
 @pytest.mark.speed
 def test_ctrl_c_tells_how_to_go_on_and_going_on_works(few_digits, tmp_path):
     words = ["train", "--data-dir", few_digits, *SMALL, "--epochs", "5000", "--experiment-name", "long"]

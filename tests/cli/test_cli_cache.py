@@ -12,6 +12,8 @@ from support import warm
 from attention_transfer import create_model, train_at
 from attention_transfer.cache.folder import entries
 
+pytestmark = pytest.mark.slow
+
 
 def call(*words, code=0):
     done = warm.run("-m", "attention_transfer", "cache", *words)

@@ -11,6 +11,8 @@ import torch
 from attention_transfer import create_model, train_at
 from attention_transfer.cli.app import main
 
+pytestmark = pytest.mark.slow
+
 DIGITS = "0123456789"
 ANIMALS = {"0": "ant", "1": "bee", "2": "cat", "3": "dog", "4": "eel", "5": "fox", "6": "gnu", "7": "hen", "8": "ibis",
            "9": "jay"}  # fmt: skip

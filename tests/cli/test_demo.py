@@ -26,6 +26,7 @@ def write_few_digits(folder):
     return FEW
 
 
+@pytest.mark.slow
 def test_the_demo_trains_all_three_and_tells_what_came_out(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(attention_transfer.cli.demo, "write_digits", write_few_digits)

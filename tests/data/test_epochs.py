@@ -19,6 +19,7 @@ def test_workers_change_no_bit_of_any_epoch(eighty_digits):
         assert same(epoch(alone), epoch(with_workers))
 
 
+@pytest.mark.slow
 def test_a_worker_started_by_spawn_changes_no_bit(eighty_digits):
     alone, val, _ = load(eighty_digits, augment=True)
     spawned, *_ = load(eighty_digits, augment=True, num_workers=1)

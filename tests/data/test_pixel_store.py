@@ -37,6 +37,7 @@ def kept(loader, folder, **settings):
     return loader
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("augment", [False, True])
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_photos_from_the_store_are_the_same_to_the_bit(photos_folder, tmp_path, augment, num_workers):
@@ -195,6 +196,7 @@ cache_pixels([dataset], stores, config)
 """
 
 
+@pytest.mark.speed
 def test_a_killed_build_goes_on_where_it_was(photos_folder, tmp_path):
     builder = warm.Program("-c", FILL, photos_folder, tmp_path, start_new_session=True, output=tmp_path / "output")
     assert builder.wait() == -signal.SIGKILL

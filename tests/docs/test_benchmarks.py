@@ -17,6 +17,8 @@ from attention_transfer.errors import DataError
 from benchmarks import bare, benchmark_data, textbook, torchdistill_arm
 from benchmarks.statistics import Arm, ratio_interval
 
+pytestmark = pytest.mark.slow
+
 BETA = 1000.0
 EPOCH = 4  # batches of 30 images of few_digits
 

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from attention_transfer import ConfigError, LossTerm, Needs, train_at, validate
 from attention_transfer.checkpoint import read_checkpoint
 
+pytestmark = pytest.mark.slow
+
 
 class LogitDistance(LossTerm):
     """Mean squared difference of the logits, which a cache may hold."""

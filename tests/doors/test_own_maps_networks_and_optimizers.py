@@ -11,6 +11,8 @@ from attention_transfer.cache.folder import entries
 from attention_transfer.features.taps import Taps
 from attention_transfer.networks.readout import NHWC, tokens
 
+pytestmark = pytest.mark.slow
+
 STRONGEST = MapFunction("max of squares over channels", lambda x: x.float().square().amax(dim=1))
 
 

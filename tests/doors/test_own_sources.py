@@ -12,6 +12,8 @@ from support.runs import assert_same_weights, without_clock
 
 from attention_transfer import DataError, LoaderOptions, Source, prepare_dataloaders, source_loaders, train_at
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = {"batch_size": 16, "augment": True, "num_workers": 0, "image_size": 32, "augment_views": 2}
 
 

@@ -13,6 +13,8 @@ from torch._inductor.exc import InvalidCxxCompiler
 from attention_transfer.features.maps import energy
 from attention_transfer.losses.attention import attention_loss, map_distance
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(params=["aot_eager", "inductor"])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:

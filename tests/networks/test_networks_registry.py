@@ -22,6 +22,8 @@ from attention_transfer.networks.registry import (
     taps_of,
 )
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["MultiBranchNet", "ResNet18", "ResNet50", "CifarResNet-20", "WideResNet-16-2"]
 
 

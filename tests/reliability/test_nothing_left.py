@@ -33,6 +33,8 @@ from attention_transfer.data.loading.loaders import close_loader
 from attention_transfer.training.callbacks import tensorboard
 
 pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.speed,
     pytest.mark.usefixtures("ctrl_c_counts"),
     pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="there is no /proc here to tell what is open"),
 ]

@@ -20,6 +20,8 @@ from support import warm
 from benchmarks.memory_use import MB, Peak, Use, use_of
 from benchmarks.soak import judge, slope
 
+pytestmark = pytest.mark.slow
+
 WARM = 5
 MOST_MB = 0.25
 """An epoch, or a run, adds 0.05 at most here; now and then one adds 1.5, as garbage comes and goes."""

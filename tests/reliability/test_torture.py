@@ -14,7 +14,7 @@ from attention_transfer.checkpoint import read_checkpoint
 from benchmarks.torture import AIMED, FULL_SIZE, Child, chain, differences, outcome, shortfalls
 from benchmarks.torture_child import Phase
 
-pytestmark = pytest.mark.speed
+pytestmark = [pytest.mark.speed, pytest.mark.slow]
 
 SHORT = {"epochs": 2}
 SAVES_EACH_BATCH = {**SHORT, "save_minutes": 1e-9}

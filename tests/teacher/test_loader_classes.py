@@ -20,6 +20,8 @@ from attention_transfer.teacher.loading import load_teacher_model
 from attention_transfer.training.setup.loaders import Loaders
 from attention_transfer.training.setup.numbering import number_alike
 
+pytestmark = pytest.mark.slow
+
 ANIMALS = ("ant", "bee", "cat", "dog")
 
 

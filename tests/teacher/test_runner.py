@@ -53,6 +53,8 @@ def threads():
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
+@pytest.mark.speed
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("autocast", [nullcontext, bfloat16])
 @pytest.mark.parametrize(("name", "size"), NETWORKS)

@@ -17,6 +17,8 @@ from attention_transfer.cache.folder import entries
 from attention_transfer.cache.records import Records
 from attention_transfer.errors import CacheError
 
+pytestmark = pytest.mark.slow
+
 RECIPE = {
     "model": "CifarResNet-8",
     "batch_size": 16,

@@ -15,6 +15,8 @@ from attention_transfer.distributed import Runtime
 from attention_transfer.networks.class_lists import imagenet_categories, imagenet_synsets
 from attention_transfer.training.precision.trial import training_step
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def settings(settings, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from attention_transfer import create_model, train_at
@@ -10,6 +11,8 @@ from attention_transfer.data.batches import Batch
 from attention_transfer.distributed import Runtime
 from attention_transfer.teacher.build import make_teacher
 from attention_transfer.training.criterion import Criterion
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_compiled_student_has_the_same_losses_and_gradients_and_is_left_without_hooks():

@@ -11,6 +11,8 @@ import torch
 from attention_transfer import DivergenceError, create_model, train_at
 from attention_transfer.checkpoint import read_checkpoint
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def settings(settings):

@@ -16,7 +16,7 @@ from support import ranks
 WORKER = Path(__file__).parents[1] / "support" / "process_worker.py"
 
 
-pytestmark = pytest.mark.speed
+pytestmark = [pytest.mark.speed, pytest.mark.slow]
 
 
 def launch(tmp_path, processes, name, launcher=None, **settings):

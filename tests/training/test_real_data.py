@@ -19,6 +19,8 @@ from attention_transfer import (
 )
 from benchmarks import fidelity
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="session")
 def cifar_folder(shared_folder, tmp_path_factory):

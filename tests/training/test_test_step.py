@@ -17,6 +17,8 @@ from attention_transfer import DataError, load_model, prepare_dataloaders, train
 from attention_transfer.data.loading.user_loaders import lacks_labels
 from attention_transfer.training.setup.first_batches import fetch_first
 
+pytestmark = pytest.mark.slow
+
 
 def summary_of(tmp_path):
     return json.loads((tmp_path / "logs" / "run_summary.json").read_text())

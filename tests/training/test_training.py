@@ -88,6 +88,7 @@ def test_without_a_teacher_it_is_cross_entropy_alone_and_said_once(settings, tmp
     assert (tmp_path / "logs" / "run.log").read_text().count("cross-entropy alone") == 1
 
 
+@pytest.mark.speed
 def test_the_same_run_twice_gives_the_same_bits(settings, teacher):
     augmented = {**settings, "augment": True, "num_workers": 2, "model": "CifarResNet-8"}
     one = train_at(augmented, teacher=teacher)
@@ -109,6 +110,8 @@ def test_a_run_without_a_name_gets_a_readable_unique_one(settings):
     assert all(name.startswith("CifarResNet-8-plain-") for name in names)
 
 
+@pytest.mark.slow
+@pytest.mark.speed
 def test_one_process_can_train_again_and_again_in_other_precisions(settings, teacher):
     before = [len(logging.getLogger("attention_transfer").handlers), len(multiprocessing.active_children())]
     for precision in ("fp32", "bf16", "auto", "bf16"):
@@ -161,6 +164,7 @@ def test_validation_leaves_the_student_as_it_was():
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_layers_choose_what_is_compared_in_a_run(settings, teacher):
     x, y = tensors(size=24)
     images = x[..., :16]

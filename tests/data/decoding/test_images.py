@@ -230,6 +230,7 @@ def test_a_warning_that_the_user_made_an_error_is_told_with_its_own_limit(tmp_pa
             read(tmp_path / "slide.ppm")
 
 
+@pytest.mark.slow
 def test_an_image_that_is_large_but_not_refused_is_read_without_a_word(tmp_path):
     Image.new("RGB", (40, 40), RED).save(tmp_path / "large.png")
     program = f"""

@@ -72,6 +72,7 @@ def test_clipping_in_the_workers_that_fill_the_store_is_said(write_folder, setti
     assert (tmp_path / "logs" / "run.log").read_text().count("are clipped, as in") == 1
 
 
+@pytest.mark.slow
 def test_a_range_is_the_same_in_every_process_and_whatever_the_rank(write_folder):
     folder = write_folder(lambda image: (image * 3 - 1.4).astype(np.float32), "tif")
     here = prepare_dataloaders(folder, num_workers=0)[0].dataset.decoder.pixel_range

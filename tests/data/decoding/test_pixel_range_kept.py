@@ -19,6 +19,8 @@ from attention_transfer.data.decoding.decoder import Decoder
 from attention_transfer.data.decoding.depth import FULL
 from attention_transfer.data.loading.loaders import prepare_dataloaders
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("kind", ["12 bits in a 16-bit PNG", "32-bit integers", "floats in [0, 1]"])
 def test_levels_are_kept_from_training_to_evaluation(write_folder, settings, tmp_path, kind):

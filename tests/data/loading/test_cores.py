@@ -12,6 +12,8 @@ import pytest
 
 from attention_transfer.data.loading.cores import available_cores, cgroup_quota
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = """
 import json, logging, os, sys, warnings
 os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])

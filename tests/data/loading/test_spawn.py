@@ -9,6 +9,8 @@ import textwrap
 
 import pytest
 
+pytestmark = [pytest.mark.slow, pytest.mark.speed]
+
 HEAD = """
 import multiprocessing, os
 multiprocessing.set_start_method("{method}", force=True)

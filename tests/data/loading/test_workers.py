@@ -23,7 +23,7 @@ from attention_transfer import DataError, create_model, train_at
 from attention_transfer.checkpoint import read_checkpoint
 from attention_transfer.data.loading.workers import explain_lost_workers, prepare_worker
 
-pytestmark = [pytest.mark.usefixtures("ctrl_c_counts"), pytest.mark.speed]
+pytestmark = [pytest.mark.usefixtures("ctrl_c_counts"), pytest.mark.speed, pytest.mark.slow]
 
 LOADER = """
 import os, signal, sys, time

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from support.small_disks import may_mount, mounted, needs_mount
 
+pytestmark = pytest.mark.slow
+
 WRITER = Path(__file__).parents[2] / "support" / "write_worker.py"
 TRAINER = Path(__file__).parents[2] / "support" / "full_disk_worker.py"
 

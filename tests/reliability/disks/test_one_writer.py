@@ -18,6 +18,8 @@ from attention_transfer.data.sources.digest import samples_digest
 from attention_transfer.data.sources.folder import Sample
 from attention_transfer.errors import WriteError
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = """
 import json, logging, sys
 from pathlib import Path

@@ -9,6 +9,8 @@ from support.runs import scalars, without_clock
 from attention_transfer import CheckpointError, ConfigError, TeacherError, create_model, train_at
 from attention_transfer.checkpoint import read_checkpoint
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def settings(settings):

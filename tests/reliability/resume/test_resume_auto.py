@@ -17,6 +17,8 @@ from attention_transfer import CheckpointError, ConfigError, create_at_config, c
 from attention_transfer.checkpoint import read_checkpoint, write_checkpoint
 from attention_transfer.training.setup import prepare as preparing
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def settings(settings, tmp_path):

@@ -17,6 +17,8 @@ from support.runs import assert_same_weights, scalars, without_clock
 from attention_transfer import ConfigError, create_model, train_at
 from attention_transfer.checkpoint import read_checkpoint
 
+pytestmark = [pytest.mark.slow, pytest.mark.speed]
+
 RECIPE = {
     "model": "CifarResNet-8",
     "num_workers": 1,

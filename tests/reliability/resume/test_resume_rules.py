@@ -10,6 +10,8 @@ from attention_transfer.config import Config, resolve_config
 from attention_transfer.training.checkpointing.resume import MAY_CHANGE
 from attention_transfer.training.setup import prepare as preparing
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def settings(settings):

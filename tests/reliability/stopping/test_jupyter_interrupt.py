@@ -13,6 +13,8 @@ from support.programs import BEFORE_IT_HANGS
 
 from attention_transfer.checkpoint import read_checkpoint
 
+pytestmark = [pytest.mark.slow, pytest.mark.speed]
+
 CELL = """
 import json, signal, time
 from pathlib import Path

@@ -12,7 +12,7 @@ from support import ranks
 from attention_transfer import train_at
 from attention_transfer.checkpoint import read_checkpoint
 
-pytestmark = pytest.mark.speed
+pytestmark = [pytest.mark.speed, pytest.mark.slow]
 
 WORKER = Path(__file__).parents[2] / "support" / "process_worker.py"
 

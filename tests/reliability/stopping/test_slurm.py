@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from support.programs import BEFORE_IT_HANGS
 
-pytestmark = pytest.mark.speed
+pytestmark = [pytest.mark.speed, pytest.mark.slow]
 
 SCRIPT = Path(__file__).parents[3] / "docs" / "slurm" / "train.sbatch"
 
@@ -133,7 +133,7 @@ def test_a_launcher_that_ends_with_a_code_of_its_own_after_a_stop_is_requeued_to
 
 @pytest.mark.parametrize("number", range(3, 9))
 def test_a_stop_before_any_command_of_the_job_is_handed_on_and_the_job_requeued(slurm, monkeypatch, number):
-    """BASH_ENV has the shell send itself a TERM before one of the commands from its `trap`, the second, to its `wait`."""
+    """BASH_ENV has the shell send itself a TERM before a command, from that after its `trap` to its `wait`."""
     slurm.program_is(STOPPED)
     environment = slurm.folder / "environment"
     environment.write_text(

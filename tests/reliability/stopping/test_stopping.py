@@ -137,6 +137,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_run_on_the_command_line_that_is_told_twice_by_its_launcher_ends_as_told_once(
     few_digits, tmp_path, number, code

@@ -14,6 +14,8 @@ from attention_transfer.checkpoint import weights_digest
 from attention_transfer.networks.registry import HeadlessCard, card_of
 from attention_transfer.seeding import seed_everything
 
+pytestmark = pytest.mark.slow
+
 FAST = {"model": "CifarResNet-8", "precision": "fp32", "teacher_precision": "fp32", "batch_size": 60}
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

@@ -13,6 +13,8 @@ from attention_transfer.networks import registry
 from attention_transfer.networks.architecture import Architecture
 from attention_transfer.networks.registry import card_of
 
+pytestmark = pytest.mark.slow
+
 IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 

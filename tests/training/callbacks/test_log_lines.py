@@ -13,6 +13,8 @@ import pytest
 from attention_transfer import train_at
 from attention_transfer.logs import LIBRARY, ConsoleHandler, is_printed_elsewhere, log_to_stdout
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = """
 import json, logging, sys
 from attention_transfer import train_at

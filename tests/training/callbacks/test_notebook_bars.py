@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from support.notebooks import until_idle
 
+pytestmark = pytest.mark.slow
+
 IMPORTS = [
     "from attention_transfer import train_at, create_model, load_model",
     "import attention_transfer.checkpoint",

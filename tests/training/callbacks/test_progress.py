@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from support import warm
 
+pytestmark = pytest.mark.speed
+
 ARGUMENTS = ["train", "--model", "CifarResNet-8", "--image-size", "32", "--epochs", "1", "--num-workers", "0"]
 ARGUMENTS += ["--precision", "fp32", "--figure-freq", "0"]
 

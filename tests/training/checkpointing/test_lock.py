@@ -15,6 +15,8 @@ import pytest
 from attention_transfer.errors import ConfigError, WriteError
 from attention_transfer.training.checkpointing.lock import RunLock
 
+pytestmark = pytest.mark.speed
+
 HOLD = """
 import sys, time
 from attention_transfer.training.checkpointing.lock import RunLock

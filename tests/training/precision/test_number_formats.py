@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -11,6 +12,8 @@ from attention_transfer.data.batches import Batch
 from attention_transfer.distributed import AcceleratedRuntime, Runtime
 from attention_transfer.teacher.build import make_teacher
 from attention_transfer.training.criterion import Criterion
+
+pytestmark = pytest.mark.speed
 
 
 def runtime():

@@ -37,6 +37,8 @@ from attention_transfer.training.precision.bf16 import cpu_capabilities, has_bf1
 from attention_transfer.training.precision.choose import batch_shape, choose_precision
 from attention_transfer.training.precision.trial import Times
 
+pytestmark = pytest.mark.speed
+
 
 class OneOfAKind(Small):
     """Its copy is itself."""

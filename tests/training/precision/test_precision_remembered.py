@@ -30,6 +30,8 @@ from attention_transfer.distributed import AcceleratedRuntime
 from attention_transfer.training.precision.choose import choose_precision, processor
 from attention_transfer.training.precision.trial import NotComparedError
 
+pytestmark = pytest.mark.speed
+
 
 def test_auto_tells_the_times_of_both_formats_in_one_line_and_remembers_them(tmp_path, lines):
     chosen = choose(tmp_path / "cache", channels_last())

@@ -9,6 +9,8 @@ import pytest
 
 from attention_transfer.training.precision.trial import NotComparedError, Times, compare
 
+pytestmark = pytest.mark.speed
+
 
 class Machine:
     """A step that takes so many seconds an image, and the clock beside it."""
