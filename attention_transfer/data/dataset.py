@@ -73,7 +73,7 @@ class ImageDataset(Dataset[Example]):
         self.store: PixelStore | None = None
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self.targets)
 
     def __getitem__(self, key: int | Key) -> Example:
         return self.__getitems__([key])[0]
@@ -81,7 +81,8 @@ class ImageDataset(Dataset[Example]):
     def __getitems__(self, keys: Sequence[int | Key]) -> Examples:
         """A batch of views at once; the DataLoader calls this method if there is one."""
         pairs = [key if isinstance(key, tuple) else (0, key) for key in keys]
-        where = [(view, range(len(self.source))[position]) for view, position in pairs]
+        positions = range(len(self))
+        where = [(view, positions[position]) for view, position in pairs]
         labels = [self.targets[index] for _, index in where]
         images, matrices = self._render(where)
         return Examples(images, labels, where, matrices)

@@ -113,8 +113,8 @@ def draw_views(augmentation: Augmentation, seed: int, view: int, indices: Sequen
 
 
 def _view_of(augmentation: Augmentation, numbers: list[float]) -> ViewParameters:
-    area, ratio, x, y, flip, *changes = numbers
-    angle, brightness, contrast, saturation, hue = (2 * change - 1 for change in changes)
+    area, ratio, x, y, flip = numbers[:5]
+    angle, brightness, contrast, saturation, hue = [2 * number - 1 for number in numbers[5:]]
     jitter = augmentation.color_jitter
     return ViewParameters(
         box=_draw_box(augmentation.crop_scale, area, ratio, x, y),

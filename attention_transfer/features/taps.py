@@ -32,6 +32,7 @@ class Taps:
         names: dotted module names, as in `model.named_modules()`. Their outputs are read by the network's
             registered readout, as [B, C, H, W] for any other network.
         stop: `run` may end the forward pass as soon as every named module has run.
+        stay: the hooks stay registered from the first context to `close`, as a compiled network is compiled with them.
 
     Raises:
         ConfigError: the network has no module of a name; the message lists those that it has.
@@ -44,7 +45,7 @@ class Taps:
         torch.Size([1, 8, 6, 6])
     """
 
-    def __init__(self, model: nn.Module, names: Sequence[str], *, stop: bool = False) -> None:
+    def __init__(self, model: nn.Module, names: Sequence[str], *, stop: bool = False, stay: bool = False) -> None:
         self._network = unwrapped(model)
         modules = dict(self._network.named_modules())
         missing = [name for name in names if name not in modules]
@@ -53,6 +54,8 @@ class Taps:
             raise ConfigError(f"{type(model).__name__} has no module {missing[0]!r}; it has {known}.")
         self.names = tuple(names)
         self.stop = stop
+        self.stay = stay
+        self._is_hooked = False
         self._readout = readout_of(model)
         self._modules = {name: modules[name] for name in names}
         self._outputs: dict[str, Tensor] = {}
@@ -62,10 +65,13 @@ class Taps:
         self._hooks = ExitStack()
 
     def __enter__(self) -> Taps:
-        with ExitStack() as hooks:
-            for name, module in self._modules.items():
-                hooks.callback(module.register_forward_hook(self._listener(name)).remove)
-            self._hooks = hooks.pop_all()
+        self._outputs.clear()
+        if not self._is_hooked:
+            with ExitStack() as hooks:
+                for name, module in self._modules.items():
+                    hooks.callback(module.register_forward_hook(self._listener(name)).remove)
+                self._hooks = hooks.pop_all()
+            self._is_hooked = True
         return self
 
     def run(self, images: Tensor) -> Tensor | None:
@@ -100,16 +106,33 @@ class Taps:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if not self.stay:
+            self.close()
+
+    def close(self) -> None:
+        """Remove the hooks; a second call does nothing."""
+        self._is_hooked = False
         self._hooks.close()
 
     def _listener(self, name: str) -> Any:
+        convert = self._readout.function
+
         def listen(module: nn.Module, args: Any, output: Any) -> None:
-            self._outputs[name] = self._readout(name, output)
+            features = convert(output) if convert is not None and isinstance(output, Tensor) else output
+            if not isinstance(features, Tensor) or features.dim() != 4:
+                raise self._readout.refusal(name, output)
+            self._outputs[name] = features
             self._calls[name] += 1
             if self._stopping and len(self._outputs) == len(self._modules):
                 raise _AllCollected
 
         return listen
+
+    def take(self) -> tuple[Tensor, ...]:
+        """The `features` [B, C, H, W] of the last forward pass, which are no longer held here afterwards."""
+        features = tuple(self.features)
+        self._outputs.clear()
+        return features
 
     @property
     def features(self) -> list[Tensor]:

@@ -45,14 +45,30 @@ def refusing_misfits(network: nn.Module, images: Tensor, role: str) -> Iterator[
     """
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:
-        # if neither network fits, the images are wrong and not the teacher
-        is_explained = isinstance(error, AttentionTransferError) and not isinstance(error, TeacherError)
-        misfit = None if is_explained else find_misfit(network, images, role)
-        if misfit is None:
-            raise
+        raise_if_misfit(error, network, images, role)
+        raise
+
+
+def raise_if_misfit(error: Exception, network: nn.Module, images: Tensor, role: str) -> None:
+    """Raise an error with a remedy in place of one raised by a pass, if images do not fit the network's layers.
+
+    Args:
+        error: what the pass has raised.
+        network: also inside wrappers.
+        images: [B, C, H, W], its input.
+        role: student, teacher or network, for the message.
+
+    Raises:
+        TeacherError: a teacher cannot take the images.
+        DataError: another network cannot.
+    """
+    # if neither network fits, the images are wrong and not the teacher
+    is_explained = isinstance(error, AttentionTransferError) and not isinstance(error, TeacherError)
+    if is_explained or isinstance(error, torch.OutOfMemoryError):
+        return
+    misfit = find_misfit(network, images, role)
+    if misfit is not None:
         raise misfit from error
 
 

@@ -18,7 +18,8 @@ class Readout:
     Attributes:
         name: for messages and the cache key.
         shape: the shape that it takes, in words.
-        function: the output, a tensor, to features [B, C, H, W]; None for an output of another shape.
+        function: the output, a tensor, to features [B, C, H, W], or to None if it has another shape; None: it is taken
+            as it is.
 
     Example:
         >>> import torch
@@ -28,7 +29,7 @@ class Readout:
 
     name: str
     shape: str
-    function: Callable[[Tensor], Tensor | None]
+    function: Callable[[Tensor], Tensor | None] | None = None
 
     def __call__(self, module: str, output: Any) -> Tensor:
         """The features [B, C, H, W] of a module's output.
@@ -36,11 +37,15 @@ class Readout:
         Raises:
             ConfigError: the output has another shape; the message names the module.
         """
-        features = self.function(output) if isinstance(output, Tensor) else None
-        if features is None or features.dim() != 4:
-            what = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-            raise ConfigError(f"module {module!r} puts out {what}; attention needs {self.shape}.")
+        features = self.function(output) if self.function is not None and isinstance(output, Tensor) else output
+        if not isinstance(features, Tensor) or features.dim() != 4:
+            raise self.refusal(module, output)
         return features
+
+    def refusal(self, module: str, output: Any) -> ConfigError:
+        """The error for a module whose output has another shape."""
+        what = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+        return ConfigError(f"module {module!r} puts out {what}; attention needs {self.shape}.")
 
 
 def tokens(height: int, width: int, prefix: int = 0) -> Readout:
@@ -61,5 +66,5 @@ def tokens(height: int, width: int, prefix: int = 0) -> Readout:
     return Readout(f"tokens of {height} x {width} behind {prefix}", shape, read)
 
 
-NCHW = Readout("NCHW", "[B, C, H, W]", lambda output: output)
+NCHW = Readout("NCHW", "[B, C, H, W]")
 NHWC = Readout("NHWC", "[B, H, W, C]", lambda output: output.permute(0, 3, 1, 2) if output.dim() == 4 else None)

@@ -19,11 +19,6 @@ MatchLogits = Callable[[TeacherOutput], TeacherOutput]
 """From the teacher's output to the same output with logits of the student's classes, or without."""
 
 
-def unchanged(output: TeacherOutput) -> TeacherOutput:
-    """Student and teacher have the same classes in the same order."""
-    return output
-
-
 def without_logits(output: TeacherOutput) -> TeacherOutput:
     """Student and teacher have other classes: the logits are of no use."""
     return TeacherOutput({name: signal for name, signal in output.items() if name != LOGITS})
@@ -87,8 +82,10 @@ def match_teacher(teacher: nn.Module, student: Classes, *, distils: bool) -> Mat
         return None
 
 
-def match_logits(teacher: nn.Module | None, student: Classes, *, distils: bool) -> MatchLogits:
+def match_logits(teacher: nn.Module | None, student: Classes, *, distils: bool) -> MatchLogits | None:
     """A function that turns the teacher's logits into logits of the student's classes; decided once for a run.
+
+    None where there is nothing to do: there is no teacher, or it has the same classes in the same order.
 
     Args:
         teacher: as for `match_teacher`; None where there is none.
@@ -99,12 +96,12 @@ def match_logits(teacher: nn.Module | None, student: Classes, *, distils: bool) 
         TeacherError: as from `match_teacher`.
     """
     if teacher is None:
-        return unchanged
+        return None
     found = match_teacher(teacher, student, distils=distils)
     if found is None:
         return without_logits
     if found.note is not None and distils:
         log_once(found.note)
     if found.positions is None:
-        return unchanged
+        return None
     return SelectLogits(found.positions, network_classes(teacher).number or 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -25,10 +25,10 @@ from attention_transfer.logs import log_once
 from attention_transfer.losses.attention import AttentionTransfer
 from attention_transfer.losses.kd import KnowledgeDistillation
 from attention_transfer.losses.term import RESERVED, LossInputs, LossTerm
-from attention_transfer.modules import count_logits, like_weights
-from attention_transfer.networks.input_shapes import refusing_misfits
+from attention_transfer.modules import count_logits, weights_dtype
+from attention_transfer.networks.input_shapes import raise_if_misfit
 from attention_transfer.teacher.base import Teacher, TeacherOutput
-from attention_transfer.teacher.classes import MatchLogits, unchanged
+from attention_transfer.teacher.classes import MatchLogits
 
 
 class _LossesTuple(NamedTuple):
@@ -153,6 +153,18 @@ def _scalars_of(term: LossTerm, inputs: LossInputs, like: Tensor) -> dict[str, T
     return scalars
 
 
+class _Reading(NamedTuple):
+    """How a student's signals are read: decided once for each student and shape of images.
+
+    Attributes:
+        dtype: of the images that it takes; None: as they are.
+        taps: on its stages; None where none are compared.
+    """
+
+    dtype: torch.dtype | None
+    taps: Taps | None
+
+
 class Criterion:
     """The training criterion: runs student and teacher on a batch and computes the losses.
 
@@ -161,7 +173,7 @@ class Criterion:
         teacher: called with each batch.
         runtime: gives the number format.
         terms: the loss terms; None: alpha KD + beta AT.
-        match_logits: reorders the teacher's logits to the student's classes; see `teacher.classes`.
+        match_logits: reorders the teacher's logits to the student's classes; see `teacher.classes`. None: they agree.
 
     Attributes:
         modules: the terms as one module, which goes into train and eval mode along with the student.
@@ -173,10 +185,10 @@ class Criterion:
         teacher: Teacher,
         runtime: Runtime,
         terms: Sequence[LossTerm] | None = None,
-        match_logits: MatchLogits = unchanged,
+        match_logits: MatchLogits | None = None,
     ) -> None:
         self.teacher = teacher
-        self.match_logits = match_logits
+        self._match_logits = match_logits
         self.runtime = runtime
         self.terms = list(default_terms(config) if terms is None else terms)
         self.modules = nn.ModuleList(self.terms)
@@ -184,7 +196,7 @@ class Criterion:
         self.student_layers, _ = split_layers(config.layers)
         self._are_stages_optional = not any(term.needs.stages and term.weight > 0 for term in self.terms)
         self._pairs: dict[tuple[tuple[Size, ...], tuple[Size, ...]], tuple[StagePair, ...]] = {}
-        self._shared_taps: Taps | None = None
+        self._readings: dict[tuple[nn.Module, torch.Size | None, bool], _Reading] = {}
         self._num_classes: int | None = None
 
     @property
@@ -200,10 +212,18 @@ class Criterion:
             batch: images [B, C, H, W] and labels [B], on the student's device.
             epoch: from 0, including the fraction of the current one.
         """
-        with refusing_misfits(student, batch.images, "student"):
-            teacher = self.match_logits(self.teacher(batch))
+        try:
+            teacher = self.ask_teacher(batch)
             output = self.observe(student, batch, is_compared=bool(teacher))
+        except Exception as error:
+            raise_if_misfit(error, student, batch.images, "student")
+            raise
         return combine(output, teacher, batch.labels, self.terms, self.pairs(output, teacher), epoch)
+
+    def ask_teacher(self, batch: Batch) -> TeacherOutput:
+        """The teacher's signals for a batch [B, C, H, W], its logits in the order of the student's classes."""
+        output = self.teacher(batch)
+        return output if self._match_logits is None else self._match_logits(output)
 
     def observe(self, student: nn.Module, batch: Batch, *, is_compared: bool) -> StudentOutput:
         """Run the student: its logits [B, K], and the signals that the terms need.
@@ -213,19 +233,19 @@ class Criterion:
             batch: images [B, C, H, W] and labels [B], on the student's device.
             is_compared: whether there is a teacher; without one no stage is hooked.
         """
-        images = like_weights(batch.images, student)
+        reading = self._reading(student, batch.images, is_compared=is_compared)
+        images = batch.images if reading.dtype is None else batch.images.to(reading.dtype)
         needs_gradient = self.needs.input_gradient and torch.is_grad_enabled()
         if needs_gradient:
             images = images.detach().requires_grad_()
-        names = self._stages(student, images) if self.needs.stages and is_compared else ()
-        with self.runtime.autocast(), self._tapped(student, names) as taps:
+        with self.runtime.autocast(), nullcontext() if reading.taps is None else reading.taps:
             logits = student(images)
         if self._num_classes is None:
             self._num_classes = count_logits(logits)
             check_labels(batch.labels.cpu(), self._num_classes)
         output = StudentOutput({LOGITS: Signal(logits)})
-        if names:
-            features = tuple(taps.features)
+        if reading.taps is not None:
+            features = reading.taps.take()
             output |= {f.signal: Signal(tuple(f(x) for x in features)) for f in self.needs.maps}
             if self.needs.features:
                 # a term's own layers are float32 whatever the student runs in
@@ -255,19 +275,23 @@ class Criterion:
         for term in self.terms:
             yield from term.parameters()
 
-    def _tapped(self, student: nn.Module, names: tuple[str, ...]) -> AbstractContextManager[Taps]:
-        """Hooks for one pass; a compiled student keeps the same ones, as they are compiled with it."""
-        if not hasattr(student, "_orig_mod"):
-            return Taps(student, names)
-        if self._shared_taps is None:
-            self._shared_taps = Taps(student, names).__enter__()
-        return nullcontext(self._shared_taps)
+    def _reading(self, student: nn.Module, images: Tensor, *, is_compared: bool) -> _Reading:
+        # a compiled student keeps the hooks of its first batch, as they are compiled with it
+        is_compiled = hasattr(student, "_orig_mod")
+        key = student, None if is_compiled else images.shape[1:], is_compared
+        if key not in self._readings:
+            dtype = weights_dtype(student)
+            like = images if dtype is None else images.to(dtype)
+            names = self._stages(student, like) if self.needs.stages and is_compared else ()
+            self._readings[key] = _Reading(dtype, Taps(student, names, stay=is_compiled) if names else None)
+        return self._readings[key]
 
     def close(self) -> None:
-        """Remove the hooks from a compiled student."""
-        if self._shared_taps is not None:
-            self._shared_taps.__exit__(None, None, None)
-            self._shared_taps = None
+        """Remove the hooks from a compiled student, and forget the students."""
+        for reading in self._readings.values():
+            if reading.taps is not None:
+                reading.taps.close()
+        self._readings.clear()
 
     def _stages(self, student: nn.Module, images: Tensor) -> tuple[str, ...]:
         try:

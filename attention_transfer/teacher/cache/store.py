@@ -170,10 +170,10 @@ class TeacherCache:
 
     def read(self, rows: Rows) -> tuple[Floats, Floats | None, npt.NDArray[np.bool_]]:
         """Maps [n, cells] and logits [n, K] of some rows [n], and which of them are stored and intact, bool [n]."""
-        maps, found = read_rows(self.maps, rows, self.shape.map_type)
+        maps, found = self.maps.read_equal(rows, self.shape.map_type)
         if self.logits is None:
             return maps, None, found
-        logits, logits_found = read_rows(self.logits, rows, np.float32)
+        logits, logits_found = self.logits.read_equal(rows, np.float32)
         return maps, logits, found & logits_found
 
     def keep(self, rows: Rows, maps: Floats, logits: Floats | None) -> None:
@@ -209,23 +209,3 @@ def cache_size(rows: int, shape: OutputShape) -> int:
     if shape.logits is not None:
         size += file_size(np.full(rows, _NUMBER_BYTES * shape.logits, np.int64))
     return size
-
-
-def read_rows(records: Records, rows: Rows, kind: npt.DTypeLike) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    """Some rows of equal size, and which of them are stored and intact.
-
-    Args:
-        records: the file.
-        rows: [n].
-        kind: dtype of the numbers.
-
-    Returns:
-        [n, numbers], zeros where a row is absent or damaged; and bool [n].
-    """
-    size = records.size_of(0)
-    contents, found = np.zeros((len(rows), size), np.uint8), np.zeros(len(rows), np.bool_)
-    for i, row in enumerate(rows.tolist()):
-        content = records.read(row)
-        if content is not None:
-            contents[i], found[i] = content, True
-    return contents.view(kind), found

@@ -8,7 +8,7 @@ import numpy as np
 
 from attention_transfer.cache.records import Records
 from attention_transfer.teacher.cache.index import CacheIndex
-from attention_transfer.teacher.cache.store import Floats, Rows, TeacherCache, read_rows
+from attention_transfer.teacher.cache.store import Floats, Rows, TeacherCache
 from attention_transfer.teacher.runner import FrozenRunner
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def _sample(records: Records, index: CacheIndex, count: int, kind: type) -> tupl
     if len(rows):
         rows = rows[rows // samples == rows[0] // samples]
         rows = rows[:: max(1, len(rows) // count)][:count]
-    contents, found = read_rows(records, rows, kind)
+    contents, found = records.read_equal(rows, kind)
     return rows[found], contents[found]
 
 

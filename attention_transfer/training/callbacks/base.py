@@ -29,6 +29,7 @@ class Callback:
     Attributes:
         every_process: called in every process of a run; False: in the main process alone. States are those of the main
             process, and every process restores them.
+        batch_interval: `batch_trained` is called after every n-th batch of an epoch.
         saves: saves the others' states, and so is called after them when an epoch is paused or completed.
 
     Example:
@@ -39,6 +40,7 @@ class Callback:
     """
 
     every_process = False
+    batch_interval = 1
     saves = False
 
     def run_started(self, run: RunContext) -> None:
@@ -48,7 +50,7 @@ class Callback:
         """Epoch `epoch` (from 1) has begun."""
 
     def batch_trained(self, run: RunContext, batch: int, meter: MeanMeter) -> None:
-        """A batch was trained.
+        """A batch was trained, the last of `batch_interval`.
 
         Args:
             run: the run.
@@ -131,7 +133,8 @@ class CallbackList:
 
     def batch_trained(self, batch: int, meter: MeanMeter) -> None:
         for callback in self._started:
-            callback.batch_trained(self._run, batch, meter)
+            if not (batch + 1) % callback.batch_interval:
+                callback.batch_trained(self._run, batch, meter)
 
     def epoch_paused(self) -> None:
         self._call(self._saving_last(), lambda callback: callback.epoch_paused(self._run))

@@ -30,6 +30,7 @@ class Log(Callback):
         self._epoch_began = 0.0
 
     def run_started(self, run: RunContext) -> None:
+        self.batch_interval = run.config.print_freq
         to_file = _file_handler(run.paths.log)
         self._handlers = [to_file]
         to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -49,8 +50,6 @@ class Log(Callback):
         self._epoch_began = time.perf_counter()
 
     def batch_trained(self, run: RunContext, batch: int, meter: MeanMeter) -> None:
-        if (batch + 1) % run.config.print_freq:
-            return
         means = meter.means(Runtime(run.runtime.device)).figures
         speed = meter.count / (time.perf_counter() - self._epoch_began)
         of_all = f"/{run.batches}" if run.batches else ""

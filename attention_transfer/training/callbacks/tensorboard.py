@@ -33,6 +33,7 @@ class TensorBoard(Callback):
     def run_started(self, run: RunContext) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        self.batch_interval = run.config.print_freq
         purge_step = run.state.step + 1 if run.state.step else None
         unfinished = run.state.unfinished
         if unfinished is not None and unfinished["batches"] == run.batches:
@@ -44,15 +45,14 @@ class TensorBoard(Callback):
         if unfinished is not None and purge_step == run.state.step:
             meter = MeanMeter(run.runtime.device)
             meter.load_state(unfinished["sums"], unfinished.get("names"))
-            self.batch_trained(run, unfinished["batches"] - 1, meter)
+            if not unfinished["batches"] % self.batch_interval:
+                self.batch_trained(run, unfinished["batches"] - 1, meter)
 
     def epoch_paused(self, run: RunContext) -> None:
         with self._writing():
             self._writer.flush()
 
     def batch_trained(self, run: RunContext, batch: int, meter: MeanMeter) -> None:
-        if (batch + 1) % run.config.print_freq:
-            return
         means = meter.means(Runtime(run.runtime.device)).figures
         with self._writing():
             for key in ("loss", "accuracy"):

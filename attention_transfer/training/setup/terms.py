@@ -93,7 +93,7 @@ def build_terms(
         criterion = Criterion(config, make_teacher(teacher, config, runtime), runtime, terms, matched)
         criterion.teacher = make_teacher(teacher, config, runtime, criterion.needs)
         with undisturbed(unwrapped(student)):
-            teacher_output = criterion.match_logits(criterion.teacher(batch))
+            teacher_output = criterion.ask_teacher(batch)
             output = criterion.observe(student, batch, is_compared=bool(teacher_output))
         inputs = LossInputs(output, teacher_output, criterion.pairs(output, teacher_output), batch.labels, 0.0)
         for term in to_build:
