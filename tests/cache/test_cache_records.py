@@ -71,6 +71,19 @@ def test_every_flipped_bit_makes_a_row_absent_and_it_can_be_written_again(tmp_pa
     assert np.array_equal(records.read(1), contents[1])
 
 
+def test_rows_of_one_size_are_read_at_once_and_absent_and_damaged_ones_are_zeros(tmp_path):
+    contents = np.arange(1, 25, dtype=np.float32).reshape(4, 6)
+    with Records.create(tmp_path / "rows", "key", [24] * 4) as records:
+        records.write([0, 1, 3], contents[[0, 1, 3]].view(np.uint8))
+        records._rows[24] ^= 1
+        read, found = records.read_equal(np.array([3, 0, 1, 2]), np.float32)
+        assert found.tolist() == [True, True, False, False]
+        assert np.array_equal(read, [contents[3], contents[0], np.zeros(6), np.zeros(6)])
+        assert records.read_equal(np.array([], np.int64), np.float32)[0].shape == (0, 6)
+    with pytest.raises(CacheError, match="closed"):
+        records.read_equal(np.array([0]), np.float32)
+
+
 def test_a_row_that_stands_in_anothers_place_is_absent(tmp_path):
     contents = rows_of([32])[0]
     records = Records.create(tmp_path / "a.maps", "one", [32, 32])

@@ -96,3 +96,21 @@ def test_a_state_that_no_checkpoint_can_hold_is_refused_before_training(recipe, 
 def test_something_else_than_a_callback_is_refused(recipe):
     with pytest.raises(ConfigError, match=r"callbacks has a type; .* a subclass of attention_transfer.Callback"):
         train_at(recipe, callbacks=[Tracker])
+
+
+class EveryThird(Callback):
+    batch_interval = 3
+
+    def __init__(self):
+        self.batches = []
+
+    def batch_trained(self, run, batch, meter):
+        self.batches.append((run.state.epoch, batch))
+
+
+def test_a_callback_may_ask_for_every_third_batch_of_an_epoch_alone(recipe):
+    every, third = Tracker(), EveryThird()
+    train_at({**recipe, "batch_size": 13}, callbacks=[every, third])
+    in_an_epoch = sum(event[0] == "batch" for event in every.events) // recipe["epochs"]
+    assert in_an_epoch >= 6
+    assert third.batches == [(epoch, batch) for epoch in range(2) for batch in range(2, in_an_epoch, 3)]

@@ -54,6 +54,32 @@ def test_hooks_are_gone_after_the_context_and_after_an_error():
     assert hooks_of(model) == 0
 
 
+def test_hooks_that_stay_are_gone_when_the_taps_are_closed():
+    model = create_model("ResNet18", 10)
+    taps = Taps(model, ["layer1"], stay=True)
+    for _ in range(2):
+        with taps:
+            model(IMAGES)
+        assert hooks_of(model) == 1
+    taps.close()
+    taps.close()
+    assert hooks_of(model) == 0
+
+
+def test_outputs_that_were_taken_are_not_held_and_not_handed_out_again():
+    model = create_model("ResNet18", 10)
+    taps = Taps(model, ["layer1"])
+    with taps:
+        model(IMAGES)
+    (features,) = taps.take()
+    assert features.shape == (2, 64, 16, 16)
+    with pytest.raises(ConfigError, match="'layer1' took no part"):
+        taps.take()
+    with taps:
+        model(IMAGES[:1])
+    assert taps.take()[0].shape == (1, 64, 16, 16)
+
+
 def test_a_module_that_is_not_there_is_an_error_with_those_that_are():
     with pytest.raises(ConfigError, match=r"'layer9'.*layer4"):
         Taps(create_model("ResNet18", 10), ["layer9"])
