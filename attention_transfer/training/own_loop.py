@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Sized
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -67,7 +68,8 @@ def compute_at_loss(
         >>> losses.total.backward()
     """
     criterion, runtime = _set_up(student_model, teacher_model, device_of(student_model), config, terms)
-    return criterion(student_model, Batch(x, y).to(runtime.device), epoch)
+    with closing(criterion):
+        return criterion(student_model, Batch(x, y).to(runtime.device), epoch)
 
 
 def train_epoch(
@@ -109,7 +111,8 @@ def train_epoch(
     criterion, runtime = _set_up(student_model, teacher_model, device, config, terms)
     length = len(train_loader) if isinstance(train_loader, Sized) else None
     progress = EpochProgress(runtime, criterion.weights, epoch, length)
-    return run_training_epoch(criterion, student_model, train_loader, optimizer, runtime, progress=progress).figures
+    with closing(criterion):
+        return run_training_epoch(criterion, student_model, train_loader, optimizer, runtime, progress=progress).figures
 
 
 def validate(
@@ -141,7 +144,8 @@ def validate(
         TeacherError: the teacher cannot take the images.
     """
     criterion, runtime = _set_up(student_model, teacher_model, device, config, terms)
-    return run_validation_epoch(criterion, student_model, val_loader, runtime, epoch=epoch).figures
+    with closing(criterion):
+        return run_validation_epoch(criterion, student_model, val_loader, runtime, epoch=epoch).figures
 
 
 def _set_up(

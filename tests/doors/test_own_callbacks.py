@@ -114,3 +114,11 @@ def test_a_callback_may_ask_for_every_third_batch_of_an_epoch_alone(recipe):
     in_an_epoch = sum(event[0] == "batch" for event in every.events) // recipe["epochs"]
     assert in_an_epoch >= 6
     assert third.batches == [(epoch, batch) for epoch in range(2) for batch in range(2, in_an_epoch, 3)]
+
+
+def test_an_interval_of_no_batches_is_refused_before_training(recipe):
+    never = EveryThird()
+    never.batch_interval = 0
+    with pytest.raises(ConfigError, match=r"EveryThird.batch_interval is 0; it must be at least 1"):
+        train_at(recipe, callbacks=[never])
+    assert never.batches == []

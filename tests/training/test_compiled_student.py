@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attention_transfer import create_model, train_at
+from attention_transfer import compute_at_loss, create_model, train_at, train_epoch, validate
 from attention_transfer.config import Config
 from attention_transfer.data.batches import Batch
 from attention_transfer.distributed import Runtime
@@ -39,6 +39,17 @@ def test_a_compiled_student_has_the_same_losses_and_gradients_and_is_left_withou
     compiled = gradients(torch.compile(student, backend="aot_eager"))
     for one, other in zip(plain, compiled, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+    assert not any(module._forward_hooks for module in student.modules())
+
+
+def test_own_loops_leave_no_hooks_on_a_compiled_student():
+    student, teacher = create_model("CifarResNet-8", 10), create_model("CifarResNet-8", 10)
+    compiled = torch.compile(student, backend="eager")
+    loader = [(torch.rand(6, 3, 32, 32), torch.arange(6))]
+    config = {"beta": 10.0}
+    train_epoch(compiled, teacher, loader, torch.optim.SGD(student.parameters(), 0.01), "cpu", config)
+    validate(compiled, teacher, loader, "cpu", config)
+    compute_at_loss(compiled, teacher, *loader[0], config).total.backward()
     assert not any(module._forward_hooks for module in student.modules())
 
 

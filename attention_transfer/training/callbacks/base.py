@@ -88,7 +88,7 @@ def by_name(callbacks: Sequence[Callback]) -> dict[str, Callback]:
     """Callbacks by the name of their state in a checkpoint: the class name, numbered where it repeats.
 
     Raises:
-        ConfigError: one of them is not a callback.
+        ConfigError: one of them is not a callback, or has a batch_interval below 1.
     """
     seen: Counter[str] = Counter()
     named: dict[str, Callback] = {}
@@ -99,6 +99,8 @@ def by_name(callbacks: Sequence[Callback]) -> dict[str, Callback]:
                 "attention_transfer.Callback."
             )
         name = type(callback).__name__
+        if callback.batch_interval < 1:
+            raise ConfigError(f"{name}.batch_interval is {callback.batch_interval!r}; it must be at least 1.")
         seen[name] += 1
         named[name if seen[name] == 1 else f"{name} {seen[name]}"] = callback
     return named
