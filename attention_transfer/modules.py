@@ -13,13 +13,8 @@ from attention_transfer.errors import ConfigError
 
 def like_weights(images: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
     """Float images [B, C, H, W] in the dtype of a network's parameters; images and network may be float64."""
-    dtype = weights_dtype(model)
-    return images if dtype is None else images.to(dtype)
-
-
-def weights_dtype(model: nn.Module) -> torch.dtype | None:
-    """The dtype of a network's parameters; None for a network without any."""
-    return next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), None)
+    weights = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), None)
+    return images if weights is None else images.to(weights.dtype)
 
 
 def device_of(model: torch.nn.Module) -> torch.device:

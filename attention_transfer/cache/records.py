@@ -175,11 +175,8 @@ class Records:
 
     def read(self, row: int) -> Bytes | None:
         """The bytes of a row, verified; None where it is absent or damaged."""
-        try:
-            checksum = int(self._checksums[row])
-        except IndexError:  # as for any row of a closed file
-            self._check_open()
-            raise
+        self._check_open()
+        checksum = int(self._checksums[row])
         if checksum == 0:
             return None
         content: Bytes = self._rows[self._starts[row] : self._starts[row + 1]].copy()

@@ -115,13 +115,8 @@ class Taps:
         self._hooks.close()
 
     def _listener(self, name: str) -> Any:
-        convert = self._readout.function
-
         def listen(module: nn.Module, args: Any, output: Any) -> None:
-            features = convert(output) if convert is not None and isinstance(output, Tensor) else output
-            if not isinstance(features, Tensor) or features.dim() != 4:
-                raise self._readout.refusal(name, output)
-            self._outputs[name] = features
+            self._outputs[name] = self._readout(name, output)
             self._calls[name] += 1
             if self._stopping and len(self._outputs) == len(self._modules):
                 raise _AllCollected

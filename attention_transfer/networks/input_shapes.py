@@ -32,16 +32,7 @@ class _Entered(NamedTuple):
 def refusing_misfits(network: nn.Module, images: Tensor, role: str) -> Iterator[None]:
     """Replace an error raised inside by one with a remedy, if images [B, C, H, W] do not fit a network's layers.
 
-    Other errors pass through unchanged.
-
-    Args:
-        network: that runs inside.
-        images: [B, C, H, W], its input.
-        role: student, teacher or network, for the message.
-
-    Raises:
-        TeacherError: a teacher cannot take the images.
-        DataError: another network cannot.
+    Other errors pass through unchanged. Arguments and errors are those of `raise_if_misfit`.
     """
     try:
         yield

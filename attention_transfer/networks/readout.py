@@ -39,13 +39,9 @@ class Readout:
         """
         features = self.function(output) if self.function is not None and isinstance(output, Tensor) else output
         if not isinstance(features, Tensor) or features.dim() != 4:
-            raise self.refusal(module, output)
+            what = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+            raise ConfigError(f"module {module!r} puts out {what}; attention needs {self.shape}.")
         return features
-
-    def refusal(self, module: str, output: Any) -> ConfigError:
-        """The error for a module whose output has another shape."""
-        what = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-        return ConfigError(f"module {module!r} puts out {what}; attention needs {self.shape}.")
 
 
 def tokens(height: int, width: int, prefix: int = 0) -> Readout:

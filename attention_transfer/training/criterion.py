@@ -25,7 +25,7 @@ from attention_transfer.logs import log_once
 from attention_transfer.losses.attention import AttentionTransfer
 from attention_transfer.losses.kd import KnowledgeDistillation
 from attention_transfer.losses.term import RESERVED, LossInputs, LossTerm
-from attention_transfer.modules import count_logits, weights_dtype
+from attention_transfer.modules import count_logits, like_weights
 from attention_transfer.networks.input_shapes import raise_if_misfit
 from attention_transfer.teacher.base import Teacher, TeacherOutput
 from attention_transfer.teacher.classes import MatchLogits
@@ -153,18 +153,6 @@ def _scalars_of(term: LossTerm, inputs: LossInputs, like: Tensor) -> dict[str, T
     return scalars
 
 
-class _Reading(NamedTuple):
-    """How a student's signals are read: decided once for each student and shape of images.
-
-    Attributes:
-        dtype: of the images that it takes; None: as they are.
-        taps: on its stages; None where none are compared.
-    """
-
-    dtype: torch.dtype | None
-    taps: Taps | None
-
-
 class Criterion:
     """The training criterion: runs student and teacher on a batch and computes the losses.
 
@@ -196,7 +184,7 @@ class Criterion:
         self.student_layers, _ = split_layers(config.layers)
         self._are_stages_optional = not any(term.needs.stages and term.weight > 0 for term in self.terms)
         self._pairs: dict[tuple[tuple[Size, ...], tuple[Size, ...]], tuple[StagePair, ...]] = {}
-        self._readings: dict[tuple[nn.Module, torch.Size | None, bool], _Reading] = {}
+        self._taps: dict[tuple[nn.Module, torch.Size | None], Taps | None] = {}
         self._num_classes: int | None = None
 
     @property
@@ -233,19 +221,19 @@ class Criterion:
             batch: images [B, C, H, W] and labels [B], on the student's device.
             is_compared: whether there is a teacher; without one no stage is hooked.
         """
-        reading = self._reading(student, batch.images, is_compared=is_compared)
-        images = batch.images if reading.dtype is None else batch.images.to(reading.dtype)
+        images = like_weights(batch.images, student)
         needs_gradient = self.needs.input_gradient and torch.is_grad_enabled()
         if needs_gradient:
             images = images.detach().requires_grad_()
-        with self.runtime.autocast(), nullcontext() if reading.taps is None else reading.taps:
+        taps = self._taps_on(student, images) if self.needs.stages and is_compared else None
+        with self.runtime.autocast(), taps or nullcontext():
             logits = student(images)
         if self._num_classes is None:
             self._num_classes = count_logits(logits)
             check_labels(batch.labels.cpu(), self._num_classes)
         output = StudentOutput({LOGITS: Signal(logits)})
-        if reading.taps is not None:
-            features = reading.taps.take()
+        if taps is not None:
+            features = taps.take()
             output |= {f.signal: Signal(tuple(f(x) for x in features)) for f in self.needs.maps}
             if self.needs.features:
                 # a term's own layers are float32 whatever the student runs in
@@ -275,23 +263,22 @@ class Criterion:
         for term in self.terms:
             yield from term.parameters()
 
-    def _reading(self, student: nn.Module, images: Tensor, *, is_compared: bool) -> _Reading:
+    def _taps_on(self, student: nn.Module, images: Tensor) -> Taps | None:
+        """Taps on the stages, which are decided once for each student and shape of images; None if it has none."""
         # a compiled student keeps the hooks of its first batch, as they are compiled with it
         is_compiled = hasattr(student, "_orig_mod")
-        key = student, None if is_compiled else images.shape[1:], is_compared
-        if key not in self._readings:
-            dtype = weights_dtype(student)
-            like = images if dtype is None else images.to(dtype)
-            names = self._stages(student, like) if self.needs.stages and is_compared else ()
-            self._readings[key] = _Reading(dtype, Taps(student, names, stay=is_compiled) if names else None)
-        return self._readings[key]
+        key = student, None if is_compiled else images.shape[1:]
+        if key not in self._taps:
+            names = self._stages(student, images)
+            self._taps[key] = Taps(student, names, stay=is_compiled) if names else None
+        return self._taps[key]
 
     def close(self) -> None:
         """Remove the hooks from a compiled student, and forget the students."""
-        for reading in self._readings.values():
-            if reading.taps is not None:
-                reading.taps.close()
-        self._readings.clear()
+        for taps in self._taps.values():
+            if taps is not None:
+                taps.close()
+        self._taps.clear()
 
     def _stages(self, student: nn.Module, images: Tensor) -> tuple[str, ...]:
         try:
