@@ -94,8 +94,7 @@ def photos_640(archive: Path, output: Path) -> Path:
     if data.exists():
         return data
     draft, whole = _empty(output / f"photos-{PHOTOS}.draft"), _empty(output / "photos.draft")
-    with tarfile.open(archive) as tar:
-        tar.extractall(whole, filter="data")
+    shutil.unpack_archive(archive, whole)
     folders = [folder for folder in sorted((whole / "train").iterdir()) if folder.is_dir()]
     if not folders or PHOTOS % len(folders):
         raise DataError(f"{archive} has {len(folders)} classes in train/, over which {PHOTOS} cannot be shared out.")

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,7 @@ def draw(archive: Path, output: Path, images: int) -> Path:
     if data.exists():
         return data
     if not whole.exists():
-        with tarfile.open(archive) as tar:
-            tar.extractall(whole, filter="data")
+        shutil.unpack_archive(archive, whole)
     root = next(path.parent for path in whole.rglob("train") if path.is_dir())
     draft = output / f"data-{images}.draft"
     for folder in sorted((root / "train").iterdir()):

@@ -20,7 +20,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -236,8 +235,7 @@ def photos_of(shared: Path, output: Path) -> Path:
     """The photos that the run is trained on."""
     data = output / "photos"
     if not data.exists():
-        with tarfile.open(shared / "data" / "hymenoptera-photos.tar") as tar:
-            tar.extractall(output / "photos.draft", filter="data")
+        shutil.unpack_archive(shared / "data" / "hymenoptera-photos.tar", output / "photos.draft")
         (output / "photos.draft").rename(data)
     return data
 

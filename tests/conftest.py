@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
-import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -58,8 +58,7 @@ def photos_folder(shared_folder: Path, tmp_path_factory: pytest.TempPathFactory)
     if not archive.is_file():
         pytest.skip("shared/ has no data/hymenoptera-photos.tar")
     root: Path = tmp_path_factory.mktemp("photos")
-    with tarfile.open(archive) as photos:
-        photos.extractall(root, filter="data")
+    shutil.unpack_archive(archive, root)
     return root
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -24,8 +23,7 @@ CHECKPOINT = "checkpoints/stopped_last.pth"
 @pytest.fixture
 def left_behind(tmp_path, monkeypatch):
     """The folder of that run, as the current folder."""
-    with tarfile.open(FIXTURE / "data_and_cache.tar.xz") as archive:
-        archive.extractall(tmp_path, filter="data")
+    shutil.unpack_archive(FIXTURE / "data_and_cache.tar.xz", tmp_path)
     (tmp_path / "checkpoints").mkdir()
     shutil.copy(FIXTURE / "stopped_last.pth", tmp_path / CHECKPOINT)
     shutil.copy(FIXTURE / "teacher.pth", tmp_path)
