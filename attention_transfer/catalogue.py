@@ -27,7 +27,7 @@ class NetworkFamily(NamedTuple):
     depth_rest: int | None = None
 
 
-_HOME = "attention_transfer.networks"
+_HOME = "attention_transfer.networks.families"
 
 NETWORKS: list[NetworkFamily] = [
     NetworkFamily(

@@ -16,14 +16,15 @@ from pathlib import Path
 import torch
 
 from attention_transfer import create_model
-from benchmarks import attention_loss, bare, torchdistill_arm, whole_run
-from benchmarks.arms import BETA, LR, Ours, Part, Task, cifar_task, photos_task, step_ratio
-from benchmarks.benchmark_data import cifar_slice, photos_640
-from benchmarks.ladder import channels_last_arm, fast_map_arm, pixel_store_arm, textbook_arm
-from benchmarks.statistics import Arm, ratio_interval
-from benchmarks.textbook import training_loader, training_set
-from benchmarks.timing import processor, table, take_turns
-from benchmarks.whole_run import WORKERS
+from benchmarks import attention_loss
+from benchmarks.arms import bare, torchdistill_arm, whole_run
+from benchmarks.arms.benchmark_data import cifar_slice, photos_640
+from benchmarks.arms.ladder import channels_last_arm, fast_map_arm, pixel_store_arm, textbook_arm
+from benchmarks.arms.ours import BETA, LR, Ours, Part, Task, cifar_task, photos_task, step_ratio
+from benchmarks.arms.textbook import training_loader, training_set
+from benchmarks.arms.whole_run import WORKERS
+from benchmarks.measuring.statistics import Arm, ratio_interval
+from benchmarks.measuring.timing import processor, table, take_turns
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 SECTIONS = ("cifar", "photos", "whole", "micro")

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from attention_transfer.features.maps import attention_map, energy
 from attention_transfer.losses.attention import attention_loss, map_distance
-from benchmarks.timing import processor, table, take_turns
+from benchmarks.measuring.timing import processor, table, take_turns
 
 SHAPES = ((64, 32), (128, 16), (256, 8), (512, 4))
 """Channels and side of ResNet18's stages at 128x128."""

@@ -26,7 +26,7 @@ from attention_transfer.data import rendering
 from attention_transfer.data.decoding.decoder import Decoder, Picture
 from attention_transfer.data.decoding.images import to_tensor
 from attention_transfer.data.views import LUMA, Augmentation, ViewParameters, colour_matrices, draw_views, grey_shares
-from benchmarks.timing import processor, table, take_turns
+from benchmarks.measuring.timing import processor, table, take_turns
 
 Renderer = Callable[[Sequence[Picture], Sequence[ViewParameters], int], Tensor]
 MEAN_COLOUR = (124, 116, 104)

@@ -32,9 +32,9 @@ import torch
 
 from attention_transfer import create_at_config, create_model, train_at
 from attention_transfer.errors import DataError
-from benchmarks.memory_use import MB, Peak, use_of
+from benchmarks.measuring.memory_use import MB, Peak, use_of
+from benchmarks.measuring.timing import processor
 from benchmarks.study_cifar10 import link
-from benchmarks.timing import processor
 
 SIZES = (5_000, 50_000)
 HELD_OUT = 500

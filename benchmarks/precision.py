@@ -19,7 +19,7 @@ from attention_transfer.teacher.base import NoTeacher
 from attention_transfer.training.criterion import Criterion
 from attention_transfer.training.epoch import run_training_epoch
 from attention_transfer.training.precision.choose import choose_precision, processor
-from benchmarks.timing import table, take_turns
+from benchmarks.measuring.timing import table, take_turns
 
 CASES = (("CifarResNet-20", 128, 32), ("ResNet18", 32, 128), ("MultiBranchNet", 32, 128))
 """Network, batch and side of the images."""

@@ -31,9 +31,9 @@ from attention_transfer import create_at_config, create_model, train_at
 from attention_transfer.cli.digits import write_digits
 from attention_transfer.training.callbacks.tensorboard import TensorBoard
 from attention_transfer.training.context import RunContext
-from benchmarks.memory_use import MB, Use, let_go, use_of
+from benchmarks.measuring.memory_use import MB, Use, let_go, use_of
+from benchmarks.measuring.timing import processor
 from benchmarks.study_cifar10 import link
-from benchmarks.timing import processor
 
 STEEPEST = 0.05
 """MB an epoch, or a run."""

@@ -14,13 +14,13 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 from attention_transfer import __version__
-from attention_transfer.cli.cache import cache
-from attention_transfer.cli.demo import demo
-from attention_transfer.cli.evaluate import evaluate
-from attention_transfer.cli.info import info
+from attention_transfer.cli.commands.cache import cache
+from attention_transfer.cli.commands.demo import demo
+from attention_transfer.cli.commands.evaluate import evaluate
+from attention_transfer.cli.commands.info import info
+from attention_transfer.cli.commands.train import train
+from attention_transfer.cli.commands.visualize import visualize
 from attention_transfer.cli.repeated import tell
-from attention_transfer.cli.train import train
-from attention_transfer.cli.visualize import visualize
 from attention_transfer.errors import AttentionTransferError
 
 FAILED, INTERRUPTED = 2, 130

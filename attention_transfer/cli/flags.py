@@ -9,21 +9,9 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from cyclopts import Group, Parameter
 
-from attention_transfer.config import Config, allowed_values
+from attention_transfer.config import GROUPS, Config, allowed_values
 
 Command = Callable[..., int]
-
-HEADINGS = {
-    "model": "Student and teacher",
-    "data_dir": "Data",
-    "augment": "Augmentation of training images",
-    "epochs": "Recipe",
-    "temperature": "Loss: cross-entropy + alpha KD + beta AT",
-    "device": "Machine",
-    "pixel_cache": "Caches",
-    "print_freq": "Files",
-}
-"""The heading in --help that begins at a setting, in the order of `Config`."""
 
 
 def takes_settings(*keys: str, default: str | None = None) -> Callable[[Command], Command]:
@@ -66,12 +54,8 @@ def _allowed(key: str) -> str:
 @cache
 def _groups() -> dict[str, Group]:
     """The heading of each setting."""
-    groups = {}
-    for key in Config.model_fields:
-        if key in HEADINGS:
-            group = Group.create_ordered(HEADINGS[key])
-        groups[key] = group
-    return groups
+    headings = [(group, Group.create_ordered(group.heading)) for group in GROUPS]
+    return {key: heading for group, heading in headings for key in group.model_fields}
 
 
 def _flag(key: str, default: str | None) -> inspect.Parameter:

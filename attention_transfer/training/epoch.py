@@ -17,8 +17,9 @@ from attention_transfer.data.loading.loaders import own_sampler
 from attention_transfer.data.loading.user_loaders import Received, check_labels, warn_of_unusual_values
 from attention_transfer.distributed import Runtime
 from attention_transfer.logs import log_once
+from attention_transfer.losses.total import Losses
 from attention_transfer.modules import undisturbed, unwrapped
-from attention_transfer.training.criterion import Criterion, Losses
+from attention_transfer.training.criterion import Criterion
 from attention_transfer.training.epoch_progress import EpochProgress
 from attention_transfer.training.metrics import MeanMeter, Means, NonFiniteDetector, check_finite
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from attention_transfer.distributed import Runtime
 from attention_transfer.errors import ConfigError, DataError, DivergenceError
 from attention_transfer.evaluation import mean_recall
-from attention_transfer.training.criterion import Losses
+from attention_transfer.losses.total import Losses
 
 
 def check_finite(watch: NonFiniteDetector, runtime: Runtime) -> None:

@@ -14,12 +14,13 @@ from attention_transfer.data.batches import Batch
 from attention_transfer.devices import resolve_device
 from attention_transfer.distributed import Runtime
 from attention_transfer.losses.term import LossTerm
+from attention_transfer.losses.total import Losses, default_terms, needs_of_teacher
 from attention_transfer.modules import device_of
 from attention_transfer.networks.class_lists import network_classes
 from attention_transfer.teacher.base import NoTeacher
 from attention_transfer.teacher.build import make_teacher
 from attention_transfer.teacher.classes import match_logits
-from attention_transfer.training.criterion import Criterion, Losses, default_terms, needs_of_teacher
+from attention_transfer.training.criterion import Criterion
 from attention_transfer.training.epoch import run_training_epoch, run_validation_epoch
 from attention_transfer.training.epoch_progress import EpochProgress
 from attention_transfer.training.setup.checking import check_trainable

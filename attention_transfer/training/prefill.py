@@ -10,10 +10,10 @@ from attention_transfer.config import Config, resolve_config
 from attention_transfer.distributed import AcceleratedRuntime
 from attention_transfer.errors import ConfigError
 from attention_transfer.logs import log_to_stdout
+from attention_transfer.losses.total import default_terms, needs_of_teacher
 from attention_transfer.teacher.build import build_teachers
 from attention_transfer.teacher.cache.prefill import prefill
 from attention_transfer.teacher.cache.teacher import CachedTeacher
-from attention_transfer.training.criterion import default_terms, needs_of_teacher
 from attention_transfer.training.precision.choose import batch_shape, with_teacher_precision
 from attention_transfer.training.setup.classes import with_classes
 from attention_transfer.training.setup.loaders import cache_pixels_of, open_loaders, with_pixel_range

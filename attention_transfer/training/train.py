@@ -24,6 +24,7 @@ from attention_transfer.evaluation import evaluate_model
 from attention_transfer.features.maps import SUM_OF_SQUARES, MapFunction
 from attention_transfer.logs import capture_logs, log_once
 from attention_transfer.losses.term import LossTerm
+from attention_transfer.losses.total import needs_of_teacher
 from attention_transfer.networks.class_lists import students_classes
 from attention_transfer.teacher.classes import match_logits
 from attention_transfer.training.autosave import AutoSave
@@ -31,7 +32,7 @@ from attention_transfer.training.callbacks.base import Callback, CallbackList
 from attention_transfer.training.checkpointing.paths import FAILED, FINISHED, STOPPED
 from attention_transfer.training.checkpointing.state import EpochRecord
 from attention_transfer.training.context import RunContext
-from attention_transfer.training.criterion import Criterion, needs_of_teacher
+from attention_transfer.training.criterion import Criterion
 from attention_transfer.training.divergence import naming_the_epoch
 from attention_transfer.training.epoch import run_training_epoch, run_validation_epoch
 from attention_transfer.training.epoch_progress import EpochProgress

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from support import warm
 
-import attention_transfer.cli.demo
+import attention_transfer.cli.commands.demo
 from attention_transfer.cli.app import main
-from attention_transfer.cli.demo import Trained, verdict
+from attention_transfer.cli.commands.demo import Trained, verdict
 from attention_transfer.cli.digits import write_digits
 
 FEW = 200
@@ -29,7 +29,7 @@ def write_few_digits(folder):
 @pytest.mark.slow
 def test_the_demo_trains_all_three_and_tells_what_came_out(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(attention_transfer.cli.demo, "write_digits", write_few_digits)
+    monkeypatch.setattr(attention_transfer.cli.commands.demo, "write_digits", write_few_digits)
     with pytest.raises(SystemExit) as ending:
         main(["demo", "--epochs", "1", "--output", "here"])
     assert ending.value.code == 0

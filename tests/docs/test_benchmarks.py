@@ -14,8 +14,8 @@ import torch
 
 from attention_transfer import compute_at_loss, create_model, prepare_dataloaders
 from attention_transfer.errors import DataError
-from benchmarks import bare, benchmark_data, textbook, torchdistill_arm
-from benchmarks.statistics import Arm, ratio_interval
+from benchmarks.arms import bare, benchmark_data, textbook, torchdistill_arm
+from benchmarks.measuring.statistics import Arm, ratio_interval
 
 pytestmark = pytest.mark.slow
 

@@ -11,11 +11,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attention_transfer.catalogue import NETWORKS
 from attention_transfer.features.taps import Taps
-from attention_transfer.networks import multibranch, registry
-from attention_transfer.networks.cifar_resnet import BasicBlock
-from attention_transfer.networks.multibranch import MultiBranchBlock
+from attention_transfer.networks import registry
+from attention_transfer.networks.families import multibranch
+from attention_transfer.networks.families.cifar_resnet import BasicBlock
+from attention_transfer.networks.families.multibranch import MultiBranchBlock
+from attention_transfer.networks.families.wide_resnet import PreActivationBlock
 from attention_transfer.networks.registry import create_model, taps_of
-from attention_transfer.networks.wide_resnet import PreActivationBlock
 
 NAMES = ["MultiBranchNet", "ResNet18", "ResNet50", "CifarResNet-20", "WideResNet-16-2"]
 

@@ -28,7 +28,7 @@ from support.runs import Unsized
 from attention_transfer import prepare_dataloaders
 from attention_transfer.cache.folder import entries, evict
 from attention_transfer.cache.in_use import is_in_use
-from attention_transfer.cli.cache import clear, info, verify
+from attention_transfer.cli.commands.cache import clear, info, verify
 from attention_transfer.data.loading.loaders import close_loader
 from attention_transfer.training.callbacks import tensorboard
 

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from support import warm
 
-from benchmarks.memory_use import MB, Peak, Use, use_of
+from benchmarks.measuring.memory_use import MB, Peak, Use, use_of
 from benchmarks.soak import judge, slope
 
 pytestmark = pytest.mark.slow
@@ -30,7 +30,7 @@ MOST_MB = 0.25
 IN_A_FRESH_PROCESS = """
 import json, sys
 from pathlib import Path
-from benchmarks.memory_use import use_of
+from benchmarks.measuring.memory_use import use_of
 from benchmarks.soak import long_run, many_runs, without_figures
 
 folder, before = Path(sys.argv[1]), use_of()

@@ -18,7 +18,7 @@ from attention_transfer import evaluate_model, load_model, train_at, validate
 from attention_transfer.checkpoint import read_checkpoint, write_checkpoint
 from attention_transfer.data.balance import class_counts, imbalance_warning
 from attention_transfer.distributed import Runtime
-from attention_transfer.training.criterion import Losses
+from attention_transfer.losses.total import Losses
 from attention_transfer.training.metrics import MeanMeter
 from attention_transfer.training.own_loop import train_epoch
 
@@ -177,9 +177,9 @@ def folder_dataset(data):
 
 
 def test_the_command_line_prints_both_figures_of_a_run_a_checkpoint_and_a_split(imbalanced_run, capsys):
-    from attention_transfer.cli.evaluate import show
-    from attention_transfer.cli.info import show_file
-    from attention_transfer.cli.train import summarise
+    from attention_transfer.cli.commands.evaluate import show
+    from attention_transfer.cli.commands.info import show_file
+    from attention_transfer.cli.commands.train import summarise
 
     results, folder = imbalanced_run
     summarise(results, 1.0)
@@ -195,7 +195,7 @@ def test_the_command_line_prints_both_figures_of_a_run_a_checkpoint_and_a_split(
 
 
 def test_a_checkpoint_from_before_goes_on_is_loaded_and_is_told_without_the_figure(imbalanced_run, tmp_path, capsys):
-    from attention_transfer.cli.info import show_file
+    from attention_transfer.cli.commands.info import show_file
 
     results, folder = imbalanced_run
     old = tmp_path / "old.pth"

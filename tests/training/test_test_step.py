@@ -236,7 +236,7 @@ def test_loaders_of_ours_are_not_asked_for_they_count_epochs(few_digits, setting
 
 
 def test_the_command_line_says_why_there_are_no_test_results(settings, digits_with_test, capsys):
-    from attention_transfer.cli.train import summarise
+    from attention_transfer.cli.commands.train import summarise
 
     damaged = next((digits_with_test / "test" / "7").iterdir())
     damaged.write_bytes(b"")

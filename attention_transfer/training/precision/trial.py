@@ -19,12 +19,13 @@ from attention_transfer.data.batches import Batch
 from attention_transfer.distributed import Runtime
 from attention_transfer.features.signals import Signal
 from attention_transfer.logs import log_once
+from attention_transfer.losses.total import default_terms, needs_of_teacher
 from attention_transfer.modules import unwrapped
 from attention_transfer.networks.class_lists import students_classes
 from attention_transfer.teacher.base import NoTeacher, Teacher, TeacherOutput
 from attention_transfer.teacher.build import make_runner, make_teacher
 from attention_transfer.teacher.classes import match_logits
-from attention_transfer.training.criterion import Criterion, default_terms, needs_of_teacher
+from attention_transfer.training.criterion import Criterion
 from attention_transfer.training.epoch import run_training_epoch
 
 LEAST_BUDGET = 2.0

@@ -6,25 +6,17 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from attention_transfer.cache.folder import cache_folder
 from attention_transfer.checkpoint import weights_digest
-from attention_transfer.class_names import numbers_as_names
 from attention_transfer.config import Config
-from attention_transfer.data.balance import class_counts, imbalance_warning
-from attention_transfer.data.batches import Batch
-from attention_transfer.data.class_table import ClassCounts, class_table, images_per_class
 from attention_transfer.data.loading.loaders import own_dataset, own_sampler
-from attention_transfer.data.loading.user_loaders import classes_of
 from attention_transfer.distributed import AcceleratedRuntime, all_or_raise
-from attention_transfer.errors import ConfigError
 from attention_transfer.losses.term import LossTerm
-from attention_transfer.networks.registry import network_name
+from attention_transfer.losses.total import default_terms, needs_of_teacher
 from attention_transfer.seeding import seed_everything
 from attention_transfer.teacher.build import Teachers, build_teachers
 from attention_transfer.training.callbacks import default_callbacks
@@ -34,8 +26,7 @@ from attention_transfer.training.checkpointing.disk_space import (
     checkpoint_bytes,
     warn_of_little_disk_space,
 )
-from attention_transfer.training.checkpointing.lock import RunLock
-from attention_transfer.training.checkpointing.paths import RunPaths, name_run
+from attention_transfer.training.checkpointing.paths import RunPaths
 from attention_transfer.training.checkpointing.resume import (
     AUTO,
     MAP_FUNCTION,
@@ -47,27 +38,20 @@ from attention_transfer.training.checkpointing.resume import (
     refuse_another_teacher,
     refuse_other_data,
     refuse_to_go_back,
-    resumed_classes,
 )
 from attention_transfer.training.checkpointing.state import RunState, Stateful, check_states
 from attention_transfer.training.context import RunContext
-from attention_transfer.training.criterion import default_terms, needs_of_teacher
 from attention_transfer.training.optim import make_optimizer, make_scheduler, parameter_groups
 from attention_transfer.training.precision.choose import batch_shape, choose_precision, with_teacher_precision
-from attention_transfer.training.setup.checking import check_first_images, check_trainable
-from attention_transfer.training.setup.classes import with_classes
-from attention_transfer.training.setup.first_batches import check_first_labels, look_at_first_batches
+from attention_transfer.training.setup.checking import check_trainable
 from attention_transfer.training.setup.loaders import (
     Loaders,
     batches_of,
     cache_pixels_of,
-    images_to_draw,
-    open_loaders,
-    with_pixel_range,
 )
+from attention_transfer.training.setup.naming import take_name, with_name
 from attention_transfer.training.setup.networks import open_student, open_teacher, prefer_channels_last
-from attention_transfer.training.setup.numbering import number_alike
-from attention_transfer.training.setup.schedule import schedule_warning
+from attention_transfer.training.setup.opened_data import check_images, describe_data, open_data
 from attention_transfer.training.setup.terms import build_terms, check_are_terms, check_terms
 from attention_transfer.training.setup.user_parts import UserParts
 
@@ -107,14 +91,14 @@ def prepare(
     is_auto = config.resume == AUTO
     if is_auto:
         # before the search: the checkpoint found must not be a living run's
-        _take_name(config, runtime, cleanup)
+        take_name(config, runtime, cleanup)
     point = find_resume_point(config, runtime)
     config = point.config
     seed_everything(config.seed)
-    config, loaders, first, counts, data_classes = _open_data(config, runtime, parts, point, cleanup)
+    config, loaders, first, counts, data_classes = open_data(config, runtime, parts, point, cleanup)
     if runtime.is_main:
         is_own = parts.scheduler is not None
-        _describe(config, loaders, counts, has_own_schedule=is_own, goes_on=point.checkpoint is not None)
+        describe_data(config, loaders, counts, has_own_schedule=is_own, goes_on=point.checkpoint is not None)
     check_are_terms(parts.terms)
     distils = config.alpha > 0 or needs_of_teacher(parts.terms).logits
     teacher = open_teacher(config, parts.teacher, runtime, distils=distils)
@@ -125,15 +109,15 @@ def prepare(
     check_terms(terms, has_teacher=teacher is not None)
     callbacks = by_name([*default_callbacks(), *parts.callbacks])
     prefer_channels_last(runtime, student, teacher)
-    images = _check_images(loaders, first, student, teacher, runtime)
-    config = _named(config, runtime, student, has_teacher=teacher is not None)
+    images = check_images(loaders, first, student, teacher, runtime)
+    config = with_name(config, runtime, student, has_teacher=teacher is not None)
     paths = RunPaths(config)
     size = checkpoint_bytes(student)
     all_or_raise(runtime, lambda: check_disk_space(config.save_dir, config.log_dir, size) if runtime.is_main else None)
     if runtime.is_main:
         warn_of_little_disk_space(paths, range(config.save_freq, config.epochs + 1, config.save_freq), size)
     if not is_auto:
-        _take_name(config, runtime, cleanup)
+        take_name(config, runtime, cleanup)
     if not point.goes_on(config) and not config.overwrite:
         paths.refuse_to_take_logs()
         if not is_auto:
@@ -170,35 +154,6 @@ def prepare(
     return PreparedRun(run, loaders, teachers, terms, list(callbacks.values()))
 
 
-def _open_data(
-    config: Config, runtime: AcceleratedRuntime, parts: UserParts, point: ResumePoint, cleanup: ExitStack
-) -> tuple[Config, Loaders, dict[str, Batch], ClassCounts | None, tuple[str, ...] | None]:
-    """Open and check the loaders of a run, and read the classes from them.
-
-    Args:
-        config: as resumed.
-        runtime: gives device and processes.
-        parts: the user's own loaders.
-        point: what is resumed.
-        cleanup: closes our own loaders.
-
-    Returns:
-        the configuration with classes and pixel range, the loaders, the first batch of each user's loader by
-        split, the images per class if known, and the class names of the data.
-    """
-    loaders = open_loaders(config, runtime, parts.train_loader, parts.val_loader, parts.test_loader)
-    cleanup.callback(loaders.close)
-    data_classes = classes_of(loaders.train)
-    first = all_or_raise(runtime, partial(look_at_first_batches, loaders, config.class_names or ()))
-    config = with_classes(resumed_classes(data_classes, point, config), loaders)
-    config = with_pixel_range(config, loaders, runtime)
-    number_alike(config, loaders)
-    assert config.num_classes is not None
-    check_first_labels(first, loaders, config.num_classes)
-    names = config.class_names or numbers_as_names(config.num_classes)
-    return config, loaders, first, images_per_class(loaders.by_role(), names), data_classes
-
-
 def _first_state(
     config: Config,
     student: nn.Module,
@@ -230,80 +185,6 @@ def _first_state(
 
 def _class_name(made: object) -> str:
     return f"{type(made).__module__}.{type(made).__qualname__}"
-
-
-def _describe(
-    config: Config,
-    loaders: Loaders,
-    counts: ClassCounts | None,
-    *,
-    has_own_schedule: bool,
-    goes_on: bool,
-) -> None:
-    """Log the classes in a table, and warn of a learning rate that fades early and of imbalanced classes.
-
-    Args:
-        config: uses lr, epochs, step_size, gamma and class_names.
-        loaders: of the run.
-        counts: images per class of each split, if known.
-        has_own_schedule: the scheduler is the user's own.
-        goes_on: the run is resumed.
-    """
-    for line in class_table(counts) if counts else ():
-        logger.info("%s", line)
-    faded = None
-    if not has_own_schedule:
-        faded = schedule_warning(config.lr, config.epochs, config.step_size, config.gamma, goes_on=goes_on)
-    imbalanced = imbalance_warning(class_counts(loaders.train) or {}, config.class_names or ())
-    for sentence in filter(None, (faded, imbalanced)):
-        logger.warning("%s", sentence)
-
-
-def _check_images(
-    loaders: Loaders,
-    first: Mapping[str, Batch],
-    student: nn.Module,
-    teacher: nn.Module | None,
-    runtime: AcceleratedRuntime,
-) -> Tensor | None:
-    """Check that the networks can take the first images of each loader.
-
-    Args:
-        loaders: of the run.
-        first: the first batch of each user's loader, by split.
-        student: on the device.
-        teacher: likewise, or None.
-        runtime: gives the device.
-
-    Returns:
-        the validation images to draw attention on, [B, C, H, W]; None without validation.
-    """
-    drawn = images_to_draw(loaders.val, first.get("val"))
-    of_train = first["train"].images if "train" in first else None
-    for split, images in (("train", of_train), ("val", drawn)):
-        if images is not None and len(images):
-            check_first_images(student, teacher, images.to(runtime.device), ours=split not in first)
-    return drawn
-
-
-def _take_name(config: Config, runtime: AcceleratedRuntime, cleanup: ExitStack) -> None:
-    """Lock the run's name, in the folder of its checkpoints and in that of its logs."""
-    if config.experiment_name is None:
-        raise ConfigError("resume is 'auto', but experiment_name is None: name the experiment to resume.")
-    files = RunPaths(config)
-    locks = {files.lock.absolute(): "save_dir"}
-    locks.setdefault(files.log_lock.absolute(), "log_dir")
-    for path, setting in locks.items():
-        all_or_raise(runtime, partial(_take, cleanup, path, files.name, setting=setting, held=runtime.is_main))
-
-
-def _take(cleanup: ExitStack, path: Path, name: str, *, setting: str, held: bool) -> None:
-    cleanup.callback(RunLock(path, name, setting=setting, held=held).release)
-
-
-def _named(config: Config, runtime: AcceleratedRuntime, student: nn.Module, *, has_teacher: bool) -> Config:
-    name = config.experiment_name or name_run(config, network_name(student), has_teacher=has_teacher)
-    return config.model_copy(update={"experiment_name": runtime.broadcast_object(name)})
 
 
 def _in_precision(

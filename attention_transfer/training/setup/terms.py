@@ -12,11 +12,12 @@ from attention_transfer.data.batches import Batch
 from attention_transfer.distributed import Runtime
 from attention_transfer.errors import ConfigError
 from attention_transfer.losses.term import RESERVED, LossInputs, LossTerm
+from attention_transfer.losses.total import needs_of_teacher
 from attention_transfer.modules import undisturbed, unwrapped
 from attention_transfer.networks.class_lists import students_classes
 from attention_transfer.teacher.build import make_teacher
 from attention_transfer.teacher.classes import match_logits
-from attention_transfer.training.criterion import Criterion, needs_of_teacher
+from attention_transfer.training.criterion import Criterion
 
 FEW_IMAGES = 2
 

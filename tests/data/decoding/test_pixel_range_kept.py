@@ -12,7 +12,7 @@ from support.scans import KINDS, levels, scan_of_12_bits
 from attention_transfer import ConfigError, DataError, load_model, train_at
 from attention_transfer.checkpoint import read_checkpoint, write_checkpoint
 from attention_transfer.cli.app import main
-from attention_transfer.cli.evaluate import open_split
+from attention_transfer.cli.commands.evaluate import open_split
 from attention_transfer.cli.networks import open_network
 from attention_transfer.cli.settings_file import read_settings
 from attention_transfer.data.decoding.decoder import Decoder

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from attention_transfer.catalogue import canonical_network_name
 from attention_transfer.networks.architecture import Architecture, Shapes
-from attention_transfer.networks.initialisation import he_initialise
+from attention_transfer.networks.families.initialisation import he_initialise
 
 BASE_WIDTH = 16
 

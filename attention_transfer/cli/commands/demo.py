@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from attention_transfer.cli.commands.evaluate import open_split
 from attention_transfer.cli.digits import write_digits
-from attention_transfer.cli.evaluate import open_split
 from attention_transfer.cli.tables import facts, heading, millions, percent, table
 from attention_transfer.config import Config, resolve_config
 from attention_transfer.errors import ConfigError

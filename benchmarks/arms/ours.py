@@ -22,16 +22,17 @@ from attention_transfer.features.maps import SUM_OF_SQUARES, energy
 from attention_transfer.features.stages import stage_names
 from attention_transfer.features.taps import Taps
 from attention_transfer.losses.attention import map_distance
+from attention_transfer.losses.total import default_terms, needs_of_teacher
 from attention_transfer.teacher.build import Teachers, build_teachers
 from attention_transfer.teacher.cache.prefill import prefill
 from attention_transfer.teacher.cache.teacher import CachedTeacher
-from attention_transfer.training.criterion import Criterion, default_terms, needs_of_teacher
+from attention_transfer.training.criterion import Criterion
 from attention_transfer.training.epoch import run_training_epoch
 from attention_transfer.training.precision.choose import batch_shape, choose_precision, with_teacher_precision
 from attention_transfer.training.setup.classes import with_classes
 from attention_transfer.training.setup.loaders import cache_pixels_of, open_loaders
 from attention_transfer.training.setup.networks import prefer_channels_last
-from benchmarks.statistics import Block
+from benchmarks.measuring.statistics import Block
 
 BETA, LR = 1e3, 0.05
 EPOCHS = 15

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from attention_transfer.catalogue import canonical_network_name
 from attention_transfer.networks.architecture import Architecture, Shapes
-from attention_transfer.networks.initialisation import he_initialise
+from attention_transfer.networks.families.initialisation import he_initialise
 
 STEM_WIDTHS = {1: 16, 2: 16, 4: 32}
 """Channels of the first convolution, by the factor of the stages' widths."""

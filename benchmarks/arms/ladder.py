@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from attention_transfer import create_model
 from attention_transfer.losses.attention import attention_loss
-from benchmarks.arms import BETA, LR, Task
-from benchmarks.statistics import Arm, Step
-from benchmarks.textbook import WithFeatures, at_loss, train_epoch, training_loader, training_set
+from benchmarks.arms.ours.ours import BETA, LR, Task
+from benchmarks.arms.ours.textbook import WithFeatures, at_loss, train_epoch, training_loader, training_set
+from benchmarks.measuring.statistics import Arm, Step
 
 Loss = Any
 

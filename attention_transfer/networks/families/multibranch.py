@@ -27,7 +27,7 @@ from timm.layers.eca import EcaModule
 from torch import Tensor, nn
 
 from attention_transfer.networks.architecture import Architecture
-from attention_transfer.networks.initialisation import he_initialise
+from attention_transfer.networks.families.initialisation import he_initialise
 
 STEM_WIDTH = 16
 STAGE_WIDTHS = (64, 128, 192, 256)

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from attention_transfer import create_model, train_at
-from benchmarks.arms import BETA, EPOCHS, LR, Task, step_ratio
-from benchmarks.textbook import WithFeatures, train_epoch, training_loader, training_set
+from benchmarks.arms.ours.ours import BETA, EPOCHS, LR, Task, step_ratio
+from benchmarks.arms.ours.textbook import WithFeatures, train_epoch, training_loader, training_set
 
 VIEWS = (4, "warp")
 WORKERS = 2

@@ -1,0 +1,57 @@
+"""The data: folders, classes, pixels and loading."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from attention_transfer.config.group import Names, Path, SettingsGroup, Triple, as_tuple
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class DataSettings(SettingsGroup):
+    """The data: folders, classes, pixels and loading."""
+
+    heading: ClassVar = "Data"
+
+    data_dir: Path = Field("data", description="train/, val/ and test/ folders, or a folder of class folders")
+    num_classes: int | None = Field(None, ge=2, description="number of classes; None reads it from the data")
+    class_names: Names | None = Field(
+        None, description="names of the classes, in the order of their numbers; None reads them from the data"
+    )
+    image_size: int = Field(128, ge=8, le=4096, description="side of the square images in pixels")
+    mean: Triple = Field(IMAGENET_MEAN, description="mean of each channel, of pixels in [0, 1]")
+    std: Triple = Field(IMAGENET_STD, description="standard deviation of each channel, of pixels in [0, 1]")
+    pixel_range: Annotated[tuple[float, float], BeforeValidator(as_tuple)] | Literal["auto"] = Field(
+        "auto",
+        description="lowest and highest value of 16-bit, 32-bit and float images; auto = as the training set has",
+    )
+    batch_size: int = Field(32, ge=1, description="images a step, over all processes")
+    num_workers: int = Field(4, ge=0, description="processes that load images")
+    split_seed: int = Field(0, ge=0, lt=2**63, description="seed of the cut of a missing val or test split")
+
+    @field_validator("std")
+    @classmethod
+    def _positive_std(cls, std: tuple[float, float, float]) -> tuple[float, float, float]:
+        if min(std) <= 0:
+            raise ValueError("each standard deviation must be greater than 0")
+        return std
+
+    @field_validator("pixel_range")
+    @classmethod
+    def _ordered_range(cls, pair: Any) -> Any:
+        if pair != "auto" and pair[0] >= pair[1]:
+            raise ValueError("the first number must be below the second")
+        return pair
+
+    @model_validator(mode="after")
+    def _names_match_their_number(self) -> Self:
+        names, number = self.class_names, self.num_classes
+        if names is not None and number is not None and len(names) != number:
+            raise ValueError(f"num_classes is {number}, but class_names has {len(names)} names")
+        if names is not None and len(set(names)) != len(names):
+            raise ValueError(f"class_names has a name twice: {', '.join(names)}")
+        return self

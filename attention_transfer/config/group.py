@@ -1,0 +1,40 @@
+"""What the groups of settings share: how they are checked, and the types of values."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+class SettingsGroup(BaseModel):
+    """Settings that belong together. Frozen; unknown keys, wrong types and values out of range are refused."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        validate_default=True,
+    )
+
+    heading: ClassVar[str]
+    """The group's heading in `--help`."""
+
+
+def as_tuple(value: object) -> object:
+    """A list as a tuple, so that settings may be written as YAML or JSON; anything else unchanged."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _as_path(value: object) -> object:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+Path = Annotated[str, BeforeValidator(_as_path), Field(min_length=1)]
+Triple = Annotated[tuple[float, float, float], BeforeValidator(as_tuple)]
+Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Switch = Literal["auto", "on", "off"]

@@ -1,0 +1,141 @@
+"""The training loss: cross-entropy + the sum over terms of weight * term; by default alpha KD + beta AT."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from attention_transfer.config import Config
+from attention_transfer.errors import ConfigError
+from attention_transfer.features.maps import SUM_OF_SQUARES, MapFunction
+from attention_transfer.features.pairing import StagePair
+from attention_transfer.features.signals import LOGITS, Needs, StudentOutput, TeacherOutput
+from attention_transfer.losses.attention import AttentionTransfer
+from attention_transfer.losses.kd import KnowledgeDistillation
+from attention_transfer.losses.term import RESERVED, LossInputs, LossTerm
+
+
+class _LossesTuple(NamedTuple):
+    total: Tensor
+    classification: Tensor
+    kd: Tensor
+    attention: Tensor
+    per_stage: tuple[Tensor, ...]
+    logits: Tensor
+
+
+class Losses(_LossesTuple):
+    """The loss of a batch and its components: a named tuple of the first six attributes below, in this order.
+
+    Attributes:
+        total: classification + the weighted sum of all terms; the only one to call backward() on.
+        classification: cross-entropy, mean over the batch.
+        kd: distillation, unweighted; 0 without a teacher, where the classes differ (which alpha > 0 refuses), and
+            where the teacher does not output logits (in a run whose alpha is 0).
+        attention: AT, unweighted, the sum of per_stage; 0 without a teacher.
+        per_stage: AT of each compared pair of stages, shallow to deep; empty without a teacher.
+        logits: [B, K] of the student.
+        scalars: classification and everything the terms report, by name, unweighted.
+    """
+
+    scalars: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, total: Tensor, scalars: dict[str, Tensor], logits: Tensor) -> Losses:
+        """Build the losses from named scalars.
+
+        Args:
+            total: scalar tensor, with gradient.
+            scalars: classification and everything the terms report, by name; scalar tensors.
+            logits: [B, K] of the student.
+        """
+        zero = total.new_zeros(())
+        stages = tuple(value for name, value in scalars.items() if name.startswith("attention_stage_"))
+        kd, attention = scalars.get("kd", zero), scalars.get("attention", zero)
+        losses = cls(total, scalars["classification"], kd, attention, stages, logits)
+        losses.scalars = scalars
+        return losses
+
+    def as_nothing(self) -> Losses:
+        """The losses of a stand-in batch: all zero, and logits [0, K], so that they add nothing to any mean."""
+        zero = torch.zeros_like(self.total)
+        return Losses.of(zero, dict.fromkeys(self.scalars, zero), self.logits[:0])
+
+
+def default_terms(config: Config, map_function: MapFunction = SUM_OF_SQUARES) -> list[LossTerm]:
+    """The default loss terms: alpha KD and beta AT."""
+    return [KnowledgeDistillation(config.alpha, config.temperature), AttentionTransfer(config.beta, map_function)]
+
+
+def needs_of_teacher(terms: Sequence[LossTerm]) -> Needs:
+    """The signals the teacher must output: all that terms need, but no logits for KD of weight 0.
+
+    Those logits would cost the network's last layers, or room in the cache, in every run whose alpha is 0.
+    """
+    return Needs.union(
+        Needs() if isinstance(term, KnowledgeDistillation) and not term.weight else term.needs for term in terms
+    )
+
+
+def combine(
+    student: StudentOutput,
+    teacher: TeacherOutput,
+    labels: Tensor,
+    terms: Sequence[LossTerm],
+    pairs: Sequence[StagePair] = (),
+    epoch: float = 0.0,
+) -> Losses:
+    """Compute the losses from the outputs of student and teacher; a pure function of tensors.
+
+    Args:
+        student: its logits [B, K], and the signals that the terms need.
+        teacher: its signals; empty without a teacher.
+        labels: [B], in 0 .. K - 1.
+        terms: the loss terms.
+        pairs: the stages to compare.
+        epoch: from 0, including the fraction of the current one.
+
+    Returns:
+        the losses: scalars, and the student's logits [B, K].
+
+    Raises:
+        ConfigError: a term with weight > 0 has nothing to compare, or reports nothing under its own name.
+        TeacherError: alpha > 0 and teacher and student have heads of different size.
+    """
+    logits = student.tensor(LOGITS)
+    classification = F.cross_entropy(logits.float(), labels)
+    total, scalars = classification, {"classification": classification}
+    for term in terms:
+        inputs = LossInputs(
+            student,
+            teacher,
+            tuple(pairs),
+            labels if term.needs.labels else None,
+            epoch if term.needs.epoch else None,
+        )
+        reported = _scalars_of(term, inputs, classification)
+        if taken := sorted(reported.keys() & (RESERVED | scalars.keys())):
+            raise ConfigError(f"the loss term {type(term).__name__} reports {taken[0]!r}, which is taken; rename it.")
+        scalars |= reported
+        if term.weight > 0:
+            total = total + term.weight * reported[term.name]
+    return Losses.of(total, scalars, logits)
+
+
+def _scalars_of(term: LossTerm, inputs: LossInputs, like: Tensor) -> dict[str, Tensor]:
+    if term.is_silent(inputs):
+        return {term.name: like.new_zeros(())}
+    with torch.set_grad_enabled(torch.is_grad_enabled() and term.weight > 0):
+        reported: dict[str, Tensor] = term(inputs)
+    scalars = reported if isinstance(reported, dict) else {}
+    odd = [name for name, value in scalars.items() if not isinstance(value, Tensor) or value.dim() != 0]
+    if term.name not in scalars or odd:
+        raise ConfigError(
+            f"the loss term {type(term).__name__} must return a dict of scalar tensors, one of them under its name "
+            f"{term.name!r}" + (f"; {odd[0]!r} is none." if odd else ".")
+        )
+    return scalars

@@ -1,0 +1,111 @@
+"""The data of a run: its loaders opened, their classes, first batches and images checked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import partial
+
+from torch import Tensor, nn
+
+from attention_transfer.class_names import numbers_as_names
+from attention_transfer.config import Config
+from attention_transfer.data.balance import class_counts, imbalance_warning
+from attention_transfer.data.batches import Batch
+from attention_transfer.data.class_table import ClassCounts, class_table, images_per_class
+from attention_transfer.data.loading.user_loaders import classes_of
+from attention_transfer.distributed import AcceleratedRuntime, all_or_raise
+from attention_transfer.training.checkpointing.resume import ResumePoint, resumed_classes
+from attention_transfer.training.setup.checking import check_first_images
+from attention_transfer.training.setup.classes import with_classes
+from attention_transfer.training.setup.first_batches import check_first_labels, look_at_first_batches
+from attention_transfer.training.setup.loaders import Loaders, images_to_draw, open_loaders, with_pixel_range
+from attention_transfer.training.setup.numbering import number_alike
+from attention_transfer.training.setup.schedule import schedule_warning
+from attention_transfer.training.setup.user_parts import UserParts
+
+logger = logging.getLogger(__name__)
+
+
+def open_data(
+    config: Config, runtime: AcceleratedRuntime, parts: UserParts, point: ResumePoint, cleanup: ExitStack
+) -> tuple[Config, Loaders, dict[str, Batch], ClassCounts | None, tuple[str, ...] | None]:
+    """Open and check the loaders of a run, and read the classes from them.
+
+    Args:
+        config: as resumed.
+        runtime: gives device and processes.
+        parts: the user's own loaders.
+        point: what is resumed.
+        cleanup: closes our own loaders.
+
+    Returns:
+        the configuration with classes and pixel range, the loaders, the first batch of each user's loader by
+        split, the images per class if known, and the class names of the data.
+    """
+    loaders = open_loaders(config, runtime, parts.train_loader, parts.val_loader, parts.test_loader)
+    cleanup.callback(loaders.close)
+    data_classes = classes_of(loaders.train)
+    first = all_or_raise(runtime, partial(look_at_first_batches, loaders, config.class_names or ()))
+    config = with_classes(resumed_classes(data_classes, point, config), loaders)
+    config = with_pixel_range(config, loaders, runtime)
+    number_alike(config, loaders)
+    assert config.num_classes is not None
+    check_first_labels(first, loaders, config.num_classes)
+    names = config.class_names or numbers_as_names(config.num_classes)
+    return config, loaders, first, images_per_class(loaders.by_role(), names), data_classes
+
+
+def describe_data(
+    config: Config,
+    loaders: Loaders,
+    counts: ClassCounts | None,
+    *,
+    has_own_schedule: bool,
+    goes_on: bool,
+) -> None:
+    """Log the classes in a table, and warn of a learning rate that fades early and of imbalanced classes.
+
+    Args:
+        config: uses lr, epochs, step_size, gamma and class_names.
+        loaders: of the run.
+        counts: images per class of each split, if known.
+        has_own_schedule: the scheduler is the user's own.
+        goes_on: the run is resumed.
+    """
+    for line in class_table(counts) if counts else ():
+        logger.info("%s", line)
+    faded = None
+    if not has_own_schedule:
+        faded = schedule_warning(config.lr, config.epochs, config.step_size, config.gamma, goes_on=goes_on)
+    imbalanced = imbalance_warning(class_counts(loaders.train) or {}, config.class_names or ())
+    for sentence in filter(None, (faded, imbalanced)):
+        logger.warning("%s", sentence)
+
+
+def check_images(
+    loaders: Loaders,
+    first: Mapping[str, Batch],
+    student: nn.Module,
+    teacher: nn.Module | None,
+    runtime: AcceleratedRuntime,
+) -> Tensor | None:
+    """Check that the networks can take the first images of each loader.
+
+    Args:
+        loaders: of the run.
+        first: the first batch of each user's loader, by split.
+        student: on the device.
+        teacher: likewise, or None.
+        runtime: gives the device.
+
+    Returns:
+        the validation images to draw attention on, [B, C, H, W]; None without validation.
+    """
+    drawn = images_to_draw(loaders.val, first.get("val"))
+    of_train = first["train"].images if "train" in first else None
+    for split, images in (("train", of_train), ("val", drawn)):
+        if images is not None and len(images):
+            check_first_images(student, teacher, images.to(runtime.device), ours=split not in first)
+    return drawn

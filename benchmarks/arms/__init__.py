@@ -1,0 +1,1 @@
+"""What `make bench` measures side by side: ours, the textbook, and the steps between them."""

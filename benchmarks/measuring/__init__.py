@@ -1,0 +1,1 @@
+"""How it is measured: turns, ratios with their intervals, memory."""
