@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,10 +16,11 @@ from torch import Tensor, nn
 
 from attention_transfer.config import Config, resolve_config
 from attention_transfer.errors import ConfigError, DataError
-from attention_transfer.features.maps import attention_map
+from attention_transfer.features.maps import MapFunction, normalize
 from attention_transfer.features.stages import split_layers, stage_names
 from attention_transfer.features.taps import Taps
 from attention_transfer.files import write_atomically
+from attention_transfer.losses.total import chosen_map_function
 from attention_transfer.modules import undisturbed, unwrapped
 from attention_transfer.networks.input_shapes import refusing_misfits
 from attention_transfer.networks.registry import card_of
@@ -39,7 +41,8 @@ def extract_attention_maps(model: nn.Module, x: Tensor, config: Settings = None)
         model: any convolutional network.
         x: normalised float images [B, 3, H, W], or one image [3, H, W]; moved to the device and number format of the
             network.
-        config: uses layers, which overrides the stages (of 'student.module:teacher.module' the student's side).
+        config: uses layers, which overrides the stages (of 'student.module:teacher.module' the student's side);
+            attention and attention_power.
 
     Returns:
         for each stage, shallow to deep, [B, H, W] in [0, 1] at the stage's resolution; the map of each image has an L2
@@ -55,8 +58,9 @@ def extract_attention_maps(model: nn.Module, x: Tensor, config: Settings = None)
         >>> [tuple(stage.shape) for stage in maps]
         [(2, 32, 32), (2, 16, 16), (2, 8, 8)]
     """
-    student_layers, _ = split_layers(resolve_config(config).layers)
-    return _attention(model, _as_batch(model, x), student_layers)
+    config = resolve_config(config)
+    student_layers, _ = split_layers(config.layers)
+    return _attention(model, _as_batch(model, x), student_layers, chosen_map_function(config))
 
 
 def visualize_attention_maps(model: nn.Module, x: Tensor, config: Settings = None, layer_idx: int = 0) -> Tensor:
@@ -65,7 +69,7 @@ def visualize_attention_maps(model: nn.Module, x: Tensor, config: Settings = Non
     Args:
         model: as in `extract_attention_maps`.
         x: images [B, 3, H, W], or one image [3, H, W].
-        config: uses layers.
+        config: uses layers, attention and attention_power.
         layer_idx: the stage, 0 for the shallowest; negative ones count from the deepest, as in a list.
 
     Returns:
@@ -84,7 +88,9 @@ def visualize_attention_maps(model: nn.Module, x: Tensor, config: Settings = Non
     return _spread(maps[layer_idx])
 
 
-def _attention(model: nn.Module, images: Tensor, layers: Sequence[str] | None) -> list[Tensor]:
+def _attention(
+    model: nn.Module, images: Tensor, layers: Sequence[str] | None, map_function: MapFunction
+) -> list[Tensor]:
     weights = next(model.parameters(), None)
     images = images if weights is None else images.to(weights)
     # hooks on a compiled network may never be called: the unwrapped one runs uncompiled
@@ -94,7 +100,7 @@ def _attention(model: nn.Module, images: Tensor, layers: Sequence[str] | None) -
         with undisturbed(network), Taps(network, names) as taps:
             network(images)
     with torch.no_grad():
-        return [attention_map(features) for features in taps.features]
+        return [normalize(map_function(features)) for features in taps.features]
 
 
 def _as_batch(model: nn.Module, x: Tensor) -> Tensor:
@@ -152,7 +158,8 @@ def attention_figure(
     Args:
         student: drawn by its stages, or the student's side of config's layers.
         images: normalised float images [B, 3, H, W], or one image [3, H, W].
-        config: uses mean and std, to denormalise the images; layers overrides the stages.
+        config: uses mean and std, to denormalise the images; layers overrides the stages; attention and
+            attention_power.
         teacher: drawn above the student, by its stages or the teacher's side of layers.
         others: more networks by name, drawn below the student by their own stages.
         titles: a line above each image, such as its class.
@@ -194,18 +201,21 @@ def _rows(
 ) -> list[Row]:
     student_layers, teacher_layers = split_layers(config.layers)
     is_alone = teacher is None and not others
-    rows = [_row("" if is_alone else "student", student, images, student_layers)]
+    draw = partial(_row, images=images, map_function=chosen_map_function(config))
+    rows = [draw("" if is_alone else "student", student, layers=student_layers)]
     if teacher is not None:
-        rows.insert(0, _row("teacher", teacher, images, teacher_layers))
-    return rows + [_row(name, model, images, None) for name, model in others.items()]
+        rows.insert(0, draw("teacher", teacher, layers=teacher_layers))
+    return rows + [draw(name, model, layers=None) for name, model in others.items()]
 
 
-def _row(role: str, model: nn.Module, images: Tensor, layers: Sequence[str] | None) -> Row:
+def _row(
+    role: str, model: nn.Module, *, images: Tensor, layers: Sequence[str] | None, map_function: MapFunction
+) -> Row:
     card = card_of(model)
     name = card.name if card is not None else type(unwrapped(model)).__name__
     sizes: Counter[tuple[int, int]] = Counter()
     stages = {}
-    for maps in _attention(model, images, layers):
+    for maps in _attention(model, images, layers, map_function):
         height, width = maps.shape[1:]
         stages[Column(height, width, sizes[height, width])] = _spread(maps).cpu()
         sizes[height, width] += 1

@@ -91,7 +91,7 @@ class _Energy(torch.autograd.Function):
         if factor.dtype == features.dtype or torch.compiler.is_compiling():
             return (features * factor).to(features.dtype)
         result = torch.empty_like(features)
-        for x, by, out in zip(_pieces(features), _pieces(factor, like=features), _pieces(result), strict=True):
+        for x, by, out in zip(in_pieces(features), in_pieces(factor, like=features), in_pieces(result), strict=True):
             # In float32, because a small gradient would underflow in float16; and converted separately, because an
             # operation on two dtypes is not vectorised and takes ten times as long.
             out.copy_(x.to(by.dtype).mul_(by))
@@ -110,7 +110,7 @@ def _mean_of_squares(features: Tensor) -> Tensor:
     if features.device.type != "cpu" or (features.dtype == wide and features.stride(1) == 1):
         norms: Tensor = torch.linalg.vector_norm(features, dim=1, dtype=wide)
         return norms.square_().div_(features.shape[1])
-    return torch.cat([_squares(x, wide).mean(dim=1) for x in _pieces(features)])
+    return torch.cat([_squares(x, wide).mean(dim=1) for x in in_pieces(features)])
 
 
 def _squares(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -118,9 +118,12 @@ def _squares(x: Tensor, dtype: torch.dtype) -> Tensor:
     return converted.square() if converted is x else converted.square_()
 
 
-def _pieces(x: Tensor, like: Tensor | None = None) -> Sequence[Tensor]:
-    """`x` a few images at a time: on a CPU so many that each core's share of `like` fits its cache in float32."""
-    if x.device.type != "cpu":
+def in_pieces(x: Tensor, like: Tensor | None = None) -> Sequence[Tensor]:
+    """`x` [B, ...] a few images at a time: on a CPU so many that each core's share of `like` fits its cache.
+
+    The cache holds them in float32. Other devices, and compilers, take all images at once.
+    """
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
         return [x]
     numbers = (x if like is None else like).shape[1:].numel()
     pieces: Sequence[Tensor] = torch.split(x, max(1, 2**18 * torch.get_num_threads() // max(1, numbers)))

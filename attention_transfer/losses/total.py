@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from attention_transfer.config import Config
 from attention_transfer.errors import ConfigError
-from attention_transfer.features.maps import SUM_OF_SQUARES, MapFunction
+from attention_transfer.features.maps import MapFunction
 from attention_transfer.features.pairing import StagePair
+from attention_transfer.features.power_maps import power_map
 from attention_transfer.features.signals import LOGITS, Needs, StudentOutput, TeacherOutput
 from attention_transfer.losses.attention import AttentionTransfer
 from attention_transfer.losses.kd import KnowledgeDistillation
@@ -66,9 +67,39 @@ class Losses(_LossesTuple):
         return Losses.of(zero, dict.fromkeys(self.scalars, zero), self.logits[:0])
 
 
-def default_terms(config: Config, map_function: MapFunction = SUM_OF_SQUARES) -> list[LossTerm]:
-    """The default loss terms: alpha KD and beta AT."""
-    return [KnowledgeDistillation(config.alpha, config.temperature), AttentionTransfer(config.beta, map_function)]
+def default_terms(config: Config, map_function: MapFunction | None = None) -> list[LossTerm]:
+    """The loss terms that the settings name: alpha KD and beta AT.
+
+    Args:
+        config: the settings of the loss are used.
+        map_function: the user's own kind of attention map, instead of the one that the settings name.
+
+    Raises:
+        ConfigError: there is one, and the settings name another.
+    """
+    maps = chosen_map_function(config, map_function)
+    return [KnowledgeDistillation(config.alpha, config.temperature), AttentionTransfer(config.beta, maps)]
+
+
+def chosen_map_function(config: Config, map_function: MapFunction | None = None) -> MapFunction:
+    """The kind of attention map that AT compares: the user's own, or that of `attention` and `attention_power`.
+
+    Args:
+        config: uses both settings.
+        map_function: the user's own, or None.
+
+    Raises:
+        ConfigError: there is one, and the settings are not at their defaults.
+    """
+    if map_function is None:
+        return power_map(config.attention, config.attention_power)
+    default, given = Config(), (config.attention, config.attention_power)
+    if given != (default.attention, default.attention_power):
+        raise ConfigError(
+            f"attention is {given[0]!r} with attention_power {given[1]:g}, but there is a map_function "
+            f"{map_function.name!r} too; leave both settings out, or the map_function."
+        )
+    return map_function
 
 
 def needs_of_teacher(terms: Sequence[LossTerm]) -> Needs:

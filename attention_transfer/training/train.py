@@ -21,7 +21,7 @@ from attention_transfer.data.loading.workers import explain_lost_workers
 from attention_transfer.distributed import AcceleratedRuntime
 from attention_transfer.errors import AttentionTransferError, UnguardedScriptError
 from attention_transfer.evaluation import evaluate_model
-from attention_transfer.features.maps import SUM_OF_SQUARES, MapFunction
+from attention_transfer.features.maps import MapFunction
 from attention_transfer.logs import capture_logs, log_once
 from attention_transfer.losses.term import LossTerm
 from attention_transfer.losses.total import needs_of_teacher
@@ -54,7 +54,7 @@ def train_at(
     student: nn.Module | None = None,
     teacher: nn.Module | None = None,
     terms: Sequence[LossTerm] = (),
-    map_function: MapFunction = SUM_OF_SQUARES,
+    map_function: MapFunction | None = None,
     callbacks: Sequence[Callback] = (),
     optimizer: MakeOptimizer | None = None,
     scheduler: MakeScheduler | None = None,
@@ -73,7 +73,8 @@ def train_at(
         student: a module of your own, instead of the setting `model`.
         teacher: a module of your own, instead of the setting `teacher_model`.
         terms: loss terms of your own, beside alpha KD and beta AT (whose weights may be 0); see `LossTerm`.
-        map_function: the kind of attention map that AT compares; see `MapFunction`.
+        map_function: a kind of attention map of your own that AT compares, instead of the setting `attention`; see
+            `MapFunction`.
         callbacks: of your own, called after the library's; see `Callback`.
         optimizer: a function from parameter groups to a torch optimizer, instead of SGD by the settings.
         scheduler: a function from the optimizer to a torch learning rate scheduler, stepped once per epoch, instead of

@@ -17,7 +17,7 @@ from torch.optim import SGD
 from attention_transfer.config import Config
 from attention_transfer.data.batches import Batch
 from attention_transfer.distributed import Runtime
-from attention_transfer.features.signals import Signal
+from attention_transfer.features.signals import Needs, Signal
 from attention_transfer.logs import log_once
 from attention_transfer.losses.total import default_terms, needs_of_teacher
 from attention_transfer.modules import unwrapped
@@ -200,7 +200,8 @@ def _random_batch(shape: Shape) -> Batch:
 def _first_output(config: Config, runtime: Runtime, teacher: nn.Module, batch: Batch) -> TeacherOutput:
     image = batch.images[:1].contiguous(memory_format=runtime.memory_format)
     try:
-        return make_teacher(teacher, config, runtime)(Batch(image, batch.labels[:1]))
+        needs = Needs.union(term.needs for term in default_terms(config))
+        return make_teacher(teacher, config, runtime, needs)(Batch(image, batch.labels[:1]))
     except Exception as error:
         raise NotComparedError(f"the teacher fails ({in_a_line(error)})") from error
 

@@ -16,7 +16,7 @@ from attention_transfer.config import Config
 from attention_transfer.data.loading.loaders import own_dataset, own_sampler
 from attention_transfer.distributed import AcceleratedRuntime, all_or_raise
 from attention_transfer.losses.term import LossTerm
-from attention_transfer.losses.total import default_terms, needs_of_teacher
+from attention_transfer.losses.total import chosen_map_function, default_terms, needs_of_teacher
 from attention_transfer.seeding import seed_everything
 from attention_transfer.teacher.build import Teachers, build_teachers
 from attention_transfer.training.callbacks import default_callbacks
@@ -177,7 +177,7 @@ def _first_state(
         recipe={
             "optimizer": _class_name(optimizer),
             "scheduler": _class_name(scheduler),
-            MAP_FUNCTION: parts.map_function.name,
+            MAP_FUNCTION: chosen_map_function(config, parts.map_function).name,
         },
         stateful=stateful,
     )

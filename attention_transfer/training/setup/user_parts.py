@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from attention_transfer.features.maps import SUM_OF_SQUARES, MapFunction
+from attention_transfer.features.maps import MapFunction
 from attention_transfer.losses.term import LossTerm
 from attention_transfer.training.callbacks.base import Callback
 from attention_transfer.training.optim import MakeOptimizer, MakeScheduler
@@ -26,7 +26,7 @@ class UserParts:
     student: nn.Module | None = None
     teacher: nn.Module | None = None
     terms: Sequence[LossTerm] = ()
-    map_function: MapFunction = SUM_OF_SQUARES
+    map_function: MapFunction | None = None
     callbacks: Sequence[Callback] = ()
     optimizer: MakeOptimizer | None = None
     scheduler: MakeScheduler | None = None

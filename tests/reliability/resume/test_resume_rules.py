@@ -8,7 +8,7 @@ from attention_transfer import ConfigError, train_at
 from attention_transfer.checkpoint import read_checkpoint, write_checkpoint
 from attention_transfer.config import Config, resolve_config
 from attention_transfer.training.checkpointing.resume import MAY_CHANGE
-from attention_transfer.training.setup import prepare as preparing
+from attention_transfer.training.setup import opened_data
 
 pytestmark = pytest.mark.slow
 
@@ -44,6 +44,7 @@ OTHERS = {
     "color_jitter": 0.1, "augment_views": 2, "augment_seed": 2, "lr": 0.3, "momentum": 0.5, "weight_decay": 1e-3,
     "step_size": 5, "gamma": 0.5, "seed": 3, "temperature": 2.0, "alpha": 0.5, "beta": 5.0, "precision": "bf16",
     "teacher_precision": "bf16", "map_precision": "fp32", "pixel_range": (0.0, 4095.0),
+    "attention": "max", "attention_power": 3.0,
 }  # fmt: skip
 """A value of each key that is neither the default nor what the run was trained with."""
 
@@ -64,7 +65,7 @@ def trained(few_digits, tmp_path_factory):
 @pytest.fixture
 def never_prepared(monkeypatch):
     """Fails where a run comes to its data."""
-    monkeypatch.setattr(preparing, "open_loaders", lambda *arguments: pytest.fail("the refusal comes too late"))
+    monkeypatch.setattr(opened_data, "open_loaders", lambda *arguments: pytest.fail("the refusal comes too late"))
 
 
 @pytest.mark.parametrize("key", RECIPE)
