@@ -65,7 +65,11 @@ _TRAINING_KEYS: dict[str, tuple[type, ...]] = {
     "random": (dict,),
     "made_with": (dict,),
 }
-_NEWER_TRAINING_KEYS: dict[str, tuple[type, ...]] = {"loss": (dict,), "stateful": (dict,)}
+_NEWER_TRAINING_KEYS: dict[str, tuple[type, ...]] = {
+    "loss": (dict,),
+    "stateful": (dict,),
+    "class_weights": (list, type(None)),
+}
 """Keys that checkpoints of version 0.1 lack."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from functools import cache, wraps
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from cyclopts import Group, Parameter
 
@@ -60,11 +60,16 @@ def _groups() -> dict[str, Group]:
 
 def _flag(key: str, default: str | None) -> inspect.Parameter:
     kind: Any = _types()[key]
-    is_list = any(get_origin(part) is tuple and get_args(part)[-1] is ... for part in (kind, *get_args(kind)))
+    of_list = [part for part in (kind, *get_args(kind)) if get_origin(part) is tuple and get_args(part)[-1] is ...]
+    if of_list:
+        # or else one of its words: cyclopts takes all words after a flag only where its type is a list alone
+        words = [part for part in get_args(kind) if get_origin(part) is Literal]
+        item: Any = Union[(get_args(of_list[0])[0], *words)]
+        kind = tuple[item, ...]
     parameter = Parameter(
         help=describe(key, default),
         group=_groups()[key],
-        consume_multiple=is_list,
+        consume_multiple=bool(of_list),
         negative=None if kind is bool else "",
         show_choices=False,
         # otherwise a name that is broken into two lines

@@ -29,6 +29,12 @@ def as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+def word_alone(value: object) -> object:
+    """A list or tuple of a single word as the word, as the command line gives a setting that is a word or a list."""
+    is_word = isinstance(value, list | tuple) and len(value) == 1 and isinstance(value[0], str)
+    return value[0] if is_word else as_tuple(value)  # type: ignore[index]
+
+
 def _as_path(value: object) -> object:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
@@ -36,5 +42,6 @@ def _as_path(value: object) -> object:
 Path = Annotated[str, BeforeValidator(_as_path), Field(min_length=1)]
 Triple = Annotated[tuple[float, float, float], BeforeValidator(as_tuple)]
 Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
+Weights = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(as_tuple), Field(min_length=2)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Switch = Literal["auto", "on", "off"]

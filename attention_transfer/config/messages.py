@@ -48,8 +48,7 @@ def _variant_in_words(variant: Mapping[str, Any]) -> str:
     if "const" in variant:
         return str(variant["const"])
     if variant["type"] == "array":
-        items = variant.get("prefixItems")
-        return f"{len(items)} numbers" if items else "list of names"
+        return _array_in_words(variant)
     names = {
         "integer": "integer",
         "number": "number",
@@ -65,3 +64,12 @@ def _variant_in_words(variant: Mapping[str, Any]) -> str:
     }
     limits = [text.format(variant[bound]) for bound, text in bounds.items() if bound in variant]
     return ", ".join([names[variant["type"]], *limits])
+
+
+def _array_in_words(variant: Mapping[str, Any]) -> str:
+    if "prefixItems" in variant:
+        return f"{len(variant['prefixItems'])} numbers"
+    if variant["items"]["type"] == "string":
+        return "list of names"
+    item = _variant_in_words(variant["items"])
+    return f"list of numbers{item.removeprefix('number').replace(',', ', each', 1)}"

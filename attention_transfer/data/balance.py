@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Subset
 
+from attention_transfer.data.loading.relabelled import Relabelled
+
 IMBALANCED = 5
 """Ratio of the largest class to the smallest from which accuracy alone is misleading."""
 
 
 def class_counts(loader: object) -> dict[int, int] | None:
-    """Images per class of a loader's data set, from its `targets`, also inside `Subset`s.
+    """Images per class of a loader's data set, by the loader's numbers, from its `targets`, also inside `Subset`s.
 
     torchvision's data sets, and ours, have `targets`: a list, array or tensor of one class number an image.
 
@@ -36,9 +38,25 @@ def class_counts(loader: object) -> dict[int, int] | None:
         if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != len(dataset):
             return None
         labels = labels if chosen is None else labels[chosen]
+        if isinstance(loader, Relabelled):
+            labels = loader.positions.numpy()[labels]
     except (TypeError, ValueError, IndexError):
         return None  # labels of another kind, such as boxes
     return dict(sorted(Counter(labels.tolist()).items()))
+
+
+def inverse_frequency_weights(images: Sequence[int]) -> tuple[float, ...]:
+    """Weights of classes by the inverse of their numbers of images, 1 on average over the classes.
+
+    Args:
+        images: of each class, at least 1.
+
+    Example:
+        >>> inverse_frequency_weights([30, 10, 30])
+        (0.6, 1.8, 0.6)
+    """
+    mean = sum(1 / count for count in images) / len(images)
+    return tuple(1 / count / mean for count in images)
 
 
 def imbalance_warning(counts: Mapping[int, int], names: Sequence[str]) -> str | None:

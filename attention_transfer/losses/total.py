@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from attention_transfer.config import Config
 from attention_transfer.errors import ConfigError
@@ -16,6 +15,7 @@ from attention_transfer.features.pairing import StagePair
 from attention_transfer.features.power_maps import power_map
 from attention_transfer.features.signals import LOGITS, Needs, StudentOutput, TeacherOutput
 from attention_transfer.losses.attention import AttentionTransfer
+from attention_transfer.losses.classification import PLAIN
 from attention_transfer.losses.kd import KnowledgeDistillation
 from attention_transfer.losses.term import RESERVED, LossInputs, LossTerm
 
@@ -34,7 +34,7 @@ class Losses(_LossesTuple):
 
     Attributes:
         total: classification + the weighted sum of all terms; the only one to call backward() on.
-        classification: cross-entropy, mean over the batch.
+        classification: cross-entropy, mean over the batch; smoothed and weighted where it is trained on, if set.
         kd: distillation, unweighted; 0 without a teacher, where the classes differ (which alpha > 0 refuses), and
             where the teacher does not output logits (in a run whose alpha is 0).
         attention: AT, unweighted, the sum of per_stage; 0 without a teacher.
@@ -119,6 +119,7 @@ def combine(
     terms: Sequence[LossTerm],
     pairs: Sequence[StagePair] = (),
     epoch: float = 0.0,
+    cross_entropy: Callable[[Tensor, Tensor], Tensor] = PLAIN,
 ) -> Losses:
     """Compute the losses from the outputs of student and teacher; a pure function of tensors.
 
@@ -129,6 +130,7 @@ def combine(
         terms: the loss terms.
         pairs: the stages to compare.
         epoch: from 0, including the fraction of the current one.
+        cross_entropy: from logits [B, K] in float32 and labels [B] to the mean over the batch.
 
     Returns:
         the losses: scalars, and the student's logits [B, K].
@@ -138,7 +140,7 @@ def combine(
         TeacherError: alpha > 0 and teacher and student have heads of different size.
     """
     logits = student.tensor(LOGITS)
-    classification = F.cross_entropy(logits.float(), labels)
+    classification = cross_entropy(logits.float(), labels)
     total, scalars = classification, {"classification": classification}
     for term in terms:
         inputs = LossInputs(

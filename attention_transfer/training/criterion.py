@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from attention_transfer.features.signals import FEATURES, INPUT_GRADIENT, LOGITS
 from attention_transfer.features.stages import split_layers, stage_names
 from attention_transfer.features.taps import Taps
 from attention_transfer.logs import log_once
+from attention_transfer.losses.classification import PLAIN, CrossEntropy
 from attention_transfer.losses.term import LossTerm
 from attention_transfer.losses.total import Losses, combine, default_terms
 from attention_transfer.modules import count_logits, like_weights
@@ -38,6 +40,7 @@ class Criterion:
         runtime: gives the number format.
         terms: the loss terms; None: alpha KD + beta AT.
         match_logits: reorders the teacher's logits to the student's classes; see `teacher.classes`. None: they agree.
+        cross_entropy: smoothed and weighted as training has it; validation measures the plain one.
 
     Attributes:
         modules: the terms as one module, which goes into train and eval mode along with the student.
@@ -50,9 +53,11 @@ class Criterion:
         runtime: Runtime,
         terms: Sequence[LossTerm] | None = None,
         match_logits: MatchLogits | None = None,
+        cross_entropy: CrossEntropy = PLAIN,
     ) -> None:
         self.teacher = teacher
         self._match_logits = match_logits
+        self._cross_entropy = cross_entropy
         self.runtime = runtime
         self.terms = list(default_terms(config) if terms is None else terms)
         self.modules = nn.ModuleList(self.terms)
@@ -68,13 +73,14 @@ class Criterion:
         """K of the student's logits [B, K]; None before its first forward pass. Labels are checked against it."""
         return self._num_classes
 
-    def __call__(self, student: nn.Module, batch: Batch, epoch: float = 0.0) -> Losses:
+    def __call__(self, student: nn.Module, batch: Batch, epoch: float = 0.0, *, is_stand_in: bool = False) -> Losses:
         """Compute the losses of a batch.
 
         Args:
             student: run in its current mode (train or eval).
             batch: images [B, C, H, W] and labels [B], on the student's device.
             epoch: from 0, including the fraction of the current one.
+            is_stand_in: the batch takes the place of an empty share, and counts for nothing.
         """
         try:
             teacher = self.ask_teacher(batch)
@@ -82,7 +88,22 @@ class Criterion:
         except Exception as error:
             raise_if_misfit(error, student, batch.images, "student")
             raise
-        return combine(output, teacher, batch.labels, self.terms, self.pairs(output, teacher), epoch)
+        classify = partial(self._classification, is_stand_in=is_stand_in)
+        return combine(output, teacher, batch.labels, self.terms, self.pairs(output, teacher), epoch, classify)
+
+    def _classification(self, logits: Tensor, labels: Tensor, *, is_stand_in: bool) -> Tensor:
+        """The cross-entropy []; with weighted classes, this process's part of the mean over the global batch.
+
+        Processes are averaged by their numbers of images, while a weighted mean divides by the sum of the weights: so
+        it is multiplied by the mean weight here, over the mean weight in the global batch.
+        """
+        mean = self._cross_entropy(logits, labels)
+        if not self._cross_entropy.is_weighted or self.runtime.world_size == 1:
+            return mean
+        mine = torch.stack([labels.new_tensor(len(labels)).float(), self._cross_entropy.sum_of_weights(labels)])
+        images, weights = self.runtime.sum_over_processes(torch.zeros_like(mine) if is_stand_in else mine.clone())
+        share: Tensor = (mine[1] / mine[0]) / (weights / images)
+        return mean * share
 
     def ask_teacher(self, batch: Batch) -> TeacherOutput:
         """The teacher's signals for a batch [B, C, H, W], its logits in the order of the student's classes."""

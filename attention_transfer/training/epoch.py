@@ -132,7 +132,7 @@ def _train_step(
     size = len(local.batch.labels)
     batch = local.batch if size else _stand_in(local.batch)
     with _batch_norm_by_size([student, criterion.modules], len(batch.labels)):
-        losses = criterion(student, batch, epoch)
+        losses = criterion(student, batch, epoch, is_stand_in=not size)
     # gradients are averaged over processes: each is weighted by its share of the global batch
     weight = size * runtime.world_size / local.global_size
     loss = losses.total if weight == 1 else losses.total * weight

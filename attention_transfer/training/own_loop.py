@@ -13,6 +13,8 @@ from attention_transfer.config import Config, resolve_config
 from attention_transfer.data.batches import Batch
 from attention_transfer.devices import resolve_device
 from attention_transfer.distributed import Runtime
+from attention_transfer.errors import ConfigError
+from attention_transfer.losses.classification import PLAIN, CrossEntropy
 from attention_transfer.losses.term import LossTerm
 from attention_transfer.losses.total import Losses, default_terms, needs_of_teacher
 from attention_transfer.modules import device_of
@@ -46,8 +48,8 @@ def compute_at_loss(
         teacher_model: run in eval mode without gradients, and left unchanged; None makes kd and attention zero.
         x: images [B, 3, H, W]; moved to the student's device.
         y: labels [B], integers in 0 .. K - 1; moved to the student's device.
-        config: uses alpha, beta, temperature, layers and class_names (of the student, if it has no names itself); a
-            partial dict is completed by the defaults.
+        config: uses alpha, beta, temperature, label_smoothing, class_weights (as a list), layers and class_names (of
+            the student, if it has no names itself); a partial dict is completed by the defaults.
         terms: further loss terms, beside alpha KD and beta AT.
         epoch: epochs trained so far, with the fraction of the current one, for terms that need it.
 
@@ -68,7 +70,7 @@ def compute_at_loss(
         >>> losses = compute_at_loss(student, teacher, torch.rand(4, 3, 64, 64), torch.arange(4))
         >>> losses.total.backward()
     """
-    criterion, runtime = _set_up(student_model, teacher_model, device_of(student_model), config, terms)
+    criterion, runtime = _set_up(student_model, teacher_model, device_of(student_model), config, terms, trains=True)
     with closing(criterion):
         return criterion(student_model, Batch(x, y).to(runtime.device), epoch)
 
@@ -94,7 +96,7 @@ def train_epoch(
         train_loader: any iterable of (images, labels).
         optimizer: over the student's parameters.
         device: the networks are moved there.
-        config: uses alpha, beta, temperature, layers and class_names.
+        config: uses alpha, beta, temperature, label_smoothing, class_weights (as a list), layers and class_names.
         terms: further loss terms, beside alpha KD and beta AT; the optimizer must have their parameters too.
         epoch: its number, from 0, for terms that need it.
 
@@ -109,7 +111,7 @@ def train_epoch(
         ConfigError: the student has no trainable parameters.
     """
     check_trainable(student_model)
-    criterion, runtime = _set_up(student_model, teacher_model, device, config, terms)
+    criterion, runtime = _set_up(student_model, teacher_model, device, config, terms, trains=True)
     length = len(train_loader) if isinstance(train_loader, Sized) else None
     progress = EpochProgress(runtime, criterion.weights, epoch, length)
     with closing(criterion):
@@ -132,7 +134,8 @@ def validate(
         teacher_model: run in eval mode; None makes kd and attention zero.
         val_loader: any iterable of (images, labels).
         device: the networks are moved there.
-        config: uses alpha, beta, temperature, layers and class_names.
+        config: uses alpha, beta, temperature, layers and class_names; the cross-entropy is neither smoothed nor
+            weighted.
         terms: further loss terms, beside alpha KD and beta AT.
         epoch: epochs trained so far, with the fraction of the current one, for terms that need it.
 
@@ -155,6 +158,8 @@ def _set_up(
     device: str | torch.device,
     config: Config | Mapping[str, Any] | None,
     terms: Sequence[LossTerm] = (),
+    *,
+    trains: bool = False,
 ) -> tuple[Criterion, Runtime]:
     config = resolve_config(config)
     runtime = Runtime(resolve_device(device))
@@ -167,6 +172,15 @@ def _set_up(
         term.to(runtime.device)
     of_student = network_classes(student, "the student", config.class_names)
     matched = match_logits(teacher, of_student, distils=needs_of_teacher(every).logits)
-    criterion = Criterion(config, NoTeacher(), runtime, every, matched)
+    criterion = Criterion(config, NoTeacher(), runtime, every, matched, _cross_entropy(config) if trains else PLAIN)
     criterion.teacher = make_teacher(teacher, config, runtime, criterion.needs)
     return criterion, runtime
+
+
+def _cross_entropy(config: Config) -> CrossEntropy:
+    if config.class_weights == "auto":
+        raise ConfigError(
+            "class_weights is 'auto', which train_at alone can work out; give a list of numbers, in the order of the "
+            "classes."
+        )
+    return CrossEntropy(config.label_smoothing, config.class_weights)

@@ -23,6 +23,7 @@ from attention_transfer.errors import AttentionTransferError, UnguardedScriptErr
 from attention_transfer.evaluation import evaluate_model
 from attention_transfer.features.maps import MapFunction
 from attention_transfer.logs import capture_logs, log_once
+from attention_transfer.losses.classification import CrossEntropy
 from attention_transfer.losses.term import LossTerm
 from attention_transfer.losses.total import needs_of_teacher
 from attention_transfer.networks.class_lists import students_classes
@@ -133,8 +134,9 @@ def _train(prepared: PreparedRun, request: SignalHandler) -> dict[str, Any]:
     student = _compiled(run.runtime.wrap(run.state.student), run)
     distils = needs_of_teacher(prepared.terms).logits
     matched = match_logits(run.teacher, students_classes(run.config), distils=distils)
+    trained = CrossEntropy(run.config.label_smoothing, run.state.class_weights)
     criteria = {
-        "train": Criterion(run.config, teachers.train, run.runtime, prepared.terms, matched),
+        "train": Criterion(run.config, teachers.train, run.runtime, prepared.terms, matched, trained),
         "val": Criterion(run.config, teachers.val, run.runtime, prepared.terms, matched),
     }
     autosave = AutoSave(run, callbacks, request, keeps_position=_can_start_inside(prepared))

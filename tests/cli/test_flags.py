@@ -7,6 +7,7 @@ import pytest
 from attention_transfer.cli.app import app, main
 from attention_transfer.cli.repeated import occurrences
 from attention_transfer.cli.settings_file import read_settings
+from attention_transfer.config import resolve_config
 from attention_transfer.errors import ConfigError
 
 
@@ -74,3 +75,14 @@ def test_a_key_that_stands_twice_in_a_file_of_settings_is_an_error_that_shows_bo
 def test_a_key_that_stands_once_and_a_flag_that_wins_over_it_are_no_repetition(tmp_path):
     (tmp_path / "run.yaml").write_text("lr: 1e-3\nmean: [0.1, 0.1, 0.1]\n")
     assert read_settings(tmp_path / "run.yaml") == {"lr": 1e-3, "mean": [0.1, 0.1, 0.1]}
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [(["auto"], ("auto",)), (["1", "2.5", "3"], (1.0, 2.5, 3.0))],
+)
+def test_a_word_or_a_list_ends_where_the_next_flag_begins(words, value):
+    _, arguments, _ = app.parse_args(["train", "--class-weights", *words, "--lr", "0.1"])
+    assert arguments.kwargs == {"class_weights": value, "lr": 0.1}
+    [setting] = {resolve_config({"class_weights": value}).class_weights}
+    assert setting == (value if len(value) > 1 else "auto")

@@ -15,6 +15,7 @@ from attention_transfer.config import resolve_config
 from attention_transfer.data.loading.loaders import prepare_dataloaders
 from attention_transfer.distributed import AcceleratedRuntime
 from attention_transfer.errors import DivergenceError
+from attention_transfer.losses.classification import CrossEntropy
 from attention_transfer.teacher.build import make_teacher
 from attention_transfer.training.criterion import Criterion
 from attention_transfer.training.epoch import run_training_epoch, run_validation_epoch
@@ -52,13 +53,16 @@ def three_steps(options) -> None:
         image_size=32,
         rank=0 if options.get("whole_loader") else runtime.rank,
         world_size=1 if options.get("whole_loader") else runtime.world_size,
+        sampler=options.get("sampler", "shuffle"),
     )
     torch.manual_seed(0)
     student = FrozenNorm(create_model("CifarResNet-8", 10))
     teacher = FrozenNorm(create_model("CifarResNet-8", 10))
     optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9)
-    criterion = Criterion(config, make_teacher(teacher, config, runtime), runtime)
+    trained = CrossEntropy(options.get("label_smoothing", 0.0), options.get("class_weights"))
+    criterion = Criterion(config, make_teacher(teacher, config, runtime), runtime, cross_entropy=trained)
     figures = run_training_epoch(criterion, runtime.wrap(student), loader, optimizer, runtime)
+    criterion = Criterion(config, make_teacher(teacher, config, runtime), runtime)
     measured = run_validation_epoch(criterion, student, val, runtime)
     if runtime.is_main:
         gradients = {name: parameter.grad for name, parameter in student.named_parameters()}

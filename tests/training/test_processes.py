@@ -88,6 +88,26 @@ def test_two_processes_take_the_steps_that_one_takes_at_the_same_global_batch(tm
         assert both[part]["figures"] == pytest.approx(alone[part]["figures"], rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"class_weights": [0.2, 3.0, 1.0, 0.5, 2.0, 1.0, 0.1, 0.7, 1.0, 0.5], "label_smoothing": 0.1},
+        {"sampler": "balanced"},
+    ],
+)
+def test_weighted_classes_and_balanced_batches_are_those_of_the_global_batch(tmp_path, digits_folder, recipe):
+    count = cut(digits_folder, tmp_path / "data", 49)
+    common = {"do": "three_steps", "data": str(tmp_path / "data"), "batch_size": 24, **recipe}
+    alone = torch.load(launch(tmp_path, 1, "alone", **common)[0], weights_only=True)
+    both = torch.load(launch(tmp_path, 2, "both", **common)[0], weights_only=True)
+    assert alone["train"]["samples"] == both["train"]["samples"] == count
+    for part in ("weights", "gradients"):
+        for key, value in alone[part].items():
+            torch.testing.assert_close(both[part][key], value, rtol=1e-6, atol=1e-6)
+    for part in ("train", "val"):
+        assert both[part]["figures"] == pytest.approx(alone[part]["figures"], rel=1e-6)
+
+
 def test_a_loader_made_for_one_process_is_shared_out(tmp_path, digits_folder):
     cut(digits_folder, tmp_path / "data", 49)
     common = {"do": "three_steps", "data": str(tmp_path / "data"), "batch_size": 24}

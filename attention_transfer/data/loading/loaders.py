@@ -53,6 +53,7 @@ def prepare_dataloaders(
     world_size: int = 1,
     pin_memory: bool | None = None,
     pixel_range: Literal["auto"] | Range = "auto",
+    sampler: Literal["shuffle", "balanced"] = "shuffle",
 ) -> tuple[DataLoader[Example], DataLoader[Example], DataLoader[Example]]:
     """The (train, val, test) loaders of an image folder.
 
@@ -83,6 +84,8 @@ def prepare_dataloaders(
         pin_memory: page-locked batches for a faster copy to a GPU; None: if there is a CUDA GPU.
         pixel_range: the values from black to white of files of more than 8 bits; 'auto' finds one range for all splits
             on a sample of the training files, see `choose_pixel_range`.
+        sampler: 'shuffle' gives each training image once an epoch; 'balanced' as many images of each class, and as
+            many in all, see `balanced_order`.
 
     Raises:
         DataError: a value is out of range, or the folder is not what `find_splits` expects. While iterating: a
@@ -108,6 +111,7 @@ def prepare_dataloaders(
         rank=rank,
         world_size=world_size,
         pin_memory=pin_memory,
+        sampler=sampler,
     )
     _check("split_seed", split_seed, 0)
     chosen_range = checked_range(pixel_range)
@@ -185,6 +189,7 @@ class LoaderOptions:
     rank: int = 0
     world_size: int = 1
     pin_memory: bool | None = None
+    sampler: Literal["shuffle", "balanced"] = "shuffle"
 
     def __post_init__(self) -> None:
         _check("batch_size", self.batch_size, 1)
@@ -196,6 +201,8 @@ class LoaderOptions:
             _check("augment_views", self.augment_views, 1)
         _check("world_size", self.world_size, 1)
         _check("rank", self.rank, 0, self.world_size - 1)
+        if self.sampler not in ("shuffle", "balanced"):
+            raise DataError(f"sampler is {self.sampler!r}; it must be 'shuffle' or 'balanced'.")
         if min(_three("std", self.std)) <= 0:
             raise DataError(f"std is {self.std}; each standard deviation must be greater than 0.")
         _three("mean", self.mean)
@@ -220,6 +227,7 @@ def _loader_of(source: Source, role: str, options: LoaderOptions, pixel_range: R
         len(dataset),
         options.batch_size,
         shuffle=is_training,
+        balance=dataset.targets if is_training and options.sampler == "balanced" else None,
         seed=options.seed,
         views=1 if augmentation is None else repeated,
         rank=0 if is_test else options.rank,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from torch.utils.data import Sampler
+
+from attention_transfer.data.loading.balanced import balanced_order
 
 Key = tuple[int, int]
 """(view, index): which view of which sample."""
@@ -24,6 +26,8 @@ class EpochBatchSampler(Sampler[list[Key]]):
         num_samples: samples in the data set.
         batch_size: samples a step, over all processes.
         shuffle: a new order each epoch; False: the order of the data set.
+        balance: the label of each sample: with `shuffle`, an epoch has as many samples as before, and as many of each
+            class; see `balanced_order`. None: each sample once.
         seed: seed of the orders, at least 0.
         views: number of different views. The view is the epoch modulo `views`; None: the epoch itself.
         rank: this process, from 0 to world_size - 1.
@@ -36,6 +40,7 @@ class EpochBatchSampler(Sampler[list[Key]]):
         batch_size: int,
         *,
         shuffle: bool,
+        balance: Sequence[int] | None = None,
         seed: int = 0,
         views: int | None = None,
         rank: int = 0,
@@ -44,12 +49,18 @@ class EpochBatchSampler(Sampler[list[Key]]):
         self.num_samples = num_samples
         self.batch_size = batch_size
         self.shuffle = shuffle
+        self._balance = None if balance is None else np.asarray(balance, dtype=np.int64)
         self.seed = seed
         self.views = views
         self.rank = rank
         self.world_size = world_size
         self.next_epoch = 0
         self.start_batch = 0
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether an epoch has as many samples of each class, instead of each sample once."""
+        return self._balance is not None
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
         """Make the next iteration epoch `epoch`, from its batch `start_batch` on; the one after is `epoch + 1`."""
@@ -79,7 +90,10 @@ class EpochBatchSampler(Sampler[list[Key]]):
             return list(range(self.num_samples))
         # The spawn key separates this stream from the views': SeedSequence((seed, epoch)) equals (seed, epoch, 0).
         entropy = np.random.SeedSequence((self.seed, epoch), spawn_key=(0,))
-        order: list[int] = np.random.default_rng(entropy).permutation(self.num_samples).tolist()
+        generator = np.random.default_rng(entropy)
+        if self._balance is not None:
+            return balanced_order(self._balance, generator)
+        order: list[int] = generator.permutation(self.num_samples).tolist()
         return order
 
     def _share(self, batch: list[int]) -> list[int]:

@@ -19,23 +19,27 @@ class CachePlan:
         dataset: the images.
         views: number of views of each image; 'warp'; or None for new ones in every epoch.
         epochs: of the whole run.
+        is_balanced: an epoch need not have every image.
     """
 
     role: str
     dataset: ImageDataset
     views: int | str | None
     epochs: int
+    is_balanced: bool = False
 
     @property
     def repeats(self) -> bool:
         """Whether some output is used twice."""
-        return self.epochs > (self.views if isinstance(self.views, int) else 1)
+        return self.is_balanced or self.epochs > (self.views if isinstance(self.views, int) else 1)
 
     @property
     def teacher_epochs(self) -> str:
         """When the network runs if its outputs are cached, in words."""
         if self.views == "warp":
             return "once on each whole image and its mirror image, as they come up first"
+        if self.is_balanced:
+            return "once on each image" + ("" if self.views == 1 else " and view") + ", as they come up first"
         count = min(self.epochs, self.views) if isinstance(self.views, int) else self.epochs
         return "in the first epoch alone" if count == 1 else f"in the first {count} epochs alone"
 
@@ -63,5 +67,5 @@ def plan_for(role: str, loader: Iterable[Any], epochs: int, world_size: int) -> 
     if dataset is None or sampler is None:
         return None
     if dataset.augmentation is None:
-        return CachePlan(role, dataset, 1, epochs)
-    return CachePlan(role, dataset, "warp" if dataset.tells_matrices else sampler.views, epochs)
+        return CachePlan(role, dataset, 1, epochs, sampler.is_balanced)
+    return CachePlan(role, dataset, "warp" if dataset.tells_matrices else sampler.views, epochs, sampler.is_balanced)

@@ -49,6 +49,7 @@ class Summary(Callback):
             "class_names": list(run.config.class_names or numbers_as_names(run.config.num_classes or 0)),
             "splits": run.splits,
             "images_per_class": run.images_per_class,
+            "class_weights": run.state.class_weights,
             "epochs_completed": run.state.epoch,
             "best_epoch": run.state.best_epoch,
             "best_accuracy": run.state.best_accuracy,

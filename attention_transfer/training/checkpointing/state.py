@@ -62,6 +62,7 @@ class RunState:
         loss_weights: of the loss terms, by name.
         recipe: which optimizer, scheduler and map function the run has, by name.
         stateful: further objects whose state is saved, by name.
+        class_weights: weight of each class in cross-entropy; None where they have none.
     """
 
     config: Config
@@ -81,6 +82,7 @@ class RunState:
     loss_weights: Mapping[str, float] = field(default_factory=dict)
     recipe: Mapping[str, str] = field(default_factory=dict)
     stateful: Mapping[str, Stateful] = field(default_factory=dict)
+    class_weights: tuple[float, ...] | None = None
 
     def to_checkpoint(self, runtime: Runtime) -> dict[str, Any]:
         """The state as plain data and tensors; the best weights are separate only if they are not the current ones."""
@@ -106,6 +108,7 @@ class RunState:
                 "unfinished": None if self.unfinished is None else dict(self.unfinished),
                 "random": random_state(),
                 "loss": dict(self.loss_weights),
+                "class_weights": None if self.class_weights is None else list(self.class_weights),
                 "recipe": dict(self.recipe),
                 "stateful": {name: state for name, each in self.stateful.items() if (state := each.state_dict())},
                 "made_with": {"torch": str(torch.__version__), "processes": runtime.world_size},

@@ -15,12 +15,12 @@ from torch.utils.data import DataLoader
 from attention_transfer.cache.records import Records
 from attention_transfer.config import Config
 from attention_transfer.data.batches import Batch
-from attention_transfer.data.loading.loaders import close_loader, own_dataset, prepare_dataloaders
+from attention_transfer.data.loading.loaders import close_loader, own_dataset, own_sampler, prepare_dataloaders
 from attention_transfer.data.loading.user_loaders import check_loader
 from attention_transfer.data.pixel_cache import cache_pixels, make_stores, open_stores
 from attention_transfer.data.views import Augmentation
 from attention_transfer.distributed import Runtime, all_or_raise
-from attention_transfer.errors import DataError
+from attention_transfer.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +109,7 @@ def open_loaders(
         if loader is not None:
             check_loader(loader, role)
     if train is not None:
+        _check_sampler(config, train)
         if val is None:
             logger.info("there is no val_loader: the last epoch counts as the best")
         return Loaders(train, val, test, own=[], idle=_idle(user_loaders.values()))
@@ -124,6 +125,20 @@ def open_loaders(
         own=[loader for role, loader in own.items() if role not in given],
         idle=_idle(user_loaders.values()),
     )
+
+
+def _check_sampler(config: Config, train: Loader) -> None:
+    """Refuse the balanced sampler for a loader that has a sampler of its own.
+
+    Raises:
+        ConfigError: names the remedy.
+    """
+    sampler = own_sampler(train)
+    if config.sampler == "balanced" and not (sampler is not None and sampler.is_balanced):
+        raise ConfigError(
+            "sampler is 'balanced', but train_loader has a sampler of its own; make the loader with "
+            "prepare_dataloaders(..., sampler='balanced'), or with torch's WeightedRandomSampler and leave sampler out."
+        )
 
 
 def _idle(user_loaders: Iterable[Loader | None]) -> list[DataLoader[Any]]:
@@ -155,6 +170,7 @@ def open_folder(config: Config, rank: int = 0, world_size: int = 1) -> dict[str,
         rank=rank,
         world_size=world_size,
         pixel_range=config.pixel_range,
+        sampler=config.sampler,
     )
     return dict(zip(("train", "val", "test"), loaders, strict=True))
 

@@ -44,6 +44,7 @@ from attention_transfer.training.context import RunContext
 from attention_transfer.training.optim import make_optimizer, make_scheduler, parameter_groups
 from attention_transfer.training.precision.choose import batch_shape, choose_precision, with_teacher_precision
 from attention_transfer.training.setup.checking import check_trainable
+from attention_transfer.training.setup.class_weights import choose_class_weights
 from attention_transfer.training.setup.loaders import (
     Loaders,
     batches_of,
@@ -99,6 +100,7 @@ def prepare(
     if runtime.is_main:
         is_own = parts.scheduler is not None
         describe_data(config, loaders, counts, has_own_schedule=is_own, goes_on=point.checkpoint is not None)
+    class_weights = choose_class_weights(config, counts, point)
     check_are_terms(parts.terms)
     distils = config.alpha > 0 or needs_of_teacher(parts.terms).logits
     teacher = open_teacher(config, parts.teacher, runtime, distils=distils)
@@ -112,10 +114,7 @@ def prepare(
     images = check_images(loaders, first, student, teacher, runtime)
     config = with_name(config, runtime, student, has_teacher=teacher is not None)
     paths = RunPaths(config)
-    size = checkpoint_bytes(student)
-    all_or_raise(runtime, lambda: check_disk_space(config.save_dir, config.log_dir, size) if runtime.is_main else None)
-    if runtime.is_main:
-        warn_of_little_disk_space(paths, range(config.save_freq, config.epochs + 1, config.save_freq), size)
+    _check_room(config, paths, student, runtime)
     if not is_auto:
         take_name(config, runtime, cleanup)
     if not point.goes_on(config) and not config.overwrite:
@@ -125,9 +124,8 @@ def prepare(
     teacher_digest = None if teacher is None else weights_digest(teacher)
     dataset = own_dataset(loaders.train)
     data_digest = None if dataset is None else dataset.source.fingerprint("size")
-    refuse_another_teacher(teacher_digest, point)
-    refuse_other_data(data_digest, point, config)
-    refuse_another_loss({term.name: term.weight for term in terms}, point, config)
+    weights = {term.name: term.weight for term in terms}
+    _refuse_another_run(point, config, teacher_digest=teacher_digest, data_digest=data_digest, weights=weights)
 
     cache_pixels_of(loaders, config, runtime)
     config = _in_precision(config, runtime, student, teacher, loaders, images)
@@ -136,6 +134,7 @@ def prepare(
     build_terms(terms, config, student, teacher, images, runtime)
     state = _first_state(config, student, terms, callbacks, parts)
     refuse_another_recipe(state.recipe, point, config)
+    state.class_weights = class_weights
     state.teacher_digest, state.data_digest, state.data_classes = teacher_digest, data_digest, data_classes
     _begin(point, state, paths, runtime, loaders)
     run = RunContext(
@@ -152,6 +151,26 @@ def prepare(
         captured_logs=captured_logs,
     )
     return PreparedRun(run, loaders, teachers, terms, list(callbacks.values()))
+
+
+def _check_room(config: Config, paths: RunPaths, student: nn.Module, runtime: AcceleratedRuntime) -> None:
+    size = checkpoint_bytes(student)
+    all_or_raise(runtime, lambda: check_disk_space(config.save_dir, config.log_dir, size) if runtime.is_main else None)
+    if runtime.is_main:
+        warn_of_little_disk_space(paths, range(config.save_freq, config.epochs + 1, config.save_freq), size)
+
+
+def _refuse_another_run(
+    point: ResumePoint,
+    config: Config,
+    *,
+    teacher_digest: str | None,
+    data_digest: str | None,
+    weights: Mapping[str, float],
+) -> None:
+    refuse_another_teacher(teacher_digest, point)
+    refuse_other_data(data_digest, point, config)
+    refuse_another_loss(weights, point, config)
 
 
 def _first_state(

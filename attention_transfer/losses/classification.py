@@ -1,0 +1,71 @@
+"""Cross-entropy with the labels, with smoothed labels and weighted classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from attention_transfer.errors import ConfigError
+
+
+class CrossEntropy:
+    """Cross-entropy of logits and labels, mean over the batch, as `torch.nn.functional.cross_entropy` defines it.
+
+    With weights w and smoothing e, of a batch of labels y and class probabilities p:
+
+        sum over images of [-(1 - e) w_y log p_y - e / K sum over classes c of w_c log p_c] / sum over images of w_y
+
+    Label smoothing: Szegedy et al. 2016, section 7.
+
+    Args:
+        label_smoothing: e, in [0, 1).
+        class_weights: w, K numbers above 0 in the order of the classes; None: all are 1.
+    """
+
+    def __init__(self, label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None) -> None:
+        self.label_smoothing = label_smoothing
+        self._weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether classes have weights, so that the mean is over their sum and not over the images."""
+        return self._weights is not None
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The mean over a batch: a scalar [], not negative.
+
+        Args:
+            logits: [B, K], float32.
+            labels: int64 [B], in 0 .. K - 1.
+
+        Raises:
+            ConfigError: the number of weights is not K.
+        """
+        weights = self._on(logits)
+        if weights is not None and len(weights) != logits.shape[1]:
+            raise ConfigError(
+                f"class_weights has {len(weights)} numbers, but the network tells {logits.shape[1]} classes apart; "
+                "give one for each, in the order of the classes."
+            )
+        return F.cross_entropy(logits, labels, weight=weights, label_smoothing=self.label_smoothing)
+
+    def sum_of_weights(self, labels: Tensor) -> Tensor:
+        """The sum over a batch of its labels' weights, a scalar []: what the mean divides by.
+
+        Args:
+            labels: int64 [B].
+        """
+        weights = self._on(labels)
+        return labels.new_tensor(len(labels), dtype=torch.float32) if weights is None else weights[labels].sum()
+
+    def _on(self, like: Tensor) -> Tensor | None:
+        if self._weights is not None and self._weights.device != like.device:
+            self._weights = self._weights.to(like.device)
+        return self._weights
+
+
+PLAIN = CrossEntropy()
+"""Neither smoothed nor weighted: what validation and evaluation measure, so that recipes can be compared."""

@@ -1,0 +1,71 @@
+"""Whatever the recipe, a run that is stopped inside an epoch ends as one that nobody stops, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+import torch
+from support.runs import assert_same_weights, without_clock
+
+from attention_transfer import create_model, train_at
+from attention_transfer.checkpoint import read_checkpoint
+
+pytestmark = [pytest.mark.slow, pytest.mark.speed]
+
+RECIPES = {
+    "smoothed": {"label_smoothing": 0.1},
+    "weighted": {"class_weights": "auto", "label_smoothing": 0.1},
+    "balanced": {"sampler": "balanced", "augment": True, "augment_views": 2},
+}
+
+
+@pytest.fixture
+def settings(settings, tmp_path, image_folder, eighty_digits):
+    """Of a run on digits of which some are rarer than others."""
+    folder = tmp_path / "digits"
+    for split, first, last in (("train", 0, 5), ("val", 5, 7), ("test", 7, 8)):
+        for name in "0123456789":
+            (folder / split / name).mkdir(parents=True)
+            files = sorted((eighty_digits / name).iterdir())[first:last]
+            for file in files[: 2 if split == "train" and name in "357" else None]:
+                (folder / split / name / file.name).symlink_to(file)
+    return {
+        **settings, "data_dir": str(folder), "model": "CifarResNet-8", "batch_size": 9, "epochs": 3, "lr": 0.01,
+        "cache_dir": str(tmp_path / "cache"), "save_freq": 1,
+    }  # fmt: skip
+
+
+def student():
+    torch.manual_seed(5)
+    return create_model("CifarResNet-8", 10)
+
+
+def stop_at(network, passes):
+    left = [passes]
+
+    def listen(module, arguments, output):
+        left[0] -= module.training
+        if left[0] == 0:
+            left[0] = -1
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    network.register_forward_hook(listen)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("passes", [3, 8])
+def test_a_stopped_run_ends_as_one_that_nobody_stops(settings, teacher, tmp_path, recipe, passes):
+    settings = {**settings, **RECIPES[recipe]}
+    whole = train_at({**settings, "experiment_name": "whole"}, student=student(), teacher=teacher)
+    stopped = student()
+    stop_at(stopped, passes)
+    assert train_at(settings, student=stopped, teacher=teacher)["status"] == "stopped"
+    resumed = train_at({**settings, "resume": "auto"}, student=student(), teacher=teacher)
+    assert resumed["status"] == "finished"
+    assert without_clock(resumed["training_history"]) == without_clock(whole["training_history"])
+    assert_same_weights(resumed["model"], whole["model"])
+    one, other = (read_checkpoint(tmp_path / "checkpoints" / f"{name}_last.pth") for name in ("whole", "run"))
+    for key in ("best_epoch", "step", "class_weights"):
+        assert one["training"][key] == other["training"][key]
