@@ -30,7 +30,8 @@ if "IPython" in sys.modules:
 
 if TYPE_CHECKING:
     from attention_transfer.checkpoint import load_model
-    from attention_transfer.data.loading.loaders import LoaderOptions, prepare_dataloaders, source_loaders
+    from attention_transfer.data.loading.loaders import prepare_dataloaders, source_loaders
+    from attention_transfer.data.loading.options import LoaderOptions
     from attention_transfer.data.sources.base import Source
     from attention_transfer.evaluation import evaluate_model
     from attention_transfer.features.maps import MapFunction, attention_map
@@ -56,7 +57,7 @@ _HOMES = {
     "LossTerm": "losses.term",
     "MapFunction": "features.maps",
     "Needs": "features.signals",
-    "LoaderOptions": "data.loading.loaders",
+    "LoaderOptions": "data.loading.options",
     "Readout": "networks.readout",
     "Source": "data.sources.base",
     "source_loaders": "data.loading.loaders",

@@ -6,10 +6,18 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from attention_transfer.config.group import Names, Path, SettingsGroup, Triple, as_tuple
+from attention_transfer.config.group import Fraction, Names, Path, SettingsGroup, Triple, as_tuple
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Side = Annotated[int, Field(ge=8, le=4096)]
+
+
+def _as_size(value: object) -> object:
+    """A pair of equal sides as one, and a list as a tuple; anything else unchanged."""
+    pair = as_tuple(value)
+    return pair[0] if isinstance(pair, tuple) and len(pair) == 2 and pair[0] == pair[1] else pair
 
 
 class DataSettings(SettingsGroup):
@@ -22,7 +30,18 @@ class DataSettings(SettingsGroup):
     class_names: Names | None = Field(
         None, description="names of the classes, in the order of their numbers; None reads them from the data"
     )
-    image_size: int = Field(128, ge=8, le=4096, description="side of the square images in pixels")
+    # the pair first, so that the flag takes one number or two
+    image_size: Annotated[tuple[Side, Side] | Side, BeforeValidator(_as_size)] = Field(
+        128, description="side of the square images in pixels, or height and width"
+    )
+    resize: Literal["squash", "crop", "pad"] = Field(
+        "squash",
+        description="how an image fills image_size: squash its aspect ratio, crop its centre, or pad it with the mean "
+        "colour",
+    )
+    crop_pct: Fraction = Field(
+        0.875, description="with resize='crop', the centre's share of the shorter side, as at evaluation elsewhere"
+    )
     mean: Triple = Field(IMAGENET_MEAN, description="mean of each channel, of pixels in [0, 1]")
     std: Triple = Field(IMAGENET_STD, description="standard deviation of each channel, of pixels in [0, 1]")
     pixel_range: Annotated[tuple[float, float], BeforeValidator(as_tuple)] | Literal["auto"] = Field(

@@ -56,19 +56,23 @@ def _variant_in_words(variant: Mapping[str, Any]) -> str:
         "string": "text",
         "null": "none",
     }
+    return ", ".join([names[variant["type"]], *_limits(variant)])
+
+
+def _limits(variant: Mapping[str, Any]) -> list[str]:
     bounds = {
         "minimum": "at least {:g}",
         "exclusiveMinimum": "above {:g}",
         "maximum": "at most {:g}",
         "exclusiveMaximum": "below {:g}",
     }
-    limits = [text.format(variant[bound]) for bound, text in bounds.items() if bound in variant]
-    return ", ".join([names[variant["type"]], *limits])
+    return [text.format(variant[bound]) for bound, text in bounds.items() if bound in variant]
 
 
 def _array_in_words(variant: Mapping[str, Any]) -> str:
     if "prefixItems" in variant:
-        return f"{len(variant['prefixItems'])} numbers"
+        items = variant["prefixItems"]
+        return ", ".join([f"{len(items)} numbers", *_limits(items[0])])
     if variant["items"]["type"] == "string":
         return "list of names"
     item = _variant_in_words(variant["items"])

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from attention_transfer.data.frame import ImageSize, as_frame
 
 
 class Example(tuple[Tensor, int]):
@@ -33,6 +36,7 @@ class Batch:
         view: the view that all images show; None where it is unknown, or B is 0.
         matrices: float32 [B, 2, 3], from the coordinates of each view to those of the whole image (both from -1 to 1,
             as in torch's affine_grid); None unless they were requested.
+        shown: bool [B, H, W], which pixels show something of an image; None where all do, or where it is unknown.
 
     Example:
         >>> images, labels = Batch(torch.zeros(4, 3, 32, 32), torch.tensor([0, 1, 1, 0]))
@@ -45,6 +49,7 @@ class Batch:
     indices: Tensor | None = None
     view: int | None = None
     matrices: Tensor | None = None
+    shown: Tensor | None = None
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter((self.images, self.labels))
@@ -72,10 +77,17 @@ class Batch:
         """
         return self._with_each(lambda tensor: tensor.clone() if _is_shared(tensor) else tensor)
 
+    def part(self, which: slice) -> Batch:
+        """Some of the images, with what is known of their pixels and labels, but not of their samples."""
+        return Batch(self.images[which], self.labels[which], shown=None if self.shown is None else self.shown[which])
+
     def _with_each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        indices = None if self.indices is None else change(self.indices)
-        matrices = None if self.matrices is None else change(self.matrices)
-        return Batch(change(self.images), change(self.labels), indices, self.view, matrices)
+        present = {name: tensor for name in _TENSORS if (tensor := getattr(self, name)) is not None}
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in present.items()}
+        return replace(self, **changed)
+
+
+_TENSORS = ("images", "labels", "indices", "matrices", "shown")
 
 
 def _is_shared(tensor: Tensor) -> bool:
@@ -91,28 +103,35 @@ class Examples(list[Example]):
         labels: of each image.
         where: (view, index) of each image.
         matrices: [B, 2, 3], or None.
+        shown: bool [B, H, W], or None.
     """
 
     def __init__(
-        self, images: Tensor, labels: Sequence[int], where: Sequence[tuple[int, int]], matrices: Tensor | None = None
+        self,
+        images: Tensor,
+        labels: Sequence[int],
+        where: Sequence[tuple[int, int]],
+        matrices: Tensor | None = None,
+        shown: Tensor | None = None,
     ) -> None:
         parts = zip(images, labels, where, strict=True)
         super().__init__(Example(image, label, view=view, index=index) for image, label, (view, index) in parts)
         self.images = images
         self.matrices = matrices
+        self.shown = shown
 
     def batch(self) -> Batch:
         """The examples, all of one view, as a batch with images [B, 3, H, W]."""
         labels = torch.tensor([label for _, label in self], dtype=torch.int64)
         indices = torch.tensor([example.index for example in self], dtype=torch.int64)
-        return Batch(self.images, labels, indices, self[0].view if self else None, self.matrices)
+        return Batch(self.images, labels, indices, self[0].view if self else None, self.matrices, self.shown)
 
 
-def collate(examples: Sequence[Example], image_size: int) -> Batch:
-    """The batch of examples of one view, images [B, 3, H, W]; without examples [0, 3, image_size, image_size]."""
+def collate(examples: Sequence[Example], image_size: ImageSize) -> Batch:
+    """The batch of examples of one view, images [B, 3, H, W]; without examples [0, 3, H, W] of image_size."""
     if isinstance(examples, Examples):
         return examples.batch()
     if not examples:
-        return Examples(torch.empty(0, 3, image_size, image_size), [], []).batch()
+        return Examples(torch.empty(0, 3, *as_frame(image_size).size), [], []).batch()
     images, labels = zip(*examples, strict=True)
     return Examples(torch.stack(images), labels, [(example.view, example.index) for example in examples]).batch()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -14,9 +13,10 @@ from attention_transfer.data.decoding.decoder import Decoder, Picture
 from attention_transfer.data.decoding.depth import Range
 from attention_transfer.data.decoding.file import NamedBytes
 from attention_transfer.data.decoding.images import Triple
+from attention_transfer.data.frame import CROP_PCT, ImageSize, Resize, as_frame
 from attention_transfer.data.loading.sampler import Key
 from attention_transfer.data.pixel_store import PixelStore
-from attention_transfer.data.rendering import render_views, render_whole, view_matrices
+from attention_transfer.data.rendering import Rendered, rendered_views, rendered_whole, view_matrices
 from attention_transfer.data.sources.base import Source
 from attention_transfer.data.views import Augmentation, ViewParameters, draw_view, draw_views
 
@@ -30,15 +30,18 @@ class ImageDataset(Dataset[Example]):
 
     Args:
         source: of the images.
-        image_size: side S of the images in pixels.
+        image_size: side of the images in pixels, or (height, width).
         mean: mean of each channel, of pixels in [0, 1].
         std: standard deviation of each channel, of pixels in [0, 1].
         augmentation: how far a view may differ from the whole image; None: views are whole images.
         seed: of the views.
         tells_matrices: whether batches carry the matrix of each view.
         pixel_range: the values from black to white of files of more than 8 bits; None: see `decode_image`.
+        resize: how an image fills image_size: 'squash', 'crop' or 'pad'; see `Frame`.
+        crop_pct: the share of the shorter side that 'crop' shows.
 
     Attributes:
+        frame: what image_size, resize and crop_pct come to.
         source: holds the images; classes: names of the classes; class_to_idx: their labels; targets: label of each.
         decoder: from a file to the picture that views are rendered from.
         store: the cached pictures; None: they are decoded each time.
@@ -50,7 +53,7 @@ class ImageDataset(Dataset[Example]):
     def __init__(
         self,
         source: Source,
-        image_size: int = 128,
+        image_size: ImageSize = 128,
         *,
         mean: Triple = IMAGENET_MEAN,
         std: Triple = IMAGENET_STD,
@@ -58,19 +61,31 @@ class ImageDataset(Dataset[Example]):
         seed: int = 0,
         tells_matrices: bool = False,
         pixel_range: Range | None = None,
+        resize: Resize = "squash",
+        crop_pct: float = CROP_PCT,
     ) -> None:
         self.source = source
         self.classes = tuple(source.classes)
         self.class_to_idx = {name: label for label, name in enumerate(self.classes)}
         self.targets = [int(label) for label in source.labels]
-        self.image_size = image_size
+        self.frame = as_frame(image_size, resize, crop_pct)
         self.mean = mean
         self.std = std
         self.augmentation = augmentation
         self.seed = seed
         self.tells_matrices = tells_matrices
-        self.decoder = Decoder(image_size, augmentation, pixel_range)
+        self.decoder = Decoder(self.frame, augmentation, pixel_range)
         self.store: PixelStore | None = None
+
+    @property
+    def image_size(self) -> ImageSize:
+        """The side of the images in pixels where they are squares, else (height, width)."""
+        return self.frame.image_size
+
+    @property
+    def tells_shown(self) -> bool:
+        """Whether batches carry which pixels show something of an image."""
+        return not self.frame.is_filled
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -84,26 +99,29 @@ class ImageDataset(Dataset[Example]):
         positions = range(len(self))
         where = [(view, positions[position]) for view, position in pairs]
         labels = [self.targets[index] for _, index in where]
-        images, matrices = self._render(where)
-        return Examples(images, labels, where, matrices)
+        rendered, matrices = self._render(where)
+        shown = rendered.shown if self.tells_shown else None
+        return Examples(rendered.images, labels, where, matrices, shown)
 
     def digest(self, *, hash_files: bool = False) -> str:
         """A digest that identifies the images in later runs; see `Source.fingerprint`."""
         return self.source.fingerprint("content" if hash_files else "size and time")
 
     def whole(self, indices: Sequence[int]) -> Tensor:
-        """Whole images [B, 3, S, S], not augmented."""
-        if not indices:
-            return torch.empty(0, 3, self.image_size, self.image_size)
-        return render_whole([self.picture(index) for index in indices], self.image_size, self.mean, self.std)
+        """Whole images [B, 3, H, W], not augmented."""
+        return self._whole(indices).images
 
-    def _render(self, where: Sequence[Key]) -> tuple[Tensor, Tensor | None]:
+    def _whole(self, indices: Sequence[int]) -> Rendered:
+        pictures = [self.picture(index) for index in indices]
+        return rendered_whole(pictures, self.decoder.frame_of_pictures, self.mean, self.std)
+
+    def _render(self, where: Sequence[Key]) -> tuple[Rendered, Tensor | None]:
         if self.augmentation is None or not where:
-            return self.whole([index for _, index in where]), None
+            return self._whole([index for _, index in where]), None
         views = self._views(where)
         pictures = [self.picture(index) for _, index in where]
-        images = render_views(pictures, views, self.image_size, self.mean, self.std)
-        return images, view_matrices(views) if self.tells_matrices else None
+        rendered = rendered_views(pictures, views, self.frame, self.mean, self.std)
+        return rendered, view_matrices(views) if self.tells_matrices else None
 
     def _views(self, where: Sequence[Key]) -> list[ViewParameters]:
         assert self.augmentation is not None

@@ -82,13 +82,13 @@ def store_path(folder: Path, identity: str) -> Path:
 
 
 def picture_sizes(source: Source, decoder: Decoder) -> npt.NDArray[np.int64]:
-    """Bytes of each picture in a store; where pictures are not squares, the headers of the files are read.
+    """Bytes of each picture in a store; where they are of sizes of their own, the headers of the files are read.
 
     Raises:
         DataError: a file cannot be read as an image.
     """
-    if decoder.shorter_side is None:
-        shapes: list[tuple[int, int]] = [(decoder.image_size, decoder.image_size)] * len(source)
+    if decoder.fixed_shape is not None:
+        shapes: list[tuple[int, int]] = [decoder.fixed_shape] * len(source)
     else:
         bar = progress_bar(range(len(source)), desc="measuring images", unit="image")
         shapes = [decoder.shape_of(source.open(index)) for index in bar]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 
 from attention_transfer.config import IMAGENET_MEAN, IMAGENET_STD
 from attention_transfer.data.decoding.images import Triple, resize_whole
+from attention_transfer.data.frame import Box, Frame, ImageSize, as_frame
 from attention_transfer.data.views import LUMA, ViewParameters, colour_matrices, grey_shares
 from attention_transfer.errors import DataError
 
@@ -40,6 +42,19 @@ _PIXELS_AT_ONCE = 2**17
 """Pixels of views rendered at once, so that they fit the processor's cache: 128 of 32 x 32, 8 of 128 x 128."""
 
 
+class Rendered(NamedTuple):
+    """A batch of images.
+
+    Attributes:
+        images: float32 [B, 3, H, W], normalised.
+        shown: bool [B, H, W]: where there is something of the picture; elsewhere an image is 0, the mean colour. None:
+            everywhere.
+    """
+
+    images: Tensor
+    shown: Tensor | None
+
+
 def view_matrices(views: Sequence[ViewParameters]) -> Tensor:
     """The matrices from the coordinates of views to those of the whole images.
 
@@ -54,74 +69,117 @@ def view_matrices(views: Sequence[ViewParameters]) -> Tensor:
 def render_views(
     pictures: Pictures,
     views: Sequence[ViewParameters],
-    size: int,
+    size: ImageSize | Frame,
     mean: Triple = IMAGENET_MEAN,
     std: Triple = IMAGENET_STD,
 ) -> Tensor:
     """One view of each picture: bilinear, antialiased, and normalised as (x / 255 - mean) / std.
 
     A view shows the region that its matrix (`view_matrices`) maps to, which after a rotation reaches beyond its crop.
-    Outside the whole image it is 0, the mean colour. Brightness, contrast, saturation and hue are applied in this
+    Outside the picture it is 0, the mean colour. Brightness, contrast, saturation and hue are applied in this
     order, on 8-bit pixels, without clipping in between; contrast preserves the mean grey of the image's visible part.
 
     Args:
         pictures: uint8 [H, W, 3] each.
         views: one for each picture.
-        size: side of a view in pixels, up to 4096.
+        size: side of a view in pixels, up to 4096, or (height, width); with a `Frame` views are of what it shows of the
+            picture.
         mean: mean of each channel, of pixels in [0, 1].
         std: standard deviation of each channel, of pixels in [0, 1].
 
     Returns:
-        float32 [B, 3, size, size]. Each image is a function of its picture and its view: on one type of processor
+        float32 [B, 3, H, W]. Each image is a function of its picture and its view: on one type of processor
         it is bit-identical whatever the batch and the number of threads.
 
     Raises:
         DataError: there are not as many views as pictures.
     """
+    return rendered_views(pictures, views, as_frame(size), mean, std).images
+
+
+def rendered_views(
+    pictures: Pictures,
+    views: Sequence[ViewParameters],
+    frame: Frame,
+    mean: Triple = IMAGENET_MEAN,
+    std: Triple = IMAGENET_STD,
+) -> Rendered:
+    """`render_views`, and where the views show something of their pictures; see there."""
     if len(pictures) != len(views):
         raise DataError(f"there are {len(pictures)} pictures and {len(views)} views; give one view of each picture.")
     matrices = _matrices(views)
-    images = torch.empty(len(views), 3, size, size, dtype=torch.float32)
-    count = max(1, _PIXELS_AT_ONCE // size**2)
+    images = torch.empty(len(views), 3, *frame.size, dtype=torch.float32)
+    shown = torch.empty(len(views), *frame.size, dtype=torch.bool)
+    count = max(1, _PIXELS_AT_ONCE // (frame.height * frame.width))
     for first in range(0, len(views), count):
         some = slice(first, first + count)
-        parts = [_reduce(*one, size) for one in zip(pictures[some], views[some], matrices[some], strict=True)]
-        images[some] = _render(parts, views[some], size, mean, std)
-    return images
+        parts = [_reduce(*one, frame) for one in zip(pictures[some], views[some], matrices[some], strict=True)]
+        images[some], shown[some] = _render(parts, views[some], frame, mean, std)
+    return Rendered(images, shown)
 
 
 def _render(
-    parts: Sequence[tuple[_Picture, _Matrix]], views: Sequence[ViewParameters], size: int, mean: Triple, std: Triple
-) -> Tensor:
-    places = _places(np.stack([matrix for _, matrix in parts]), size)
+    parts: Sequence[tuple[_Picture, _Matrix]], views: Sequence[ViewParameters], frame: Frame, mean: Triple, std: Triple
+) -> tuple[Tensor, Tensor]:
+    places = _places(np.stack([matrix for _, matrix in parts]), frame)
     images = _look_up([part for part, _ in parts], places)
     x, y = places.abs_()
     outside = (torch.maximum(x, y) > 1).unsqueeze(1)
     images.masked_fill_(outside, 0)
     if any(view.changes_colours for view in views):
         images = _change_colours(images, outside, views)
-    return _normalise(images, mean, std).masked_fill_(outside, 0)
+    return _normalise(images, mean, std).masked_fill_(outside, 0), outside.logical_not().squeeze(1)
 
 
-def render_whole(pictures: Pictures, size: int, mean: Triple = IMAGENET_MEAN, std: Triple = IMAGENET_STD) -> Tensor:
-    """Whole images, bit-identical to `to_tensor(resize_whole(image))`.
+def render_whole(
+    pictures: Pictures, size: ImageSize | Frame, mean: Triple = IMAGENET_MEAN, std: Triple = IMAGENET_STD
+) -> Tensor:
+    """Whole images, bit-identical to `to_tensor(resize_whole(image))`; what resize='pad' leaves empty is 0.
 
     Args:
         pictures: uint8 [H, W, 3] each.
-        size: side in pixels. A picture of size x size is only normalised.
+        size: side in pixels, (height, width), or a `Frame`. A picture that is to be squashed into the size that it has
+            is only normalised.
         mean: mean of each channel, of pixels in [0, 1].
         std: standard deviation of each channel, of pixels in [0, 1].
 
     Returns:
-        float32 [B, 3, size, size].
+        float32 [B, 3, H, W].
     """
+    frame = as_frame(size)
     if not pictures:
-        return torch.empty(0, 3, size, size, dtype=torch.float32)
-    squares = [
-        picture if picture.shape[:2] == (size, size) else np.asarray(resize_whole(Image.fromarray(picture), size))
-        for picture in pictures
-    ]
-    return _normalise(_as_planes(np.stack(squares)), mean, std)
+        return torch.empty(0, 3, *frame.size, dtype=torch.float32)
+    whole = [_brought(picture, frame) for picture in pictures]
+    if frame.is_filled:
+        return _normalise(_as_planes(np.stack(whole)), mean, std)
+    images = torch.zeros(len(whole), 3, *frame.size, dtype=torch.float32)
+    for image, picture in zip(images, whole, strict=True):
+        height, width, _ = picture.shape
+        top, left = frame.corner(height, width)
+        image[:, top : top + height, left : left + width] = _normalise(_as_planes(picture[None]), mean, std)[0]
+    return images
+
+
+def rendered_whole(
+    pictures: Pictures, frame: Frame, mean: Triple = IMAGENET_MEAN, std: Triple = IMAGENET_STD
+) -> Rendered:
+    """`render_whole`, and where the images show something of their pictures; see there."""
+    images = render_whole(pictures, frame, mean, std)
+    if frame.is_filled:
+        return Rendered(images, None)
+    shown = torch.zeros(len(pictures), *frame.size, dtype=torch.bool)
+    for one, picture in zip(shown, pictures, strict=True):
+        frame.mark_shown(one, *picture.shape[:2])
+    return Rendered(images, shown)
+
+
+def _brought(picture: _Picture, frame: Frame) -> _Picture:
+    """The whole of a picture in its frame, without what 'pad' leaves empty."""
+    height, width, _ = picture.shape
+    is_there = frame.resize == "pad" and frame.fitted(height, width) == (height, width)
+    if is_there or (frame.resize == "squash" and frame.size == (height, width)):
+        return picture
+    return np.asarray(resize_whole(Image.fromarray(picture), frame))
 
 
 def _matrices(views: Sequence[ViewParameters]) -> _Matrix:
@@ -138,7 +196,7 @@ def _matrices(views: Sequence[ViewParameters]) -> _Matrix:
 
 
 def _reduce(
-    picture: _Picture, view: ViewParameters, matrix: _Matrix, size: int, density: float = _DENSITY
+    picture: _Picture, view: ViewParameters, matrix: _Matrix, frame: Frame, density: float = _DENSITY
 ) -> tuple[_Picture, _Matrix]:
     """The part of a picture that a view shows, at no more than `density` pixels to one, and the matrix into it.
 
@@ -146,7 +204,10 @@ def _reduce(
     """
     left, top, right, bottom = view.box
     height, width, _ = picture.shape
-    densities = (bottom - top) * height / size, (right - left) * width / size
+    region = frame.region(height, width)
+    matrix = _through(region, matrix)
+    shown = (bottom - top) * (region[3] - region[1]), (right - left) * (region[2] - region[0])
+    densities = shown[0] * height / frame.height, shown[1] * width / frame.width
     if max(densities) <= density:
         return picture, matrix
     rows, columns = _span(matrix[1], height), _span(matrix[0], width)
@@ -161,11 +222,18 @@ def _reduce(
     return reduced[0].permute(1, 2, 0).numpy(), into
 
 
+def _through(region: Box, matrix: _Matrix) -> _Matrix:
+    """A matrix into the frame as one into the picture, of which the frame shows a region."""
+    left, top, right, bottom = region
+    return matrix * [[right - left], [bottom - top]] + [[0, 0, left + right - 1], [0, 0, top + bottom - 1]]
+
+
 def _span(row: _Matrix, pixels: int) -> tuple[int, int]:
-    """First pixel, and the one after the last, that a view covers along an axis of the picture."""
+    """First pixel, and the one after the last, that a view covers along an axis of the picture; at least one."""
     reach = abs(row[0]) + abs(row[1])
     first, end = ((row[2] + side * reach + 1) / 2 * pixels for side in (-1, 1))
-    return max(0, math.floor(first)), min(pixels, math.ceil(end))
+    start = min(max(0, math.floor(first)), pixels - 1)
+    return start, max(start + 1, min(pixels, math.ceil(end)))
 
 
 def _into(row: _Matrix, span: tuple[int, int], pixels: int) -> _Matrix:
@@ -174,17 +242,17 @@ def _into(row: _Matrix, span: tuple[int, int], pixels: int) -> _Matrix:
     return (row - (0, 0, centre)) / half
 
 
-def _places(matrices: _Matrix, size: int) -> Tensor:
-    """[2, B, size, size]: x and y in the picture of each pixel of the views."""
+def _places(matrices: _Matrix, frame: Frame) -> Tensor:
+    """[2, B, H, W]: x and y in the picture of each pixel of the views."""
     a, b, c = torch.from_numpy(matrices.astype(np.float32)).permute(2, 1, 0).unsqueeze(3)
     # Exactly symmetric, so that a mirrored view is the mirror image of the view.
-    centres = torch.arange(1 - size, size, 2, dtype=torch.float32) / size
-    places: Tensor = (a * centres).unsqueeze(2) + (b * centres + c).unsqueeze(3)
+    x, y = (torch.arange(1 - side, side, 2, dtype=torch.float32) / side for side in (frame.width, frame.height))
+    places: Tensor = (a * x).unsqueeze(2) + (b * y + c).unsqueeze(3)
     return places
 
 
 def _look_up(pictures: Pictures, places: Tensor) -> Tensor:
-    """[B, 3, size, size]: the pictures sampled at places [2, B, size, size], whole numbers from 0 to 255."""
+    """[B, 3, H, W]: the pictures sampled at places [2, B, H, W], whole numbers from 0 to 255."""
     where = places.permute(1, 2, 3, 0)
     if len({picture.shape for picture in pictures}) == 1:
         images = _bilinear(np.stack(pictures), where)
@@ -202,10 +270,11 @@ def _as_planes(pictures: _Picture) -> Tensor:
 
 
 def _change_colours(images: Tensor, outside: Tensor, views: Sequence[ViewParameters]) -> Tensor:
-    """Brightness, contrast, saturation and hue of [B, 3, size, size]; 0 where `outside` [B, 1, size, size]."""
+    """Brightness, contrast, saturation and hue of [B, 3, H, W]; 0 where `outside` [B, 1, H, W]."""
     # Floats represent whole numbers and the sum of a row exactly, so that no order of summation rounds.
     red, green, blue = images.sum(dim=3).sum(dim=2, dtype=torch.float64).numpy().T
-    shown = outside.logical_not().sum(dim=(1, 2, 3)).numpy()
+    # an empty view has no mean grey, and its colours are not seen
+    shown = outside.logical_not().sum(dim=(1, 2, 3)).clamp_(min=1).numpy()
     mean_grey = (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue) / shown
     offsets = _per_sample(grey_shares(views) * mean_grey)
     from_red, from_green, from_blue = _per_sample(colour_matrices(views)).unbind(dim=2)

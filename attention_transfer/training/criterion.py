@@ -15,6 +15,7 @@ from attention_transfer.data.batches import Batch
 from attention_transfer.data.loading.user_loaders import check_labels
 from attention_transfer.distributed import Runtime
 from attention_transfer.errors import ConfigError
+from attention_transfer.features.coverage import only_where_shown
 from attention_transfer.features.gradients import gradient_by
 from attention_transfer.features.maps import Size, at_least_float32
 from attention_transfer.features.pairing import StagePair, pair_in_order, pair_stages
@@ -107,7 +108,7 @@ class Criterion:
 
     def ask_teacher(self, batch: Batch) -> TeacherOutput:
         """The teacher's signals for a batch [B, C, H, W], its logits in the order of the student's classes."""
-        output = self.teacher(batch)
+        output = only_where_shown(self.teacher(batch), batch.shown)
         return output if self._match_logits is None else self._match_logits(output)
 
     def observe(self, student: nn.Module, batch: Batch, *, is_compared: bool) -> StudentOutput:

@@ -64,7 +64,7 @@ def local_batches(loader: Iterable[Any], runtime: Runtime, criterion: Criterion)
         if number == 0 and runtime.is_main and batch.indices is None:
             warn_of_unusual_values(batch.images)
         mine = slice(runtime.rank, None, runtime.world_size)
-        part = Batch(batch.images[mine], batch.labels[mine])
+        part = batch.part(mine)
         if len(batch.labels):
             yield LocalBatch(_arrived(part, runtime, criterion), len(batch.labels))
 

@@ -117,3 +117,16 @@ def test_a_flipped_view_is_an_unflipped_view_of_the_mirror_image():
         matrix = view_matrices([parameters])
         assert bool(is_mirrored(matrix)) == parameters.flip
         assert not is_mirrored(mirror(matrix) if parameters.flip else matrix)
+
+
+def test_a_ramp_over_a_map_that_is_no_square_is_warped_exactly():
+    where, size = Grid(Axis(4, 1.5), Axis(4, 0.0)), (32, 64)
+    y = 2 * (1.5 + 4 * torch.arange(8) + 0.5) / 32 - 1
+    x = 2 * (4 * torch.arange(16) + 0.5) / 64 - 1
+    whole = 0.3 * x[None, :] - 0.2 * y[:, None] + 1.0
+    (matrix,) = matrices = view_matrices([ViewParameters(box=(0.2, 0.1, 0.8, 0.75), angle=8.0)])
+    warped, coverage = warp_maps(whole[None], matrices, where, size)
+    source_x = matrix[0, 0] * x[None, :] + matrix[0, 1] * y[:, None] + matrix[0, 2]
+    source_y = matrix[1, 0] * x[None, :] + matrix[1, 1] * y[:, None] + matrix[1, 2]
+    assert coverage.all()
+    torch.testing.assert_close(warped[0], 0.3 * source_x - 0.2 * source_y + 1.0)

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
     from attention_transfer.config import Config
 
-OF_THE_DATA = ("data_dir", "image_size", "mean", "std", "pixel_range", "batch_size", "num_workers", "split_seed")
+OF_THE_DATA = (
+    "data_dir", "image_size", "resize", "crop_pct", "mean", "std", "pixel_range", "batch_size", "num_workers",
+    "split_seed",
+)  # fmt: skip
 
 
 @takes_settings("teacher_arch", "teacher_key", "device")
@@ -69,6 +72,8 @@ def evaluate(
         mean=config.mean,
         std=config.std,
         pixel_range=config.pixel_range,
+        resize=config.resize,
+        crop_pct=config.crop_pct,
     )
     try:
         say_found_range(config, loader)

@@ -15,7 +15,7 @@ OF_A_FOLDER = 4
 
 
 @takes_settings("teacher_arch", "teacher_key", "device")
-@takes_settings("layers", "image_size", "mean", "std", "pixel_range", default="the checkpoint's")
+@takes_settings("layers", "image_size", "resize", "crop_pct", "mean", "std", "pixel_range", default="the checkpoint's")
 def visualize(
     checkpoint: Annotated[
         str, Parameter(help="a checkpoint that train wrote, or a file of bare weights of a known network")
@@ -38,9 +38,11 @@ def visualize(
     files = find_images(images)
     network, config = open_network(checkpoint, settings)
 
-    import torch
+    import numpy as np
 
-    from attention_transfer.data.decoding.images import decode_image, resize_whole, to_tensor
+    from attention_transfer.data.decoding.images import decode_image
+    from attention_transfer.data.frame import as_frame
+    from attention_transfer.data.rendering import render_whole
     from attention_transfer.teacher.loading import load_teacher_model
     from attention_transfer.visualization import attention_figure, save_figure
 
@@ -51,10 +53,11 @@ def visualize(
         )
     # 'auto' is found on a data set, which these images are not
     pixel_range = None if config.pixel_range == "auto" else config.pixel_range
-    pictures = [resize_whole(decode_image(file, pixel_range), config.image_size) for file in files]
+    pictures = [np.asarray(decode_image(file, pixel_range)) for file in files]
+    frame = as_frame(config.image_size, config.resize, config.crop_pct)
     figure = attention_figure(
         network,
-        torch.stack([to_tensor(picture, config.mean, config.std) for picture in pictures]),
+        render_whole(pictures, frame, config.mean, config.std),
         config,
         teacher=teacher_network,
         titles=[file.name for file in files],

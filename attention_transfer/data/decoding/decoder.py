@@ -16,6 +16,7 @@ from attention_transfer.data.decoding.depth import FULL, Range
 from attention_transfer.data.decoding.file import File, open_image
 from attention_transfer.data.decoding.images import decode_image, resize_whole, unreadable
 from attention_transfer.data.decoding.once import warn_once
+from attention_transfer.data.frame import Frame, ImageSize, as_frame, least_sides
 from attention_transfer.data.views import NARROWEST, Augmentation
 from attention_transfer.errors import DataError
 
@@ -33,27 +34,43 @@ _TRANSPOSED = (5, 6, 7, 8)
 class Decoder:
     """Decodes a file and reduces its size, identically whether the result is cached or not.
 
-    Without an augmentation a picture is the whole image in a square of `image_size` pixels. With one its aspect ratio
-    is preserved, and its shorter side is just long enough that the smallest crop has `image_size` pixels (191 pixels
-    for crops of 0.6 of the area at 128 pixels); a smaller image is not enlarged.
+    Without an augmentation a picture is the whole image in its frame, without the empty rest of resize='pad'. With one
+    its aspect ratio is preserved, and it is just so large that the smallest crop has all pixels of the frame (a shorter
+    side of 191 pixels for crops of 0.6 of the area at 128 pixels); a smaller image is not enlarged.
 
     Attributes:
-        image_size: side of the network's input images, in pixels.
+        image_size: of the network's input images, in pixels; or their frame.
         augmentation: of the views that are rendered from the pictures; None: only whole images.
         pixel_range: the values from black to white of files of more than 8 bits; None: see `decode_image`.
     """
 
-    image_size: int
+    image_size: ImageSize | Frame
     augmentation: Augmentation | None = None
     pixel_range: Range | None = None
 
     @property
-    def shorter_side(self) -> int | None:
-        """Pixels that the shorter side of a picture is reduced to; None where pictures are squares."""
+    def frame(self) -> Frame:
+        """The frame of the network's input images."""
+        return as_frame(self.image_size)
+
+    @property
+    def frame_of_pictures(self) -> Frame:
+        """The frame that a picture is still to be brought into."""
+        is_cropped = self.augmentation is None and self.frame.resize == "crop"
+        return Frame(*self.frame.size) if is_cropped else self.frame
+
+    @property
+    def fixed_shape(self) -> tuple[int, int] | None:
+        """Height and width that all pictures have; None where they have sizes of their own."""
+        return self.frame.size if self.augmentation is None and self.frame.is_filled else None
+
+    @property
+    def least_sides(self) -> tuple[int, int] | None:
+        """Height and width that a picture is reduced to, as far as its aspect ratio allows; None for whole images."""
         if self.augmentation is None:
             return None
         least = self.augmentation.crop_scale[0]
-        return math.ceil(self.image_size / math.sqrt(least * max(NARROWEST, least)))
+        return least_sides(self.frame, math.sqrt(least * max(NARROWEST, least)))
 
     def __call__(self, content: File | Picture, warn: Callable[[str], None] | None = None) -> Picture:
         """The picture of an image, uint8 [H, W, 3].
@@ -69,8 +86,8 @@ class Decoder:
             image = Image.fromarray(_as_rgb(content))
         else:
             image = decode_image(content, self.pixel_range, warn=warn or partial(warn_once, PIXELS))
-        if self.shorter_side is None:
-            return np.asarray(resize_whole(image, self.image_size))
+        if self.augmentation is None:
+            return np.asarray(resize_whole(image, self.frame))
         return np.asarray(image.resize(self._reduced(*image.size), Image.Resampling.BILINEAR))
 
     def shape_of(self, content: File | Picture) -> tuple[int, int]:
@@ -79,8 +96,8 @@ class Decoder:
         Raises:
             DataError: the file cannot be read as an image.
         """
-        if self.shorter_side is None:
-            return self.image_size, self.image_size
+        if self.fixed_shape is not None:
+            return self.fixed_shape
         if isinstance(content, np.ndarray):
             width, height = content.shape[1], content.shape[0]
         else:
@@ -89,19 +106,24 @@ class Decoder:
         return height, width
 
     def _reduced(self, width: int, height: int) -> tuple[int, int]:
-        shorter = min(width, height)
-        if self.shorter_side is None or shorter <= self.shorter_side:
+        if self.least_sides is None:
+            height, width = self.frame.fitted(height, width)
             return width, height
-        scale = self.shorter_side / shorter
+        ratios = self.least_sides[0] / height, self.least_sides[1] / width
+        scale = max(ratios) if self.frame.is_filled else min(ratios)
+        if scale >= 1:
+            return width, height
         return max(1, round(width * scale)), max(1, round(height * scale))
 
     def identity(self) -> dict[str, object]:
         """Everything besides the file that the pixels depend on, for the cache key."""
         # (0, 65535) gives the same pixels as no range
         ranged = self.pixel_range not in (None, FULL)
+        sides = self.least_sides
         return {
-            "size": self.image_size,
-            "shorter side": self.shorter_side,
+            "size": self.frame.image_size,
+            "shorter side": sides if sides is None or len(set(sides)) > 1 else sides[0],
+            **self.frame.identity(),
             "filter": "bilinear, antialiased",
             "pillow": version("pillow"),
             **({"pixel range": self.pixel_range} if ranged else {}),

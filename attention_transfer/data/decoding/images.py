@@ -30,6 +30,7 @@ from attention_transfer.data.decoding.depth import (
     to_8_bit,
 )
 from attention_transfer.data.decoding.file import File, name_of, open_image
+from attention_transfer.data.frame import Frame, ImageSize, as_frame
 from attention_transfer.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -161,12 +162,25 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def resize_whole(image: Image.Image, size: int) -> Image.Image:
-    """The whole image in a square of `size` pixels: bilinear, antialiased, without preserving the aspect ratio.
+def resize_whole(image: Image.Image, size: ImageSize | Frame) -> Image.Image:
+    """The whole image in a frame, which teacher, student and overlays share: bilinear, antialiased.
 
-    Nothing is cropped, so teacher, student and overlays share one frame.
+    Args:
+        image: RGB.
+        size: side of a square, or (height, width), into which the image is squashed; or a `Frame`.
+
+    Returns:
+        an image of the frame's size; with resize='pad' the part of it that shows the image, without the empty rest.
     """
-    return image.resize((size, size), Image.Resampling.BILINEAR)
+    frame = as_frame(size)
+    if frame.resize == "squash":
+        return image.resize((frame.width, frame.height), Image.Resampling.BILINEAR)
+    if frame.resize == "pad":
+        height, width = frame.fitted(image.height, image.width)
+        return image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top, right, bottom = frame.region(image.height, image.width)
+    box = left * image.width, top * image.height, right * image.width, bottom * image.height
+    return image.resize((frame.width, frame.height), Image.Resampling.BILINEAR, box)
 
 
 def to_tensor(image: Image.Image, mean: Triple = IMAGENET_MEAN, std: Triple = IMAGENET_STD) -> Tensor:

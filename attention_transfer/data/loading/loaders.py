@@ -6,7 +6,6 @@ import functools
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -19,7 +18,9 @@ from attention_transfer.data.decoding.depth import Range
 from attention_transfer.data.decoding.images import Triple
 from attention_transfer.data.decoding.once import warn_anew
 from attention_transfer.data.decoding.pixel_range import checked_range, choose_pixel_range
+from attention_transfer.data.frame import CROP_PCT, ImageSize, Resize
 from attention_transfer.data.loading.cores import available_cores
+from attention_transfer.data.loading.options import LoaderOptions, check_integer, three_numbers
 from attention_transfer.data.loading.reimport import end_if_imported_again
 from attention_transfer.data.loading.sampler import EpochBatchSampler
 from attention_transfer.data.loading.workers import end_workers, prepare_worker
@@ -32,8 +33,6 @@ from attention_transfer.logs import log_once
 
 logger = logging.getLogger(__name__)
 
-_IMAGE_SIZES = (8, 4096)
-
 
 def prepare_dataloaders(
     data_dir: str | os.PathLike[str],
@@ -41,7 +40,7 @@ def prepare_dataloaders(
     augment: bool = False,
     num_workers: int = 4,
     *,
-    image_size: int = 128,
+    image_size: ImageSize = 128,
     seed: int = 0,
     split_seed: int = 0,
     mean: Triple = IMAGENET_MEAN,
@@ -54,10 +53,12 @@ def prepare_dataloaders(
     pin_memory: bool | None = None,
     pixel_range: Literal["auto"] | Range = "auto",
     sampler: Literal["shuffle", "balanced"] = "shuffle",
+    resize: Resize = "squash",
+    crop_pct: float = CROP_PCT,
 ) -> tuple[DataLoader[Example], DataLoader[Example], DataLoader[Example]]:
     """The (train, val, test) loaders of an image folder.
 
-    `for images, labels in loader` gives normalised float32 images [B, 3, image_size, image_size] and int64 labels
+    `for images, labels in loader` gives normalised float32 images [B, 3, H, W] of image_size and int64 labels
     [B]. Each batch is a `Batch`, which also carries `indices` and `view`. Iterating train gives a new order
     each time, and with `augment` new views. Orders and pixels are functions of the arguments and of the epoch:
     never of the workers, the batch size or a global random generator, none of which is drawn from.
@@ -69,7 +70,7 @@ def prepare_dataloaders(
         augment: give random views of the training images instead of the whole images.
         num_workers: processes that load images, for each loader; they stay alive between epochs. At most one
             for each core that this process may use.
-        image_size: side of the images in pixels, from 8 to 4096.
+        image_size: side of the images in pixels, from 8 to 4096, or (height, width).
         seed: seed of the orders.
         split_seed: seed of the cut of a missing val or test.
         mean: mean of each channel, of pixels in [0, 1].
@@ -86,6 +87,9 @@ def prepare_dataloaders(
             on a sample of the training files, see `choose_pixel_range`.
         sampler: 'shuffle' gives each training image once an epoch; 'balanced' as many images of each class, and as
             many in all, see `balanced_order`.
+        resize: how an image fills image_size: 'squash', 'crop' or 'pad'; see `Frame`. Views are of what the frame shows
+            of an image.
+        crop_pct: the share of the shorter side that 'crop' shows.
 
     Raises:
         DataError: a value is out of range, or the folder is not what `find_splits` expects. While iterating: a
@@ -112,8 +116,10 @@ def prepare_dataloaders(
         world_size=world_size,
         pin_memory=pin_memory,
         sampler=sampler,
+        resize=resize,
+        crop_pct=crop_pct,
     )
-    _check("split_seed", split_seed, 0)
+    check_integer("split_seed", split_seed, 0)
     chosen_range = checked_range(pixel_range)
     splits = find_splits(data_dir, split_seed)
     warn_anew()
@@ -168,46 +174,6 @@ def _check_source(role: str, source: Source) -> None:
         raise DataError(f"{role} has the label {bad}, but {len(source.classes)} classes; labels begin at 0.")
 
 
-@dataclass(frozen=True)
-class LoaderOptions:
-    """Options of the loaders of sources; see `prepare_dataloaders` for each.
-
-    Raises:
-        DataError: a value is out of range.
-    """
-
-    batch_size: int = 32
-    augment: bool = False
-    num_workers: int = 4
-    image_size: int = 128
-    seed: int = 0
-    mean: Triple = IMAGENET_MEAN
-    std: Triple = IMAGENET_STD
-    augmentation: Augmentation | None = None
-    augment_views: int | Literal["warp"] | None = None
-    augment_seed: int = 0
-    rank: int = 0
-    world_size: int = 1
-    pin_memory: bool | None = None
-    sampler: Literal["shuffle", "balanced"] = "shuffle"
-
-    def __post_init__(self) -> None:
-        _check("batch_size", self.batch_size, 1)
-        _check("num_workers", self.num_workers, 0)
-        _check("image_size", self.image_size, *_IMAGE_SIZES)
-        _check("seed", self.seed, 0)
-        _check("augment_seed", self.augment_seed, 0)
-        if self.augment_views not in (None, "warp"):
-            _check("augment_views", self.augment_views, 1)
-        _check("world_size", self.world_size, 1)
-        _check("rank", self.rank, 0, self.world_size - 1)
-        if self.sampler not in ("shuffle", "balanced"):
-            raise DataError(f"sampler is {self.sampler!r}; it must be 'shuffle' or 'balanced'.")
-        if min(_three("std", self.std)) <= 0:
-            raise DataError(f"std is {self.std}; each standard deviation must be greater than 0.")
-        _three("mean", self.mean)
-
-
 def _loader_of(source: Source, role: str, options: LoaderOptions, pixel_range: Range | None) -> DataLoader[Example]:
     """The loader of one split; val and test give whole images in order, and test is not split over processes."""
     is_training, is_test = role == "train", role == "test"
@@ -215,12 +181,14 @@ def _loader_of(source: Source, role: str, options: LoaderOptions, pixel_range: R
     dataset = ImageDataset(
         source,
         options.image_size,
-        mean=_three("mean", options.mean),
-        std=_three("std", options.std),
+        mean=three_numbers("mean", options.mean),
+        std=three_numbers("std", options.std),
         augmentation=augmentation,
         seed=options.augment_seed,
         tells_matrices=options.augment_views == "warp",
         pixel_range=pixel_range,
+        resize=options.resize,
+        crop_pct=options.crop_pct,
     )
     repeated = options.augment_views if isinstance(options.augment_views, int) else None
     batches = EpochBatchSampler(
@@ -249,21 +217,31 @@ def open_images(
     *,
     batch_size: int = 32,
     num_workers: int = 0,
-    image_size: int = 128,
+    image_size: ImageSize = 128,
     mean: Triple = IMAGENET_MEAN,
     std: Triple = IMAGENET_STD,
     pixel_range: Literal["auto"] | Range = "auto",
+    resize: Resize = "squash",
+    crop_pct: float = CROP_PCT,
 ) -> DataLoader[Example]:
     """A loader of whole images in their order, for evaluation.
 
     Args:
         samples: the images.
         classes: names of their classes.
-        batch_size, num_workers, image_size, mean, std, pixel_range: as in `prepare_dataloaders`.
+        batch_size, num_workers, image_size, mean, std, pixel_range, resize, crop_pct: as in `prepare_dataloaders`.
     """
     found = choose_pixel_range(samples, (), checked_range(pixel_range))
-    mean, std = _three("mean", mean), _three("std", std)
-    dataset = ImageDataset(FileSource(samples, classes), image_size, mean=mean, std=std, pixel_range=found)
+    mean, std = three_numbers("mean", mean), three_numbers("std", std)
+    dataset = ImageDataset(
+        FileSource(samples, classes),
+        image_size,
+        mean=mean,
+        std=std,
+        pixel_range=found,
+        resize=resize,
+        crop_pct=crop_pct,
+    )
     batches = EpochBatchSampler(len(dataset), batch_size, shuffle=False, views=1)
     return _loader(dataset, batches, _workers(num_workers), None)
 
@@ -282,19 +260,6 @@ def _loader(
         # A DataLoader without a generator of its own draws its workers' seed from torch's global one.
         generator=torch.Generator().manual_seed(dataset.seed),
     )
-
-
-def _check(name: str, value: object, least: int, most: int | None = None) -> None:
-    allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
-    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
-        raise DataError(f"{name} is {value!r}; it must be an integer {allowed}.")
-
-
-def _three(name: str, values: Triple) -> Triple:
-    if len(values) != 3:
-        raise DataError(f"{name} is {values!r}; it must be three numbers, one for each of red, green and blue.")
-    red, green, blue = values
-    return float(red), float(green), float(blue)
 
 
 def close_loader(loader: DataLoader[Example]) -> None:

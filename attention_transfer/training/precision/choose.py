@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from attention_transfer.cache.folder import PRECISION_FILE, cache_folder
 from attention_transfer.config import Config
+from attention_transfer.data.frame import as_frame
 from attention_transfer.data.loading.user_loaders import unpack
 from attention_transfer.distributed import Runtime, resolve_precision
 from attention_transfer.errors import WriteError
@@ -136,7 +137,7 @@ def batch_shape(config: Config, loader: Iterable[Any], images: Tensor | None, wo
         images: some images [N, C, H, W] of the same data, such as `images_to_draw` returns; or None.
         world_size: the number of processes.
     """
-    image = tuple(images.shape[1:]) if images is not None else (3, config.image_size, config.image_size)
+    image = tuple(images.shape[1:]) if images is not None else (3, *as_frame(config.image_size).size)
     size = getattr(loader, "batch_size", None)
     if isinstance(loader, Sequence):
         first = unpack(loader[0]).images
