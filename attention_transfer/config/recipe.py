@@ -20,6 +20,12 @@ class RecipeSettings(SettingsGroup):
     weight_decay: float = Field(5e-4, ge=0, description="weight decay of SGD")
     step_size: int = Field(10, ge=1, description="epochs between two cuts of the learning rate")
     gamma: float = Field(0.1, gt=0, le=1, description="factor of each cut of the learning rate")
+    best_by: Literal["accuracy", "balanced_accuracy", "loss"] = Field(
+        "accuracy", description="figure of validation by which the best epoch is chosen"
+    )
+    early_stopping: int | None = Field(
+        None, ge=1, description="epochs without a better one after which the run is finished; None trains all epochs"
+    )
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="part of each label that cross-entropy spreads evenly over the classes"
     )

@@ -82,13 +82,14 @@ def train_at(
             StepLR by the settings.
 
     Returns:
-        a dict: model (best weights, eval mode), teacher_model, best_accuracy (fraction), best_balanced_accuracy (of
-        validation in that epoch; None without validation), training_history (a dict per epoch: epoch, lr, seconds,
-        images_per_second, train_ and val_ of loss, accuracy, classification, kd, attention, attention_stage_i and what
-        terms of your own report, and val_balanced_accuracy), test_results (see `evaluate_model`; None without a test
-        split, or if the test failed), test_error (why it failed, else None), config (resolved, a dict),
-        experiment_name, status (finished or stopped), stopped_by (SIGINT, SIGTERM or the reason given by a callback,
-        else None).
+        a dict: model (weights of the best epoch, by the setting best_by; eval mode), teacher_model, best_accuracy (of
+        validation in that epoch, a fraction), best_balanced_accuracy (likewise; None without validation),
+        training_history (a dict per epoch: epoch, lr, seconds, images_per_second, train_ and val_ of loss, accuracy,
+        classification, kd, attention, attention_stage_i and what terms of your own report, and val_balanced_accuracy),
+        test_results (see `evaluate_model`; None without a test split, or if the test failed), test_error (why it
+        failed, else None), config (resolved, a dict), experiment_name, status (finished or stopped), stopped_by
+        (SIGINT, SIGTERM or the reason given by a callback, else None), finished_early (why a finished run has trained
+        fewer epochs, else None; see early_stopping).
 
     Raises:
         ConfigError, DataError, TeacherError, CheckpointError: before training, with the value at fault.
@@ -144,7 +145,9 @@ def _train(prepared: PreparedRun, request: SignalHandler) -> dict[str, Any]:
     try:
         with explain_lost_workers():
             callbacks.run_started()
-            while run.state.epoch < run.config.epochs:
+            if run.state.finished_early:
+                logger.info("the run is finished already, and does not go on: %s", run.state.finished_early)
+            while not run.state.is_complete:
                 record = _train_one_epoch(run, criteria, student, loaders, callbacks, autosave)
                 teachers.log_cache_hits(run.state.epoch + 1, run.runtime)
                 accuracy = record.get("val_accuracy", record["train_accuracy"])
@@ -290,4 +293,5 @@ def _results(run: RunContext, status: str) -> dict[str, Any]:
         "experiment_name": run.paths.name,
         "status": status,
         "stopped_by": run.outcome.get("stopped_by"),
+        "finished_early": run.state.finished_early,
     }

@@ -149,6 +149,16 @@ def test_a_real_run_in_two_processes_under_a_launcher_leaves_one_set_of_artefact
     assert sum(summary["splits"].values()) == 120
 
 
+def test_two_processes_finish_early_in_the_same_epoch(tmp_path, few_digits):
+    config = {**run_of(tmp_path, few_digits), "epochs": 40, "early_stopping": 1, "lr": 0.05, "best_by": "loss"}
+    out, _ = launch(tmp_path, 2, "out", do="whole_run", config=config)
+    first, second = (json.loads(out.with_suffix(f".{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    summary = json.loads((tmp_path / "logs" / "two_summary.json").read_text())
+    assert summary["status"] == "finished"
+    assert summary["epochs_completed"] == summary["best_epoch"] + 1 < 40
+
+
 def test_two_processes_fill_one_memory_and_one_pixel_store_and_read_them(tmp_path, few_digits):
     from attention_transfer import create_model
     from attention_transfer.cache.folder import entries

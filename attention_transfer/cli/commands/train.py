@@ -81,6 +81,7 @@ def summarise(result: dict[str, Any], seconds: float) -> None:
             **({"balanced test accuracy": percent(test["balanced_accuracy"])} if test else {}),
             **({"test": f"not measured: {result['test_error']}"} if result["test_error"] else {}),
             "epochs": f"{len(history)} of {config.epochs}",
+            **({"finished early": result["finished_early"]} if result["finished_early"] else {}),
             "seconds": f"{seconds:.1f}",
             "checkpoints": ", ".join(str(path) for path in files.checkpoints()) or "none",
             "log": files.log,

@@ -30,10 +30,10 @@ class Checkpoints(Callback):
         due = []
         if state.epoch and state.epoch % run.config.save_freq == 0 and state.unfinished is None:
             due.append(files.numbered(state.epoch))
-        if state.epoch == run.config.epochs:
+        if state.is_complete:
             due.append(files.final)
         else:
-            files.final.unlink(missing_ok=True)  # it was final for a smaller `epochs`
+            files.final.unlink(missing_ok=True)  # it was final for a smaller `epochs` or `early_stopping`
         for path in due:
             if _step_in(path) != state.step:
                 write_checkpoint(path, state.to_checkpoint(run.runtime))
@@ -48,7 +48,7 @@ class Checkpoints(Callback):
             write_checkpoint(run.paths.best, content)
         if run.state.epoch % run.config.save_freq == 0:
             write_checkpoint(run.paths.numbered(run.state.epoch), content)
-        if run.state.epoch == run.config.epochs:
+        if run.state.is_complete:
             write_checkpoint(run.paths.final, content)
 
 

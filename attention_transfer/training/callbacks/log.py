@@ -75,7 +75,8 @@ class Log(Callback):
         balanced = run.state.best_balanced_accuracy
         best = f"best accuracy {run.state.best_accuracy:.2%}"
         best += "" if balanced is None else f", balanced {balanced:.2%} in that epoch"
-        where = run.outcome.get("error") or best
+        early = run.state.finished_early
+        where = run.outcome.get("error") or (f"{early}; {best}" if early else best)
         logger.info("%s after %d of %d epochs: %s", status, run.state.epoch, run.config.epochs, where)
 
     def close(self) -> None:

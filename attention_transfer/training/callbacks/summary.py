@@ -45,6 +45,7 @@ class Summary(Callback):
             "experiment_name": paths.name,
             "status": status,
             "error": run.outcome.get("error"),
+            "finished_early": run.state.finished_early,
             "config": run.config.model_dump(),
             "class_names": list(run.config.class_names or numbers_as_names(run.config.num_classes or 0)),
             "splits": run.splits,

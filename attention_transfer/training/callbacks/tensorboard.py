@@ -123,7 +123,7 @@ class TensorBoard(Callback):
 
 def _is_due(run: RunContext) -> bool:
     epoch, every = run.state.epoch, run.config.figure_freq
-    return every > 0 and (epoch % every == 0 or epoch in (1, run.config.epochs))
+    return every > 0 and (epoch % every == 0 or epoch == 1 or run.state.is_complete)
 
 
 def _plain(value: Any) -> Any:

@@ -24,9 +24,9 @@ logger = logging.getLogger(__name__)
 AUTO = "auto"
 MAY_CHANGE = frozenset(
     {
-        "epochs", "device", "num_workers", "data_dir", "experiment_name", "print_freq", "save_freq", "save_minutes",
-        "figure_freq", "save_dir", "log_dir", "resume", "overwrite", "teacher_model", "teacher_arch", "teacher_key",
-        "pixel_cache", "teacher_cache", "cache_dir", "cache_limit", "hash_files", "compile",
+        "epochs", "early_stopping", "device", "num_workers", "data_dir", "experiment_name", "print_freq", "save_freq",
+        "save_minutes", "figure_freq", "save_dir", "log_dir", "resume", "overwrite", "teacher_model", "teacher_arch",
+        "teacher_key", "pixel_cache", "teacher_cache", "cache_dir", "cache_limit", "hash_files", "compile",
     }
 )  # fmt: skip
 """Settings that may differ from the checkpoint's; the teacher and the data are compared by their content."""

@@ -23,6 +23,7 @@ from attention_transfer.modules import unwrapped
 from attention_transfer.networks.registry import card_of
 from attention_transfer.plain import check_plain
 from attention_transfer.seeding import random_state, restore_random_state
+from attention_transfer.training.checkpointing.best_epoch import ACCURACY, early_stop, is_better
 from attention_transfer.training.epoch_progress import ProgressState, as_progress
 
 EpochRecord = dict[str, float]
@@ -52,8 +53,8 @@ class RunState:
         teacher_digest: SHA-256 of the teacher's weights; None without a teacher.
         epoch: completed epochs.
         step: completed batches, over all epochs.
-        best_accuracy: best validation accuracy so far, a fraction; without validation the last training accuracy.
-        best_epoch: its epoch, from 1; 0 before the first.
+        best_accuracy: validation accuracy of best_epoch, a fraction; without validation the last training accuracy.
+        best_epoch: the best so far by the setting best_by, from 1; 0 before the first.
         history: one record per epoch.
         best_weights: the student's state_dict after best_epoch, on the CPU; None before the first epoch.
         unfinished: progress of an unfinished epoch; None between two epochs.
@@ -191,11 +192,26 @@ class RunState:
         self.history.append(record)
         self.epoch += 1
         self.unfinished = None
-        is_best = always_best or self.best_epoch == 0 or accuracy > self.best_accuracy
+        is_best = always_best or self.best_epoch == 0 or self._is_better(record, accuracy)
         if is_best:
             self.best_accuracy, self.best_epoch = accuracy, self.epoch
             self.best_weights = on_cpu(unwrapped(self.student).state_dict())
         return is_best
+
+    def _is_better(self, record: EpochRecord, accuracy: float) -> bool:
+        if self.config.best_by == ACCURACY:
+            return accuracy > self.best_accuracy
+        return is_better(record, self.history[self.best_epoch - 1], self.config.best_by)
+
+    @property
+    def finished_early(self) -> str | None:
+        """Why the run ends before its last epoch; None if it does not. See `early_stop`."""
+        return None if self.unfinished is not None else early_stop(self.config, self.history, self.best_epoch)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether there is no epoch left to train."""
+        return self.epoch >= self.config.epochs or self.finished_early is not None
 
 
 def check_states(stateful: Mapping[str, Stateful]) -> None:

@@ -16,6 +16,7 @@ from attention_transfer.data.batches import Batch
 from attention_transfer.data.class_table import ClassCounts, class_table, images_per_class
 from attention_transfer.data.loading.user_loaders import classes_of
 from attention_transfer.distributed import AcceleratedRuntime, all_or_raise
+from attention_transfer.training.checkpointing.best_epoch import check_can_be_measured
 from attention_transfer.training.checkpointing.resume import ResumePoint, resumed_classes
 from attention_transfer.training.setup.checking import check_first_images
 from attention_transfer.training.setup.classes import with_classes
@@ -46,6 +47,7 @@ def open_data(
     """
     loaders = open_loaders(config, runtime, parts.train_loader, parts.val_loader, parts.test_loader)
     cleanup.callback(loaders.close)
+    check_can_be_measured(config, validates=loaders.val is not None)
     data_classes = classes_of(loaders.train)
     first = all_or_raise(runtime, partial(look_at_first_batches, loaders, config.class_names or ()))
     config = with_classes(resumed_classes(data_classes, point, config), loaders)

@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.speed]
 RECIPES = {
     "smoothed": {"label_smoothing": 0.1},
     "weighted": {"class_weights": "auto", "label_smoothing": 0.1},
+    "stopped early": {"early_stopping": 1, "best_by": "loss", "lr": 0.1, "epochs": 6},
     "balanced": {"sampler": "balanced", "augment": True, "augment_views": 2},
 }
 
