@@ -20,7 +20,7 @@ from attention_transfer.features.maps import MapFunction, normalize
 from attention_transfer.features.stages import split_layers, stage_names
 from attention_transfer.features.taps import Taps
 from attention_transfer.files import write_atomically
-from attention_transfer.losses.total import chosen_map_function
+from attention_transfer.losses.configured import chosen_map_function
 from attention_transfer.modules import undisturbed, unwrapped
 from attention_transfer.networks.input_shapes import refusing_misfits
 from attention_transfer.networks.registry import card_of

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from attention_transfer.config.group import SettingsGroup
 
@@ -16,8 +16,31 @@ class LossSettings(SettingsGroup):
 
     temperature: float = Field(4.0, gt=0, description="temperature of knowledge distillation")
     alpha: float = Field(0.0, ge=0, description="weight of knowledge distillation (KD) of the logits")
+    logit_loss: Literal["kd", "dkd", "dist"] = Field(
+        "kd", description="distillation of the logits: Hinton's KD, decoupled (DKD), or of relations (DIST)"
+    )
+    logit_standardization: bool = Field(
+        False, description="compare logits without their mean and standard deviation ('kd' and 'dkd')"
+    )
+    kd_balance: Literal["sum", "paper"] = Field(
+        "sum", description="cross-entropy + alpha KD, or (1 - alpha) cross-entropy + alpha KD"
+    )
+    dkd_target: float = Field(1.0, ge=0, description="weight of DKD's part about the label's class")
+    dkd_nontarget: float = Field(8.0, ge=0, description="weight of DKD's part about the other classes")
+    dkd_warmup: float = Field(20.0, ge=0, description="epochs over which the weight of DKD rises from 0")
     beta: float = Field(1e3, ge=0, description="weight of attention transfer (AT)")
     attention: Literal["sum", "max"] = Field(
         "sum", description="attention map: sum or maximum over channels of the features' magnitudes to a power"
     )
     attention_power: float = Field(2.0, ge=1, description="that power; a higher one looks at the strongest cells alone")
+
+    @model_validator(mode="after")
+    def _logit_settings_agree(self) -> Self:
+        if self.kd_balance == "paper" and self.alpha > 1:
+            raise ValueError(f"kd_balance is 'paper', (1 - alpha) CE + alpha KD, but alpha is {self.alpha:g}, above 1")
+        if self.logit_standardization and self.logit_loss == "dist":
+            raise ValueError(
+                "logit_standardization goes with logit_loss 'kd' or 'dkd'; 'dist' compares correlations, which know no "
+                "scale anyway"
+            )
+        return self

@@ -89,6 +89,17 @@ class LossTerm(nn.Module):
     def build(self, inputs: LossInputs) -> None:
         """Create the term's parameters, if any; called once, before the optimizer is made, on few images."""
 
+    def weight_at(self, epoch: float) -> float:
+        """The weight at an epoch (from 0, with the fraction done), for a term whose weight changes; at most `weight`.
+
+        What a term reports stays unweighted. It must depend on nothing but the epoch: it is not part of checkpoints.
+        """
+        return self.weight
+
+    def cross_entropy_weight_at(self, epoch: float) -> float:
+        """The factor on cross-entropy at an epoch, for a term that takes its place in part."""
+        return 1.0
+
     def forward(self, inputs: LossInputs) -> dict[str, Tensor]:
         """The scalars [] of a batch, one of them under the term's own name."""
         raise TypeError(f"{type(self).__name__} has no forward(inputs); give it one that returns a dict of scalars.")

@@ -12,11 +12,10 @@ from attention_transfer.config import Config
 from attention_transfer.errors import ConfigError
 from attention_transfer.features.maps import MapFunction
 from attention_transfer.features.pairing import StagePair
-from attention_transfer.features.power_maps import power_map
 from attention_transfer.features.signals import LOGITS, Needs, StudentOutput, TeacherOutput
-from attention_transfer.losses.attention import AttentionTransfer
 from attention_transfer.losses.classification import PLAIN
-from attention_transfer.losses.kd import KnowledgeDistillation
+from attention_transfer.losses.configured import attention_term, logit_term
+from attention_transfer.losses.logits import LogitDistillation
 from attention_transfer.losses.term import RESERVED, LossInputs, LossTerm
 
 
@@ -77,29 +76,7 @@ def default_terms(config: Config, map_function: MapFunction | None = None) -> li
     Raises:
         ConfigError: there is one, and the settings name another.
     """
-    maps = chosen_map_function(config, map_function)
-    return [KnowledgeDistillation(config.alpha, config.temperature), AttentionTransfer(config.beta, maps)]
-
-
-def chosen_map_function(config: Config, map_function: MapFunction | None = None) -> MapFunction:
-    """The kind of attention map that AT compares: the user's own, or that of `attention` and `attention_power`.
-
-    Args:
-        config: uses both settings.
-        map_function: the user's own, or None.
-
-    Raises:
-        ConfigError: there is one, and the settings are not at their defaults.
-    """
-    if map_function is None:
-        return power_map(config.attention, config.attention_power)
-    default, given = Config(), (config.attention, config.attention_power)
-    if given != (default.attention, default.attention_power):
-        raise ConfigError(
-            f"attention is {given[0]!r} with attention_power {given[1]:g}, but there is a map_function "
-            f"{map_function.name!r} too; leave both settings out, or the map_function."
-        )
-    return map_function
+    return [logit_term(config), attention_term(config, map_function)]
 
 
 def needs_of_teacher(terms: Sequence[LossTerm]) -> Needs:
@@ -108,7 +85,7 @@ def needs_of_teacher(terms: Sequence[LossTerm]) -> Needs:
     Those logits would cost the network's last layers, or room in the cache, in every run whose alpha is 0.
     """
     return Needs.union(
-        Needs() if isinstance(term, KnowledgeDistillation) and not term.weight else term.needs for term in terms
+        Needs() if isinstance(term, LogitDistillation) and not term.weight else term.needs for term in terms
     )
 
 
@@ -141,7 +118,7 @@ def combine(
     """
     logits = student.tensor(LOGITS)
     classification = cross_entropy(logits.float(), labels)
-    total, scalars = classification, {"classification": classification}
+    scalars, weighted, share = {"classification": classification}, [], 1.0
     for term in terms:
         inputs = LossInputs(
             student,
@@ -150,18 +127,20 @@ def combine(
             labels if term.needs.labels else None,
             epoch if term.needs.epoch else None,
         )
-        reported = _scalars_of(term, inputs, classification)
+        is_silent = term.is_silent(inputs)
+        reported = {term.name: classification.new_zeros(())} if is_silent else _scalars_of(term, inputs)
         if taken := sorted(reported.keys() & (RESERVED | scalars.keys())):
             raise ConfigError(f"the loss term {type(term).__name__} reports {taken[0]!r}, which is taken; rename it.")
         scalars |= reported
         if term.weight > 0:
-            total = total + term.weight * reported[term.name]
+            weighted.append(term.weight_at(epoch) * reported[term.name])
+        if not is_silent:
+            share *= term.cross_entropy_weight_at(epoch)
+    total = sum(weighted, start=classification if share == 1 else share * classification)
     return Losses.of(total, scalars, logits)
 
 
-def _scalars_of(term: LossTerm, inputs: LossInputs, like: Tensor) -> dict[str, Tensor]:
-    if term.is_silent(inputs):
-        return {term.name: like.new_zeros(())}
+def _scalars_of(term: LossTerm, inputs: LossInputs) -> dict[str, Tensor]:
     with torch.set_grad_enabled(torch.is_grad_enabled() and term.weight > 0):
         reported: dict[str, Tensor] = term(inputs)
     scalars = reported if isinstance(reported, dict) else {}

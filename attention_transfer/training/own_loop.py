@@ -36,22 +36,23 @@ def compute_at_loss(
     y: Tensor,
     config: Config | Mapping[str, Any] | None = None,
     terms: Sequence[LossTerm] = (),
-    epoch: float = 0.0,
+    epoch: float | None = None,
 ) -> Losses:
     """The attention-transfer loss of one batch.
 
-    total = cross-entropy + alpha KD + beta AT; KD = T^2 KL(teacher || student), AT = the sum over stages of the
-    mean squared difference of normalised attention maps.
+    total = cross-entropy + alpha KD + beta AT; by default KD = T^2 KL(teacher || student), and AT = the sum over stages
+    of the mean squared difference of normalised attention maps.
 
     Args:
         student_model: run in its current mode; set it to train mode for training.
         teacher_model: run in eval mode without gradients, and left unchanged; None makes kd and attention zero.
         x: images [B, 3, H, W]; moved to the student's device.
         y: labels [B], integers in 0 .. K - 1; moved to the student's device.
-        config: uses alpha, beta, temperature, label_smoothing, class_weights (as a list), layers and class_names (of
+        config: uses the settings of the loss, label_smoothing, class_weights (as a list), layers and class_names (of
             the student, if it has no names itself); a partial dict is completed by the defaults.
         terms: further loss terms, beside alpha KD and beta AT.
-        epoch: epochs trained so far, with the fraction of the current one, for terms that need it.
+        epoch: epochs trained so far, with the fraction of the current one, for terms that need it; None: 0, unless the
+            settings have a weight that changes with it.
 
     Classes are matched by name: a teacher may number them differently, and have more of them. A module of your own
     gives its names in an attribute `class_names`; if one side has none, classes are matched by index.
@@ -70,9 +71,10 @@ def compute_at_loss(
         >>> losses = compute_at_loss(student, teacher, torch.rand(4, 3, 64, 64), torch.arange(4))
         >>> losses.total.backward()
     """
-    criterion, runtime = _set_up(student_model, teacher_model, device_of(student_model), config, terms, trains=True)
+    device = device_of(student_model)
+    criterion, runtime = _set_up(student_model, teacher_model, device, config, terms, epoch, trains=True)
     with closing(criterion):
-        return criterion(student_model, Batch(x, y).to(runtime.device), epoch)
+        return criterion(student_model, Batch(x, y).to(runtime.device), epoch or 0.0)
 
 
 def train_epoch(
@@ -83,7 +85,7 @@ def train_epoch(
     device: str | torch.device = "auto",
     config: Config | Mapping[str, Any] | None = None,
     terms: Sequence[LossTerm] = (),
-    epoch: int = 0,
+    epoch: int | None = None,
 ) -> dict[str, float]:
     """Train for one epoch.
 
@@ -96,9 +98,10 @@ def train_epoch(
         train_loader: any iterable of (images, labels).
         optimizer: over the student's parameters.
         device: the networks are moved there.
-        config: uses alpha, beta, temperature, label_smoothing, class_weights (as a list), layers and class_names.
+        config: uses the settings of the loss, label_smoothing, class_weights (as a list), layers and class_names.
         terms: further loss terms, beside alpha KD and beta AT; the optimizer must have their parameters too.
-        epoch: its number, from 0, for terms that need it.
+        epoch: its number, from 0, for terms that need it; None: 0, unless the settings have a weight that changes with
+            it.
 
     Returns:
         means over samples: loss, accuracy (fraction), classification, kd, attention, attention_stage_i, and what the
@@ -111,9 +114,9 @@ def train_epoch(
         ConfigError: the student has no trainable parameters.
     """
     check_trainable(student_model)
-    criterion, runtime = _set_up(student_model, teacher_model, device, config, terms, trains=True)
+    criterion, runtime = _set_up(student_model, teacher_model, device, config, terms, epoch, trains=True)
     length = len(train_loader) if isinstance(train_loader, Sized) else None
-    progress = EpochProgress(runtime, criterion.weights, epoch, length)
+    progress = EpochProgress(runtime, criterion.weights, epoch or 0, length)
     with closing(criterion):
         return run_training_epoch(criterion, student_model, train_loader, optimizer, runtime, progress=progress).figures
 
@@ -125,7 +128,7 @@ def validate(
     device: str | torch.device = "auto",
     config: Config | Mapping[str, Any] | None = None,
     terms: Sequence[LossTerm] = (),
-    epoch: float = 0.0,
+    epoch: float | None = None,
 ) -> dict[str, float]:
     """Validate a student on a loader: eval mode, no gradients; networks are left unchanged.
 
@@ -134,10 +137,11 @@ def validate(
         teacher_model: run in eval mode; None makes kd and attention zero.
         val_loader: any iterable of (images, labels).
         device: the networks are moved there.
-        config: uses alpha, beta, temperature, layers and class_names; the cross-entropy is neither smoothed nor
+        config: uses the settings of the loss, layers and class_names; the cross-entropy is neither smoothed nor
             weighted.
         terms: further loss terms, beside alpha KD and beta AT.
-        epoch: epochs trained so far, with the fraction of the current one, for terms that need it.
+        epoch: epochs trained so far, with the fraction of the current one, for terms that need it; None: 0, unless the
+            settings have a weight that changes with it.
 
     Returns:
         means over samples: loss, accuracy and balanced_accuracy (fractions), classification, kd, attention,
@@ -147,9 +151,9 @@ def validate(
         DataError: the loader was empty, a label out of range, or the student cannot take the images.
         TeacherError: the teacher cannot take the images.
     """
-    criterion, runtime = _set_up(student_model, teacher_model, device, config, terms)
+    criterion, runtime = _set_up(student_model, teacher_model, device, config, terms, epoch)
     with closing(criterion):
-        return run_validation_epoch(criterion, student_model, val_loader, runtime, epoch=epoch).figures
+        return run_validation_epoch(criterion, student_model, val_loader, runtime, epoch=epoch or 0.0).figures
 
 
 def _set_up(
@@ -158,15 +162,19 @@ def _set_up(
     device: str | torch.device,
     config: Config | Mapping[str, Any] | None,
     terms: Sequence[LossTerm] = (),
+    epoch: float | None = None,
     *,
     trains: bool = False,
 ) -> tuple[Criterion, Runtime]:
     config = resolve_config(config)
+    of_settings = default_terms(config)
+    if epoch is None:
+        _check_weights_are_constant(of_settings)
     runtime = Runtime(resolve_device(device))
     student.to(runtime.device)
     if teacher is not None:
         teacher.to(runtime.device)
-    every = [*default_terms(config), *terms]
+    every = [*of_settings, *terms]
     check_terms(every, has_teacher=teacher is not None)
     for term in every:
         term.to(runtime.device)
@@ -184,3 +192,12 @@ def _cross_entropy(config: Config) -> CrossEntropy:
             "classes."
         )
     return CrossEntropy(config.label_smoothing, config.class_weights)
+
+
+def _check_weights_are_constant(terms: Iterable[LossTerm]) -> None:
+    changing = [term.name for term in terms if term.weight > 0 and term.needs.epoch]
+    if changing:
+        raise ConfigError(
+            f"the weight of {changing[0]!r} changes with the epoch by these settings (dkd_warmup, or a schedule): pass "
+            "epoch=..., or set them so that it does not."
+        )

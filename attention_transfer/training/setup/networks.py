@@ -15,6 +15,7 @@ from attention_transfer.networks.registry import ModelCard, card_of, create_mode
 from attention_transfer.teacher.classes import match_teacher
 from attention_transfer.teacher.loading import load_teacher_model
 from attention_transfer.training.checkpointing.state import check_can_be_kept
+from attention_transfer.training.setup.loss_settings import warn_of_idle_loss_settings
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +68,7 @@ def open_teacher(config: Config, teacher: nn.Module | None, runtime: Runtime, *,
         logger.info("there is no teacher: the student is trained with cross-entropy alone")
         return None
     match_teacher(teacher, students_classes(config), distils=distils)
-    if config.alpha == 0 and config.beta == 0:
-        logger.warning("alpha and beta are 0: the teacher is compared with, but teaches nothing")
+    warn_of_idle_loss_settings(config)
     return teacher.to(runtime.device)
 
 

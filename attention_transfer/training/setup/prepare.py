@@ -15,8 +15,9 @@ from attention_transfer.checkpoint import weights_digest
 from attention_transfer.config import Config
 from attention_transfer.data.loading.loaders import own_dataset, own_sampler
 from attention_transfer.distributed import AcceleratedRuntime, all_or_raise
+from attention_transfer.losses.configured import chosen_map_function
 from attention_transfer.losses.term import LossTerm
-from attention_transfer.losses.total import chosen_map_function, default_terms, needs_of_teacher
+from attention_transfer.losses.total import default_terms, needs_of_teacher
 from attention_transfer.seeding import seed_everything
 from attention_transfer.teacher.build import Teachers, build_teachers
 from attention_transfer.training.callbacks import default_callbacks

@@ -44,7 +44,8 @@ OTHERS = {
     "color_jitter": 0.1, "augment_views": 2, "augment_seed": 2, "lr": 0.3, "momentum": 0.5, "weight_decay": 1e-3,
     "step_size": 5, "gamma": 0.5, "seed": 3, "temperature": 2.0, "alpha": 0.5, "beta": 5.0, "precision": "bf16",
     "teacher_precision": "bf16", "map_precision": "fp32", "pixel_range": (0.0, 4095.0),
-    "attention": "max", "attention_power": 3.0,
+    "attention": "max", "attention_power": 3.0, "logit_loss": "dkd", "logit_standardization": True,
+    "kd_balance": "paper", "dkd_target": 2.0, "dkd_nontarget": 2.0, "dkd_warmup": 2.0,
 }  # fmt: skip
 """A value of each key that is neither the default nor what the run was trained with."""
 
