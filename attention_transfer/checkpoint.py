@@ -69,6 +69,7 @@ _NEWER_TRAINING_KEYS: dict[str, tuple[type, ...]] = {
     "loss": (dict,),
     "stateful": (dict,),
     "class_weights": (list, type(None)),
+    "frozen": (list,),
 }
 """Keys that checkpoints of version 0.1 lack."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -33,6 +34,16 @@ def word_alone(value: object) -> object:
     """A list or tuple of a single word as the word, as the command line gives a setting that is a word or a list."""
     is_word = isinstance(value, list | tuple) and len(value) == 1 and isinstance(value[0], str)
     return value[0] if is_word else as_tuple(value)  # type: ignore[index]
+
+
+def modules_or(word: str) -> Callable[[object], object]:
+    """A validator for a tuple of names of modules, or this word alone; one name need not be in a list."""
+
+    def check(value: object) -> object:
+        value = word_alone(value)
+        return (value,) if isinstance(value, str) and value != word else value
+
+    return check
 
 
 def _as_path(value: object) -> object:

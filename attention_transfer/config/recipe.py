@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from attention_transfer.config.group import SettingsGroup, Weights, word_alone
+from attention_transfer.config.group import Names, SettingsGroup, Weights, modules_or, word_alone
 
 
 class RecipeSettings(SettingsGroup):
@@ -25,6 +25,9 @@ class RecipeSettings(SettingsGroup):
     )
     early_stopping: int | None = Field(
         None, ge=1, description="epochs without a better one after which the run is finished; None trains all epochs"
+    )
+    freeze: Annotated[Names | Literal["backbone"] | None, BeforeValidator(modules_or("backbone"))] = Field(
+        None, description="modules of the student that are not trained, as layer1; backbone = all but its head"
     )
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="part of each label that cross-entropy spreads evenly over the classes"

@@ -162,6 +162,16 @@ def expected_shapes(architecture: Architecture, name: str, num_classes: int) -> 
     return {key: tuple(tensor.shape) for key, tensor in state.items()}
 
 
+def shapes_by_name(card: ModelCard, num_classes: int) -> Shapes:
+    """The keys and shapes of the state_dict of the network that a card names, with another number of classes.
+
+    Args:
+        card: of a network that was built by name.
+        num_classes: number of logits.
+    """
+    return expected_shapes(_architecture_of(card.name), card.name, num_classes)
+
+
 def _architecture_of(name: str) -> Architecture:
     for family in NETWORKS:
         if re.fullmatch(family.pattern, name):

@@ -84,6 +84,7 @@ def run_training_epoch(
     runtime: Runtime,
     on_batch: OnBatch | None = None,
     progress: EpochProgress | None = None,
+    frozen: Iterable[nn.Module] = (),
 ) -> Means:
     """One epoch of training, or the rest of one; see `train_epoch`.
 
@@ -95,6 +96,7 @@ def run_training_epoch(
         runtime: gives device, number format and processes.
         on_batch: called after each batch.
         progress: of a resumed epoch; None for a new one.
+        frozen: modules of the student that stay in eval mode.
 
     Returns:
         means over all samples of the epoch, of all processes.
@@ -104,6 +106,8 @@ def run_training_epoch(
         DataError: the loader was empty.
     """
     student.train()
+    for module in frozen:
+        module.eval()
     criterion.modules.train()
     progress = progress or EpochProgress(runtime, criterion.weights)
     for local in local_batches(loader, runtime, criterion):

@@ -22,14 +22,18 @@ MakeScheduler = Callable[[Optimizer], LRScheduler]
 """The user's function from an optimizer to a learning rate scheduler, stepped once an epoch."""
 
 
-def parameter_groups(student: nn.Module, of_terms: Iterable[nn.Parameter] = ()) -> ParameterGroups:
+def parameter_groups(
+    student: nn.Module, of_terms: Iterable[nn.Parameter] = (), *, only_trained: bool = False
+) -> ParameterGroups:
     """The parameter groups to train: the student's, and a second one for those of the loss terms, if any.
 
     Args:
         student: the network.
         of_terms: parameters of the loss terms.
+        only_trained: leave out the student's frozen parameters.
     """
-    groups: ParameterGroups = [{"params": list(student.parameters())}]
+    of_student = [parameter for parameter in student.parameters() if parameter.requires_grad or not only_trained]
+    groups: ParameterGroups = [{"params": of_student}]
     own = list(of_terms)
     return [*groups, {"params": own}] if own else groups
 

@@ -38,6 +38,7 @@ from attention_transfer.training.divergence import naming_the_epoch
 from attention_transfer.training.epoch import run_training_epoch, run_validation_epoch
 from attention_transfer.training.epoch_progress import EpochProgress
 from attention_transfer.training.optim import MakeOptimizer, MakeScheduler
+from attention_transfer.training.setup.freezing import frozen_modules
 from attention_transfer.training.setup.loaders import Loader, Loaders
 from attention_transfer.training.setup.prepare import PreparedRun, prepare
 from attention_transfer.training.setup.user_parts import UserParts
@@ -205,7 +206,14 @@ def _train_one_epoch(
 
     with naming_the_epoch(run, f"epoch {epoch}"):
         train = run_training_epoch(
-            criteria["train"], student, loaders.train, state.optimizer, runtime, on_batch, progress
+            criteria["train"],
+            student,
+            loaders.train,
+            state.optimizer,
+            runtime,
+            on_batch,
+            progress,
+            frozen_modules(state.student, state.frozen),
         )
         state.check_finite()
     seconds = progress.seconds

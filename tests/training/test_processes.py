@@ -159,6 +159,18 @@ def test_two_processes_finish_early_in_the_same_epoch(tmp_path, few_digits):
     assert summary["epochs_completed"] == summary["best_epoch"] + 1 < 40
 
 
+def test_two_processes_train_the_head_alone(tmp_path, few_digits):
+    from attention_transfer.checkpoint import read_checkpoint
+
+    config = {**run_of(tmp_path, few_digits), "epochs": 2, "freeze": "backbone", "save_freq": 1}
+    launch(tmp_path, 2, "out", do="whole_run", config=config)
+    first, last = (read_checkpoint(tmp_path / "checkpoints" / f"two_epoch_{epoch}.pth") for epoch in (1, 2))
+    changed = {
+        key for key, value in last["model_state_dict"].items() if not torch.equal(value, first["model_state_dict"][key])
+    }
+    assert changed == {"linear.weight", "linear.bias"}
+
+
 def test_two_processes_fill_one_memory_and_one_pixel_store_and_read_them(tmp_path, few_digits):
     from attention_transfer import create_model
     from attention_transfer.cache.folder import entries

@@ -51,6 +51,7 @@ class Summary(Callback):
             "splits": run.splits,
             "images_per_class": run.images_per_class,
             "class_weights": run.state.class_weights,
+            "frozen": run.state.frozen,
             "epochs_completed": run.state.epoch,
             "best_epoch": run.state.best_epoch,
             "best_accuracy": run.state.best_accuracy,

@@ -64,6 +64,7 @@ class RunState:
         recipe: which optimizer, scheduler and map function the run has, by name.
         stateful: further objects whose state is saved, by name.
         class_weights: weight of each class in cross-entropy; None where they have none.
+        frozen: names of the student's modules that are not trained.
     """
 
     config: Config
@@ -84,6 +85,7 @@ class RunState:
     recipe: Mapping[str, str] = field(default_factory=dict)
     stateful: Mapping[str, Stateful] = field(default_factory=dict)
     class_weights: tuple[float, ...] | None = None
+    frozen: tuple[str, ...] = ()
 
     def to_checkpoint(self, runtime: Runtime) -> dict[str, Any]:
         """The state as plain data and tensors; the best weights are separate only if they are not the current ones."""
@@ -109,6 +111,7 @@ class RunState:
                 "unfinished": None if self.unfinished is None else dict(self.unfinished),
                 "random": random_state(),
                 "loss": dict(self.loss_weights),
+                "frozen": list(self.frozen),
                 "class_weights": None if self.class_weights is None else list(self.class_weights),
                 "recipe": dict(self.recipe),
                 "stateful": {name: state for name, each in self.stateful.items() if (state := each.state_dict())},

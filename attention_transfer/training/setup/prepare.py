@@ -46,6 +46,7 @@ from attention_transfer.training.optim import make_optimizer, make_scheduler, pa
 from attention_transfer.training.precision.choose import batch_shape, choose_precision, with_teacher_precision
 from attention_transfer.training.setup.checking import check_trainable
 from attention_transfer.training.setup.class_weights import choose_class_weights
+from attention_transfer.training.setup.freezing import freeze, warn_of_useless_freezing
 from attention_transfer.training.setup.loaders import (
     Loaders,
     batches_of,
@@ -107,6 +108,7 @@ def prepare(
     teacher = open_teacher(config, parts.teacher, runtime, distils=distils)
     seed_everything(config.seed)
     student = open_student(config, parts.student).to(runtime.device)
+    frozen = _freeze(config, parts, point, student, cleanup, has_teacher=teacher is not None)
     check_trainable(student)
     terms = [*default_terms(config, parts.map_function), *parts.terms]
     check_terms(terms, has_teacher=teacher is not None)
@@ -135,7 +137,7 @@ def prepare(
     build_terms(terms, config, student, teacher, images, runtime)
     state = _first_state(config, student, terms, callbacks, parts)
     refuse_another_recipe(state.recipe, point, config)
-    state.class_weights = class_weights
+    state.class_weights, state.frozen = class_weights, frozen
     state.teacher_digest, state.data_digest, state.data_classes = teacher_digest, data_digest, data_classes
     _begin(point, state, paths, runtime, loaders)
     run = RunContext(
@@ -152,6 +154,23 @@ def prepare(
         captured_logs=captured_logs,
     )
     return PreparedRun(run, loaders, teachers, terms, list(callbacks.values()))
+
+
+def _freeze(
+    config: Config,
+    parts: UserParts,
+    point: ResumePoint,
+    student: nn.Module,
+    cleanup: ExitStack,
+    *,
+    has_teacher: bool,
+) -> tuple[str, ...]:
+    """Freeze modules of the student until the run is over; their names."""
+    for parameter in student.parameters() if config.freeze is not None else ():
+        cleanup.callback(parameter.requires_grad_, parameter.requires_grad)
+    is_random = parts.student is None and config.weights is None and point.checkpoint is None
+    warn_of_useless_freezing(config, has_teacher=has_teacher, is_random=is_random)
+    return freeze(student, config)
 
 
 def _check_room(config: Config, paths: RunPaths, student: nn.Module, runtime: AcceleratedRuntime) -> None:
@@ -183,7 +202,8 @@ def _first_state(
 ) -> RunState:
     """The run before its first epoch."""
     of_terms = [parameter for term in terms for parameter in term.parameters()]
-    optimizer = make_optimizer(config, parameter_groups(student, of_terms), parts.optimizer)
+    groups = parameter_groups(student, of_terms, only_trained=config.freeze is not None)
+    optimizer = make_optimizer(config, groups, parts.optimizer)
     stateful: dict[str, Stateful] = {f"the loss term {term.name}": term for term in terms}
     stateful |= {f"the callback {name}": callback for name, callback in callbacks.items()}
     scheduler = make_scheduler(config, optimizer, parts.scheduler)

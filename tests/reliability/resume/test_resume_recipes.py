@@ -18,6 +18,8 @@ RECIPES = {
     "smoothed": {"label_smoothing": 0.1},
     "weighted": {"class_weights": "auto", "label_smoothing": 0.1},
     "stopped early": {"early_stopping": 1, "best_by": "loss", "lr": 0.1, "epochs": 6},
+    "frozen": {"freeze": ("conv1", "bn1", "layer1")},
+    "linear probe": {"freeze": "backbone", "beta": 0.0},
     "balanced": {"sampler": "balanced", "augment": True, "augment_views": 2},
 }
 
@@ -68,5 +70,5 @@ def test_a_stopped_run_ends_as_one_that_nobody_stops(settings, teacher, tmp_path
     assert without_clock(resumed["training_history"]) == without_clock(whole["training_history"])
     assert_same_weights(resumed["model"], whole["model"])
     one, other = (read_checkpoint(tmp_path / "checkpoints" / f"{name}_last.pth") for name in ("whole", "run"))
-    for key in ("best_epoch", "step", "class_weights"):
+    for key in ("best_epoch", "step", "class_weights", "frozen"):
         assert one["training"][key] == other["training"][key]
