@@ -19,6 +19,10 @@ class NetworkSettings(SettingsGroup):
     weights: str | None = Field(
         None, description="torchvision's pretrained weights for a ResNet18 or ResNet50 student, e.g. DEFAULT"
     )
+    init_from: Path | None = Field(
+        None,
+        description="a checkpoint whose weights a new run begins with; its head is left out where the classes differ",
+    )
     teacher_model: Path | None = Field(
         None, description="the teacher: a checkpoint's path, or ResNet50:DEFAULT for torchvision's weights"
     )

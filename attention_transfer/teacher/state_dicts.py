@@ -31,7 +31,9 @@ class Found(NamedTuple):
     key: str
 
 
-def find_weights(content: object, path: str, teacher_key: str | None = None) -> Found:
+def find_weights(
+    content: object, path: str, teacher_key: str | None = None, remedy: str = "say which with the key teacher_key"
+) -> Found:
     """The one state_dict in what a file holds.
 
     Without `teacher_key`, a bare state_dict is taken; else averaged weights (state_dict_ema, model_ema, ema, ...);
@@ -42,6 +44,7 @@ def find_weights(content: object, path: str, teacher_key: str | None = None) -> 
         content: what a .pth or .safetensors file holds.
         path: the file, for messages.
         teacher_key: the key of the state_dict, dotted where it is nested; or a prefix of the tensors' names.
+        remedy: what the message of an error proposes where there are several.
 
     Raises:
         TeacherError: there is none, or several are equally good and `teacher_key` does not say which.
@@ -57,9 +60,7 @@ def find_weights(content: object, path: str, teacher_key: str | None = None) -> 
     chosen = [key for key in places if rank_of(key) == best]
     if len(chosen) > 1:
         names = ", ".join(".".join(key) for key in chosen)
-        raise TeacherError(
-            f"{path} holds the weights of several networks: {names}; say which with the key teacher_key."
-        )
+        raise TeacherError(f"{path} holds the weights of several networks: {names}; {remedy}.")
     [key] = chosen
     others = [".".join(other) for other in places if other != key]
     if others:

@@ -38,9 +38,9 @@ from attention_transfer.training.divergence import naming_the_epoch
 from attention_transfer.training.epoch import run_training_epoch, run_validation_epoch
 from attention_transfer.training.epoch_progress import EpochProgress
 from attention_transfer.training.optim import MakeOptimizer, MakeScheduler
-from attention_transfer.training.setup.freezing import frozen_modules
 from attention_transfer.training.setup.loaders import Loader, Loaders
 from attention_transfer.training.setup.prepare import PreparedRun, prepare
+from attention_transfer.training.setup.start.freezing import frozen_modules
 from attention_transfer.training.setup.user_parts import UserParts
 from attention_transfer.training.signals import NOT_SAVED, SAVED, TESTED, SignalHandler, Stopped
 

@@ -16,16 +16,35 @@ from attention_transfer.teacher.classes import match_teacher
 from attention_transfer.teacher.loading import load_teacher_model
 from attention_transfer.training.checkpointing.state import check_can_be_kept
 from attention_transfer.training.setup.loss_settings import warn_of_idle_loss_settings
+from attention_transfer.training.setup.start.initial_weights import load_initial_weights
 
 logger = logging.getLogger(__name__)
 
 
-def open_student(config: Config, student: nn.Module | None) -> nn.Module:
+def open_student(config: Config, student: nn.Module | None, *, begins: bool = True) -> nn.Module:
     """The user's module, or a new network by name, with the names of its classes.
 
+    Args:
+        config: uses model, weights, init_from, num_classes and class_names.
+        student: the user's module, or None.
+        begins: the run is a new one, which init_from is for.
+
     Raises:
-        CheckpointError: the state of the user's module cannot be stored in a checkpoint.
+        CheckpointError: the state of the user's module cannot be stored in a checkpoint, or init_from does not fit.
+        ConfigError: weights and init_from are both set.
     """
+    if config.init_from is not None and config.weights is not None and begins:
+        raise ConfigError(
+            f"weights is {config.weights!r} and init_from {config.init_from!r}: the student can begin with the one or "
+            "the other; leave one out."
+        )
+    network = _student(config, student)
+    if config.init_from is not None and begins:
+        load_initial_weights(network, config)
+    return network
+
+
+def _student(config: Config, student: nn.Module | None) -> nn.Module:
     if student is not None:
         check_can_be_kept(student)
         return student

@@ -45,8 +45,6 @@ from attention_transfer.training.context import RunContext
 from attention_transfer.training.optim import make_optimizer, make_scheduler, parameter_groups
 from attention_transfer.training.precision.choose import batch_shape, choose_precision, with_teacher_precision
 from attention_transfer.training.setup.checking import check_trainable
-from attention_transfer.training.setup.class_weights import choose_class_weights
-from attention_transfer.training.setup.freezing import freeze, warn_of_useless_freezing
 from attention_transfer.training.setup.loaders import (
     Loaders,
     batches_of,
@@ -55,6 +53,8 @@ from attention_transfer.training.setup.loaders import (
 from attention_transfer.training.setup.naming import take_name, with_name
 from attention_transfer.training.setup.networks import open_student, open_teacher, prefer_channels_last
 from attention_transfer.training.setup.opened_data import check_images, describe_data, open_data
+from attention_transfer.training.setup.start.class_weights import choose_class_weights
+from attention_transfer.training.setup.start.freezing import freeze, warn_of_useless_freezing
 from attention_transfer.training.setup.terms import build_terms, check_are_terms, check_terms
 from attention_transfer.training.setup.user_parts import UserParts
 
@@ -107,7 +107,7 @@ def prepare(
     distils = config.alpha > 0 or needs_of_teacher(parts.terms).logits
     teacher = open_teacher(config, parts.teacher, runtime, distils=distils)
     seed_everything(config.seed)
-    student = open_student(config, parts.student).to(runtime.device)
+    student = _open_student(config, parts, point).to(runtime.device)
     frozen = _freeze(config, parts, point, student, cleanup, has_teacher=teacher is not None)
     check_trainable(student)
     terms = [*default_terms(config, parts.map_function), *parts.terms]
@@ -156,6 +156,13 @@ def prepare(
     return PreparedRun(run, loaders, teachers, terms, list(callbacks.values()))
 
 
+def _open_student(config: Config, parts: UserParts, point: ResumePoint) -> nn.Module:
+    begins = point.checkpoint is None
+    if config.init_from is not None and not begins:
+        logger.info("init_from is not read: the run goes on from %s", point.source)
+    return open_student(config, parts.student, begins=begins)
+
+
 def _freeze(
     config: Config,
     parts: UserParts,
@@ -168,7 +175,8 @@ def _freeze(
     """Freeze modules of the student until the run is over; their names."""
     for parameter in student.parameters() if config.freeze is not None else ():
         cleanup.callback(parameter.requires_grad_, parameter.requires_grad)
-    is_random = parts.student is None and config.weights is None and point.checkpoint is None
+    sources = (parts.student, config.weights, config.init_from, point.checkpoint)
+    is_random = all(source is None for source in sources)
     warn_of_useless_freezing(config, has_teacher=has_teacher, is_random=is_random)
     return freeze(student, config)
 
