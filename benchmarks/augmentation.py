@@ -23,8 +23,10 @@ from torchvision.transforms.v2 import functional as transforms
 
 from attention_transfer.config import IMAGENET_MEAN, IMAGENET_STD
 from attention_transfer.data import rendering
+from attention_transfer.data.augmentation.geometry import matrices_of
 from attention_transfer.data.decoding.decoder import Decoder, Picture
 from attention_transfer.data.decoding.images import to_tensor
+from attention_transfer.data.frame import Frame
 from attention_transfer.data.views import LUMA, Augmentation, ViewParameters, colour_matrices, draw_views, grey_shares
 from benchmarks.measuring.timing import processor, table, take_turns
 
@@ -84,7 +86,7 @@ def torchvision(pictures: Sequence[Picture], views: Sequence[ViewParameters], si
 def pillow_affine(pictures: Sequence[Picture], views: Sequence[ViewParameters], size: int) -> Tensor:
     """Pillow's one affine, image by image; colours and normalisation in the batch."""
     parts = []
-    for picture, matrix in zip(pictures, rendering._matrices(views), strict=True):
+    for picture, matrix in zip(pictures, matrices_of(views, (size, size)), strict=True):
         scale = np.array(picture.shape[1::-1]) / 2
         turn = matrix[:, :2] * scale[:, None] * 2 / size
         shift = (matrix[:, 2] + 1) * scale - turn.sum(axis=1) * size / 2
@@ -112,11 +114,12 @@ def affine(
     pictures: Sequence[Picture], views: Sequence[ViewParameters], size: int, *, density: float = math.inf, grid: int = 1
 ) -> Tensor:
     """One affine of the batch, after a reduction to `density` pixels a pixel, with grid x grid lookups a pixel."""
-    matrices = rendering._matrices(views)
-    parts = [rendering._reduce(*one, size, density) for one in zip(pictures, views, matrices, strict=True)]
+    matrices = matrices_of(views, (size, size))
+    frame, fine = Frame(size, size), Frame(size * grid, size * grid)
+    parts = [rendering._reduce(*one, frame, density) for one in zip(pictures, views, matrices, strict=True)]
     if grid == 1:
-        return rendering._render(parts, views, size, IMAGENET_MEAN, IMAGENET_STD)
-    places = rendering._places(np.stack([matrix for _, matrix in parts]), size * grid)
+        return rendering._render(parts, views, frame, IMAGENET_MEAN, IMAGENET_STD)[0]
+    places = rendering._places(np.stack([matrix for _, matrix in parts]), fine)
     images = F.avg_pool2d(rendering._look_up([part for part, _ in parts], places), grid)
     outside = F.max_pool2d((places.abs().amax(dim=0) > 1).float().unsqueeze(1), grid) > 0
     if any(view.changes_colours for view in views):
@@ -147,7 +150,7 @@ def decibels(
     spread = 255 * torch.tensor(IMAGENET_STD).view(3, 1, 1)
     error = (render(pictures, views, size) - truth) * spread
     turns = [ViewParameters(angle=view.angle) for view in views]
-    places = rendering._places(rendering._matrices(turns), size)
+    places = rendering._places(matrices_of(turns, (size, size)), Frame(size, size))
     in_crop = (places.abs().amax(dim=0) < 1 - 4 / size).unsqueeze(1).expand_as(error)
     return 10 * math.log10(255**2 / float(error[in_crop].double().square().mean()))
 

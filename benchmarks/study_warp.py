@@ -63,7 +63,7 @@ def measure(dataset: ImageDataset, runner: FrozenRunner, views: Views) -> list[t
     size = dataset.image_size
     whole = dataset.whole(indices)
     seen = render_views([dataset.picture(i) for i in indices], views, size, dataset.mean, dataset.std)
-    matrices = view_matrices(views)
+    matrices = view_matrices(views, size)
     mirrored = is_mirrored(matrices)[:, None, None]
     shown = torch.where(mirrored[..., None], whole.flip(3), whole)
     grids = find_grids(runner.network, whole[:1], runner.names)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from attention_transfer.config.group import Fraction, SettingsGroup, as_tuple
+
+Part = Literal["default", "pad_crop", "erasing", "trivial"]
+
+
+def _as_parts(value: object) -> object:
+    """A single name as a tuple, and a list too; anything else unchanged."""
+    return (value,) if isinstance(value, str) else as_tuple(value)
 
 
 class AugmentationSettings(SettingsGroup):
@@ -14,7 +21,12 @@ class AugmentationSettings(SettingsGroup):
 
     heading: ClassVar = "Augmentation of training images"
 
-    augment: bool = Field(False, description="random crop, flip, rotation and colour jitter of training images")
+    augment: bool = Field(False, description="train on random views of the images, as augmentation names them")
+    augmentation: Annotated[tuple[Part, ...], BeforeValidator(_as_parts), Field(min_length=1)] = Field(
+        ("default",),
+        description="parts of a view, beside flip: default = random crop, rotation and colour jitter; pad_crop = shift "
+        "by up to 1/8, with reflection; erasing = random erasing; trivial = TrivialAugment",
+    )
     crop_scale: Annotated[tuple[Fraction, Fraction], BeforeValidator(as_tuple)] = Field(
         (0.6, 1.0), description="least and greatest area of a random crop, as a fraction of the image"
     )
@@ -22,6 +34,11 @@ class AugmentationSettings(SettingsGroup):
     rotation: float = Field(10.0, ge=0, le=180, description="greatest rotation of augmented images in degrees")
     color_jitter: float = Field(
         0.2, ge=0, le=1, description="greatest relative change of brightness, contrast and saturation"
+    )
+    mask_rotation: bool = Field(
+        False,
+        description="compare no attention in the corners that a rotation empties; always so with augment_views='warp', "
+        "and where resize or another part of augmentation leaves something empty",
     )
     augment_views: Annotated[int, Field(ge=1)] | Literal["warp"] | None = Field(
         None,
@@ -32,6 +49,22 @@ class AugmentationSettings(SettingsGroup):
     augment_seed: int = Field(
         0, ge=0, lt=2**63, description="seed of the views; apart from seed, so that runs share the teacher's memory"
     )
+
+    @field_validator("augmentation")
+    @classmethod
+    def _each_part_once(cls, parts: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(parts)) < len(parts):
+            raise ValueError("each part must be named once")
+        return parts
+
+    @model_validator(mode="after")
+    def _parts_are_used(self) -> Self:
+        if self.augmentation != ("default",) and not self.augment:
+            raise ValueError(
+                f"augmentation is {' '.join(self.augmentation)}, but augment is False, so that no image is augmented: "
+                "set augment=True, or leave augmentation out"
+            )
+        return self
 
     @field_validator("crop_scale")
     @classmethod

@@ -73,6 +73,8 @@ def _array_in_words(variant: Mapping[str, Any]) -> str:
     if "prefixItems" in variant:
         items = variant["prefixItems"]
         return ", ".join([f"{len(items)} numbers", *_limits(items[0])])
+    if "enum" in variant["items"]:
+        return f"list of {_variant_in_words(variant['items'])}"
     if variant["items"]["type"] == "string":
         return "list of names"
     item = _variant_in_words(variant["items"])

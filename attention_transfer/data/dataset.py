@@ -39,6 +39,8 @@ class ImageDataset(Dataset[Example]):
         pixel_range: the values from black to white of files of more than 8 bits; None: see `decode_image`.
         resize: how an image fills image_size: 'squash', 'crop' or 'pad'; see `Frame`.
         crop_pct: the share of the shorter side that 'crop' shows.
+        mask_rotation: whether the corners that a rotation empties count as showing no image. All that is empty does
+            where resize, pad-and-crop, erasing or TrivialAugment leave something empty.
 
     Attributes:
         frame: what image_size, resize and crop_pct come to.
@@ -63,6 +65,7 @@ class ImageDataset(Dataset[Example]):
         pixel_range: Range | None = None,
         resize: Resize = "squash",
         crop_pct: float = CROP_PCT,
+        mask_rotation: bool = False,
     ) -> None:
         self.source = source
         self.classes = tuple(source.classes)
@@ -74,6 +77,7 @@ class ImageDataset(Dataset[Example]):
         self.augmentation = augmentation
         self.seed = seed
         self.tells_matrices = tells_matrices
+        self.mask_rotation = mask_rotation
         self.decoder = Decoder(self.frame, augmentation, pixel_range)
         self.store: PixelStore | None = None
 
@@ -85,7 +89,8 @@ class ImageDataset(Dataset[Example]):
     @property
     def tells_shown(self) -> bool:
         """Whether batches carry which pixels show something of an image."""
-        return not self.frame.is_filled
+        of_views = self.augmentation is not None and (self.mask_rotation or self.augmentation.empties)
+        return of_views or not self.frame.is_filled
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -121,7 +126,7 @@ class ImageDataset(Dataset[Example]):
         views = self._views(where)
         pictures = [self.picture(index) for _, index in where]
         rendered = rendered_views(pictures, views, self.frame, self.mean, self.std)
-        return rendered, view_matrices(views) if self.tells_matrices else None
+        return rendered, view_matrices(views, self.frame) if self.tells_matrices else None
 
     def _views(self, where: Sequence[Key]) -> list[ViewParameters]:
         assert self.augmentation is not None

@@ -19,6 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attention_transfer.config import IMAGENET_MEAN, IMAGENET_STD
+from attention_transfer.data.augmentation.erasing import erase
+from attention_transfer.data.augmentation.geometry import Matrix, matrices_of, reflected
+from attention_transfer.data.augmentation.trivial import recolour
 from attention_transfer.data.decoding.images import Triple, resize_whole
 from attention_transfer.data.frame import Box, Frame, ImageSize, as_frame
 from attention_transfer.data.views import LUMA, ViewParameters, colour_matrices, grey_shares
@@ -28,7 +31,6 @@ Pictures = Sequence[npt.NDArray[np.uint8]]
 """RGB pictures [H, W, 3], each of a size of its own."""
 
 _Picture = npt.NDArray[np.uint8]
-_Matrix = npt.NDArray[np.float64]
 
 _DENSITY = 1.5
 """Greatest number of a picture's pixels per pixel of a view.
@@ -55,15 +57,20 @@ class Rendered(NamedTuple):
     shown: Tensor | None
 
 
-def view_matrices(views: Sequence[ViewParameters]) -> Tensor:
+def view_matrices(views: Sequence[ViewParameters], size: ImageSize | Frame = 1) -> Tensor:
     """The matrices from the coordinates of views to those of the whole images.
+
+    Args:
+        views: of images.
+        size: side of a view in pixels, or (height, width); needed where a view is no square, is shifted by whole
+            pixels, or is changed by TrivialAugment.
 
     Returns:
         float32 [B, 2, 3]: a matrix maps (x, y, 1) in the view to (x, y) in the whole image. In both, x runs from
         -1 at the left edge to 1 at the right edge and y from -1 at the top to 1 at the bottom, as in
         `torch.nn.functional.affine_grid` with align_corners=False. Outside of [-1, 1] there is no image.
     """
-    return torch.from_numpy(_matrices(views).astype(np.float32))
+    return torch.from_numpy(matrices_of(views, as_frame(size).size).astype(np.float32))
 
 
 def render_views(
@@ -107,7 +114,7 @@ def rendered_views(
     """`render_views`, and where the views show something of their pictures; see there."""
     if len(pictures) != len(views):
         raise DataError(f"there are {len(pictures)} pictures and {len(views)} views; give one view of each picture.")
-    matrices = _matrices(views)
+    matrices = matrices_of(views, frame.size)
     images = torch.empty(len(views), 3, *frame.size, dtype=torch.float32)
     shown = torch.empty(len(views), *frame.size, dtype=torch.bool)
     count = max(1, _PIXELS_AT_ONCE // (frame.height * frame.width))
@@ -119,16 +126,29 @@ def rendered_views(
 
 
 def _render(
-    parts: Sequence[tuple[_Picture, _Matrix]], views: Sequence[ViewParameters], frame: Frame, mean: Triple, std: Triple
+    parts: Sequence[tuple[_Picture, Matrix]], views: Sequence[ViewParameters], frame: Frame, mean: Triple, std: Triple
 ) -> tuple[Tensor, Tensor]:
-    places = _places(np.stack([matrix for _, matrix in parts]), frame)
-    images = _look_up([part for part, _ in parts], places)
-    x, y = places.abs_()
-    outside = (torch.maximum(x, y) > 1).unsqueeze(1)
-    images.masked_fill_(outside, 0)
+    pictures, places = [part for part, _ in parts], _places(np.stack([matrix for _, matrix in parts]), frame)
+    outside = (places.abs().amax(dim=0) > 1).unsqueeze(1)
+    # where neither a picture nor its reflection is drawn
+    empty, is_reflected = outside, _are_reflected(views, frame)
+    if is_reflected.any():
+        beyond = reflected(places, [(picture.shape[0], picture.shape[1]) for picture in pictures])
+        places = torch.where(is_reflected[:, None, None], beyond, places)
+        empty = outside & ~is_reflected[:, None, None, None]
+    images = _look_up(pictures, places).masked_fill_(empty, 0)
     if any(view.changes_colours for view in views):
-        images = _change_colours(images, outside, views)
-    return _normalise(images, mean, std).masked_fill_(outside, 0), outside.logical_not().squeeze(1)
+        images = _change_colours(images, empty, views)
+    recolour(images, empty, [view.trivial for view in views], mean)
+    images, shown = _normalise(images, mean, std).masked_fill_(empty, 0), outside.logical_not_().squeeze(1)
+    for i, view in enumerate(views):
+        if view.erased is not None:
+            erase(images[i], shown[i], view.erased)
+    return images, shown
+
+
+def _are_reflected(views: Sequence[ViewParameters], frame: Frame) -> Tensor:
+    return torch.tensor([frame.is_filled and view.shift is not None for view in views])
 
 
 def render_whole(
@@ -182,22 +202,9 @@ def _brought(picture: _Picture, frame: Frame) -> _Picture:
     return np.asarray(resize_whole(Image.fromarray(picture), frame))
 
 
-def _matrices(views: Sequence[ViewParameters]) -> _Matrix:
-    matrices = np.empty((len(views), 2, 3))
-    for matrix, view in zip(matrices, views, strict=True):
-        left, top, right, bottom = view.box
-        angle, mirror = math.radians(view.angle), -1 if view.flip else 1
-        cosine, sine = math.cos(angle), math.sin(angle)
-        width, height = right - left, bottom - top
-        # The inverse of crop, flip and counter-clockwise rotation: rotate back, flip, and scale.
-        matrix[0] = mirror * width * cosine, -mirror * width * sine, left + right - 1
-        matrix[1] = height * sine, height * cosine, top + bottom - 1
-    return matrices
-
-
 def _reduce(
-    picture: _Picture, view: ViewParameters, matrix: _Matrix, frame: Frame, density: float = _DENSITY
-) -> tuple[_Picture, _Matrix]:
+    picture: _Picture, view: ViewParameters, matrix: Matrix, frame: Frame, density: float = _DENSITY
+) -> tuple[_Picture, Matrix]:
     """The part of a picture that a view shows, at no more than `density` pixels to one, and the matrix into it.
 
     The part covers everything of the picture that the view reaches, so what is outside of it is outside of the picture.
@@ -222,13 +229,13 @@ def _reduce(
     return reduced[0].permute(1, 2, 0).numpy(), into
 
 
-def _through(region: Box, matrix: _Matrix) -> _Matrix:
+def _through(region: Box, matrix: Matrix) -> Matrix:
     """A matrix into the frame as one into the picture, of which the frame shows a region."""
     left, top, right, bottom = region
     return matrix * [[right - left], [bottom - top]] + [[0, 0, left + right - 1], [0, 0, top + bottom - 1]]
 
 
-def _span(row: _Matrix, pixels: int) -> tuple[int, int]:
+def _span(row: Matrix, pixels: int) -> tuple[int, int]:
     """First pixel, and the one after the last, that a view covers along an axis of the picture; at least one."""
     reach = abs(row[0]) + abs(row[1])
     first, end = ((row[2] + side * reach + 1) / 2 * pixels for side in (-1, 1))
@@ -236,13 +243,13 @@ def _span(row: _Matrix, pixels: int) -> tuple[int, int]:
     return start, max(start + 1, min(pixels, math.ceil(end)))
 
 
-def _into(row: _Matrix, span: tuple[int, int], pixels: int) -> _Matrix:
+def _into(row: Matrix, span: tuple[int, int], pixels: int) -> Matrix:
     """A row of a matrix into the whole picture, converted to one into a part of it."""
     centre, half = (span[0] + span[1]) / pixels - 1, (span[1] - span[0]) / pixels
     return (row - (0, 0, centre)) / half
 
 
-def _places(matrices: _Matrix, frame: Frame) -> Tensor:
+def _places(matrices: Matrix, frame: Frame) -> Tensor:
     """[2, B, H, W]: x and y in the picture of each pixel of the views."""
     a, b, c = torch.from_numpy(matrices.astype(np.float32)).permute(2, 1, 0).unsqueeze(3)
     # Exactly symmetric, so that a mirrored view is the mirror image of the view.
@@ -286,7 +293,7 @@ def _change_colours(images: Tensor, outside: Tensor, views: Sequence[ViewParamet
     return changed.clamp_(0, 255)
 
 
-def _per_sample(values: _Matrix) -> Tensor:
+def _per_sample(values: Matrix) -> Tensor:
     return torch.from_numpy(values.astype(np.float32)).unsqueeze(-1)
 
 

@@ -6,21 +6,25 @@ same geometric transformation can be applied to an attention map.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from attention_transfer.data.augmentation import numbers
+from attention_transfer.data.augmentation.boxes import draw_box
+from attention_transfer.data.augmentation.erasing import NUMBERS as OF_ERASING
+from attention_transfer.data.augmentation.erasing import draw_erased
+from attention_transfer.data.augmentation.trivial import NUMBERS as OF_TRIVIAL
+from attention_transfer.data.augmentation.trivial import TrivialChange, draw_change
+from attention_transfer.data.frame import Box
 from attention_transfer.errors import DataError
 
-NARROWEST = 3 / 4
-_ASPECT_RATIOS = (NARROWEST, 1 / NARROWEST)
 _HUE_SHARE = 0.1
-_NUMBERS = 10
-_U64 = np.uint64
+_PADDING = 1 / 8
+"""Greatest shift of pad-and-crop, as a fraction of each side: 4 pixels of 32, as is usual for CIFAR."""
 
 # ITU-R BT.601: the weights of red, green and blue in the luma Y, and in the chroma axes I and Q.
 LUMA = np.array([0.299, 0.587, 0.114])
@@ -40,6 +44,10 @@ class Augmentation:
         rotation: greatest rotation to either side, in degrees in [0, 180].
         color_jitter: greatest relative change of brightness, contrast and saturation, in [0, 1];
             the hue turns by at most a tenth of it, in turns.
+        pad_crop: shift by up to an eighth of each side; beyond the image its reflection is drawn, as if it were padded
+            by 4 of 32 pixels and cropped. Beyond an image of resize='pad' the mean colour is.
+        erasing: take a rectangle out of half of the views; see `augmentation.erasing`.
+        trivial: one more random change of each view; see `augmentation.trivial`.
 
     Raises:
         DataError: a value is out of its range.
@@ -49,6 +57,9 @@ class Augmentation:
     flip: bool = True
     rotation: float = 10.0
     color_jitter: float = 0.2
+    pad_crop: bool = False
+    erasing: bool = False
+    trivial: bool = False
 
     def __post_init__(self) -> None:
         least, greatest = self.crop_scale
@@ -58,6 +69,18 @@ class Augmentation:
             raise DataError(f"rotation is {self.rotation}; it must be in degrees from 0 to 180.")
         if not 0 <= self.color_jitter <= 1:
             raise DataError(f"color_jitter is {self.color_jitter}; it must be from 0 to 1.")
+
+    @property
+    def empties(self) -> bool:
+        """Whether parts of a view show no image, apart from the corners of `rotation`."""
+        return self.pad_crop or self.erasing or self.trivial
+
+    def identity(self) -> dict[str, object]:
+        """What views depend on, for cache keys; of the parts that version 0.1 did not have, those that are on."""
+        return {name: value for name, value in asdict(self).items() if value or name in _OF_VERSION_0_1}
+
+
+_OF_VERSION_0_1 = ("crop_scale", "flip", "rotation", "color_jitter")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +93,24 @@ class ViewParameters:
         angle: rotation about the centre, counter-clockwise, in degrees.
         brightness, contrast, saturation: factors; 1 changes nothing.
         hue: shift of the hue in turns; 0 changes nothing.
+        shift: of pad-and-crop along x and y, in paddings from -1 to 1; None: none, and beyond the image there is no
+            reflection.
+        padding: as a fraction of each side.
+        trivial: one more change, or None.
+        erased: the part of the view that is taken out, or None.
     """
 
-    box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    box: Box = (0.0, 0.0, 1.0, 1.0)
     flip: bool = False
     angle: float = 0.0
     brightness: float = 1.0
     contrast: float = 1.0
     saturation: float = 1.0
     hue: float = 0.0
+    shift: tuple[float, float] | None = None
+    padding: float = _PADDING
+    trivial: TrivialChange | None = None
+    erased: Box | None = None
 
     @property
     def changes_colours(self) -> bool:
@@ -109,15 +141,25 @@ def draw_views(augmentation: Augmentation, seed: int, view: int, indices: Sequen
         view: number of the view.
         indices: positions of the images in the data set.
     """
-    return [_view_of(augmentation, numbers) for numbers in _random_numbers(seed, view, indices)]
+    views = [_view_of(augmentation, drawn) for drawn in numbers.random_numbers(seed, view, indices)]
+    if augmentation.pad_crop:
+        shifts = numbers.random_numbers(seed, view, indices, 2, numbers.SHIFT)
+        views = [replace(each, shift=(2 * x - 1, 2 * y - 1)) for each, (x, y) in zip(views, shifts, strict=True)]
+    if augmentation.trivial:
+        changes = numbers.random_numbers(seed, view, indices, OF_TRIVIAL, numbers.TRIVIAL)
+        views = [replace(each, trivial=draw_change(x)) for each, x in zip(views, changes, strict=True)]
+    if augmentation.erasing:
+        boxes = numbers.random_numbers(seed, view, indices, OF_ERASING, numbers.ERASING)
+        views = [replace(each, erased=draw_erased(x)) for each, x in zip(views, boxes, strict=True)]
+    return views
 
 
-def _view_of(augmentation: Augmentation, numbers: list[float]) -> ViewParameters:
-    area, ratio, x, y, flip = numbers[:5]
-    angle, brightness, contrast, saturation, hue = [2 * number - 1 for number in numbers[5:]]
+def _view_of(augmentation: Augmentation, drawn: list[float]) -> ViewParameters:
+    area, ratio, x, y, flip = drawn[:5]
+    angle, brightness, contrast, saturation, hue = [2 * number - 1 for number in drawn[5:]]
     jitter = augmentation.color_jitter
     return ViewParameters(
-        box=_draw_box(augmentation.crop_scale, area, ratio, x, y),
+        box=draw_box(augmentation.crop_scale, area, ratio, x, y),
         flip=augmentation.flip and flip < 0.5,
         angle=augmentation.rotation * angle,
         brightness=1 + jitter * brightness,
@@ -125,47 +167,6 @@ def _view_of(augmentation: Augmentation, numbers: list[float]) -> ViewParameters
         saturation=1 + jitter * saturation,
         hue=_HUE_SHARE * jitter * hue,
     )
-
-
-def _random_numbers(seed: int, view: int, indices: Sequence[int]) -> list[list[float]]:
-    """Ten numbers in [0, 1) for each index: the outputs 10 index + 1 to 10 index + 10 of SplitMix64.
-
-    SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators") computes its n-th
-    output from n alone, without sequential state.
-    """
-    before = np.array(indices, dtype=_U64).reshape(-1, 1) * _U64(_NUMBERS)
-    state: npt.NDArray[np.uint64] = np.add(before, np.arange(1, _NUMBERS + 1, dtype=_U64))
-    state *= _U64(0x9E3779B97F4A7C15)
-    state += _stream(seed, view)
-    state ^= state >> _U64(30)
-    state *= _U64(0xBF58476D1CE4E5B9)
-    state ^= state >> _U64(27)
-    state *= _U64(0x94D049BB133111EB)
-    state ^= state >> _U64(31)
-    numbers: list[list[float]] = ((state >> _U64(11)) * 2.0**-53).tolist()
-    return numbers
-
-
-@functools.lru_cache(maxsize=16)
-def _stream(seed: int, view: int) -> np.uint64:
-    (stream,) = np.random.SeedSequence((seed, view)).generate_state(1, _U64)
-    return np.uint64(stream)
-
-
-def _draw_box(
-    crop_scale: tuple[float, float], area: float, ratio: float, x: float, y: float
-) -> tuple[float, float, float, float]:
-    """A random resized crop (Szegedy et al. 2015, section 6) from four numbers in [0, 1).
-
-    The aspect ratio is relative to the image's own, log-uniform among those at which the area fits in.
-    """
-    least, greatest = crop_scale
-    area = least + (greatest - least) * area
-    narrowest, widest = max(_ASPECT_RATIOS[0], area), min(_ASPECT_RATIOS[1], 1 / area)
-    ratio = narrowest * (widest / narrowest) ** ratio
-    width, height = min(1.0, math.sqrt(area * ratio)), min(1.0, math.sqrt(area / ratio))
-    left, top = (1 - width) * x, (1 - height) * y
-    return left, top, min(1.0, left + width), min(1.0, top + height)
 
 
 def colour_matrices(views: Sequence[ViewParameters]) -> npt.NDArray[np.float64]:

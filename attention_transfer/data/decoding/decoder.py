@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from attention_transfer.data.augmentation.boxes import NARROWEST
 from attention_transfer.data.decoding.depth import FULL, Range
 from attention_transfer.data.decoding.file import File, open_image
 from attention_transfer.data.decoding.images import decode_image, resize_whole, unreadable
 from attention_transfer.data.decoding.once import warn_once
 from attention_transfer.data.frame import Frame, ImageSize, as_frame, least_sides
-from attention_transfer.data.views import NARROWEST, Augmentation
+from attention_transfer.data.views import Augmentation
 from attention_transfer.errors import DataError
 
 Picture = npt.NDArray[np.uint8]

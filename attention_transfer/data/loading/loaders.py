@@ -55,6 +55,7 @@ def prepare_dataloaders(
     sampler: Literal["shuffle", "balanced"] = "shuffle",
     resize: Resize = "squash",
     crop_pct: float = CROP_PCT,
+    mask_rotation: bool = False,
 ) -> tuple[DataLoader[Example], DataLoader[Example], DataLoader[Example]]:
     """The (train, val, test) loaders of an image folder.
 
@@ -90,6 +91,8 @@ def prepare_dataloaders(
         resize: how an image fills image_size: 'squash', 'crop' or 'pad'; see `Frame`. Views are of what the frame shows
             of an image.
         crop_pct: the share of the shorter side that 'crop' shows.
+        mask_rotation: whether batches tell which corners a rotation has emptied, so that attention is not compared
+            there; they always do where anything else may leave a part of a view empty.
 
     Raises:
         DataError: a value is out of range, or the folder is not what `find_splits` expects. While iterating: a
@@ -118,6 +121,7 @@ def prepare_dataloaders(
         sampler=sampler,
         resize=resize,
         crop_pct=crop_pct,
+        mask_rotation=mask_rotation,
     )
     check_integer("split_seed", split_seed, 0)
     chosen_range = checked_range(pixel_range)
@@ -189,6 +193,7 @@ def _loader_of(source: Source, role: str, options: LoaderOptions, pixel_range: R
         pixel_range=pixel_range,
         resize=options.resize,
         crop_pct=options.crop_pct,
+        mask_rotation=options.mask_rotation,
     )
     repeated = options.augment_views if isinstance(options.augment_views, int) else None
     batches = EpochBatchSampler(

@@ -65,6 +65,7 @@ class LoaderOptions:
     sampler: Literal["shuffle", "balanced"] = "shuffle"
     resize: Resize = "squash"
     crop_pct: float = CROP_PCT
+    mask_rotation: bool = False
 
     def __post_init__(self) -> None:
         check_integer("batch_size", self.batch_size, 1)

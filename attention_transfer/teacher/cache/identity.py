@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -65,7 +64,7 @@ def cache_identity(
         "mean": dataset.mean,
         "std": dataset.std,
         "views": views if dataset.augmentation is not None else 1,
-        "augmentation": asdict(dataset.augmentation) if is_augmented and dataset.augmentation else None,
+        "augmentation": dataset.augmentation.identity() if is_augmented and dataset.augmentation else None,
         "augment seed": dataset.seed if is_augmented else None,
         "running": running,
         "torch": torch.__version__,

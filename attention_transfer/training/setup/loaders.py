@@ -166,7 +166,8 @@ def open_folder(config: Config, rank: int = 0, world_size: int = 1) -> dict[str,
         split_seed=config.split_seed,
         mean=config.mean,
         std=config.std,
-        augmentation=Augmentation(config.crop_scale, config.flip, config.rotation, config.color_jitter),
+        augmentation=augmentation_of(config),
+        mask_rotation=config.mask_rotation,
         augment_views=config.augment_views,
         augment_seed=config.augment_seed,
         rank=rank,
@@ -175,6 +176,21 @@ def open_folder(config: Config, rank: int = 0, world_size: int = 1) -> dict[str,
         sampler=config.sampler,
     )
     return dict(zip(("train", "val", "test"), loaders, strict=True))
+
+
+def augmentation_of(config: Config) -> Augmentation:
+    """How far the views of a run differ from the whole images, if it augments them."""
+    parts = config.augmentation
+    given = {"crop_scale": config.crop_scale, "rotation": config.rotation, "color_jitter": config.color_jitter}
+    none = {"crop_scale": (1.0, 1.0), "rotation": 0.0, "color_jitter": 0.0}
+    by_part: dict[str, Any] = given if "default" in parts else none
+    return Augmentation(
+        flip=config.flip,
+        pad_crop="pad_crop" in parts,
+        erasing="erasing" in parts,
+        trivial="trivial" in parts,
+        **by_part,
+    )
 
 
 def with_pixel_range(config: Config, loaders: Loaders, runtime: Runtime) -> Config:

@@ -1,0 +1,1 @@
+"""Parts of augmentation: their random numbers, geometry and changes of pixels."""
