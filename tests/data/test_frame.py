@@ -87,7 +87,7 @@ def test_a_bright_spot_lands_where_matrix_and_region_say(mode, view):
     picture[39:42, 67:70] = 255
     left, top, right, bottom = frame.region(90, 120)
     in_frame = torch.tensor([2 * (68.5 / 120 - left) / (right - left) - 1, 2 * (40.5 / 90 - top) / (bottom - top) - 1])
-    (matrix,) = view_matrices([view])
+    (matrix,) = view_matrices([view], frame)
     expected = torch.linalg.solve(matrix[:, :2], in_frame - matrix[:, 2])
     spot = render_views([picture], [view], frame, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))[0, 0]
     y, x = ((torch.arange(side) * 2 + 1) / side - 1 for side in (60, 100))

@@ -50,6 +50,17 @@ def test_what_is_remembered_of_such_a_frame_is_what_the_live_teacher_says(settin
             assert ours[figure] > 0
 
 
+@pytest.mark.parametrize("views", [2, "warp"])
+def test_what_is_remembered_of_views_of_many_parts_is_what_the_live_teacher_says(settings, teacher, views):
+    parts = ("default", "pad_crop", "erasing", "trivial")
+    settings |= {"image_size": 32, "augment": True, "augmentation": parts, "augment_views": views}
+    remembered = train_at({**settings, "experiment_name": "remembered"}, teacher=teacher)
+    live = train_at({**settings, "experiment_name": "live", "teacher_cache": "off"}, teacher=teacher)
+    for ours, theirs in zip(remembered["training_history"], live["training_history"], strict=True):
+        assert ours["train_attention"] == pytest.approx(theirs["train_attention"], rel=2e-3)
+        assert ours["train_kd"] == pytest.approx(theirs["train_kd"], rel=2e-3)
+
+
 @pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
 def test_the_empty_rest_of_a_padded_image_is_left_out_of_the_loss_and_nothing_else_is(wide_digits, teacher, resize):
     train, *_ = prepare_dataloaders(wide_digits, 16, num_workers=0, image_size=32, resize=resize)

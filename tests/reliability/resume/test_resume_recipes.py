@@ -20,6 +20,8 @@ RECIPES = {
     "stopped early": {"early_stopping": 1, "best_by": "loss", "lr": 0.1, "epochs": 6},
     "frozen": {"freeze": ("conv1", "bn1", "layer1")},
     "linear probe": {"freeze": "backbone", "beta": 0.0},
+    "parts of augmentation": {"augment": True, "augmentation": ("pad_crop", "erasing", "trivial")},
+    "padded": {"augment": True, "augment_views": "warp", "image_size": (32, 40), "resize": "pad"},
     "balanced": {"sampler": "balanced", "augment": True, "augment_views": 2},
 }
 
