@@ -104,7 +104,7 @@ def remembered(teacher: nn.Module, dataset: ImageDataset, folder: Path, way: Way
     )
     maps = runner.run(some[:1]).maps(SUM_OF_SQUARES)
     shape = OutputShape(tuple((stage.shape[1], stage.shape[2]) for stage in maps), None, way.map_precision)
-    index = ViewIndex(dataset, 1)
+    index = ViewIndex(dataset, torch.tensor(dataset.targets), 1)
     identity = hashlib.sha256(str(way).encode()).hexdigest()
     heard = CachedTeacher(runner, index, shape, TeacherCache.open(folder, identity, index.count, shape))
     prefill(heard, CPU)

@@ -1,10 +1,10 @@
-"""Attention maps: pure functions from a stage's features [B, C, H, W] to a map [B, H, W]."""
+"""Attention maps [B, H, W]: pure functions of a stage's features [B, C, H, W], or of another signal."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -14,15 +14,28 @@ from torch.nn import functional as F
 Size = tuple[int, int]
 """(H, W)."""
 
+FEATURES: Final = "features"
+INPUT_GRADIENT: Final = "input_gradient"
+ATTENTION: Final = "attention_probabilities"
+MAP_SOURCES: Final = (FEATURES, INPUT_GRADIENT, ATTENTION)
+
 
 @dataclass(frozen=True)
 class MapFunction:
-    """A kind of attention map: a named function from features to maps.
+    """A kind of attention map: a named function from features, or from another signal, to maps.
 
     Attributes:
         name: part of the cache key of a teacher's maps; another function needs another name.
-        function: features [B, C, H, W] to a map [B, H, W], not negative, float32 or wider, up to a factor an image:
-            maps are normalised before they are compared.
+        function: from what `of` names to a map [B, H, W], not negative, float32 or wider, up to a factor an image: maps
+            are normalised before they are compared. An image whose map is all zero has none, and is not compared,
+            where the map is of the input's gradient.
+        of: what the function is given. FEATURES ("features"): a stage's features [B, C, H, W]; the map has their size.
+            INPUT_GRADIENT ("input_gradient"): the gradient of each image's cross-entropy by its pixels [B, C, H, W];
+            one map an image, of any size. ATTENTION ("attention_probabilities"): the `BlockAttention` of each of four
+            blocks of a transformer; maps have the size of its grid of patches.
+
+    Raises:
+        ValueError: `of` names something else.
 
     Example:
         >>> strongest = MapFunction("max of squares over channels", lambda x: x.float().square().amax(dim=1))
@@ -31,15 +44,25 @@ class MapFunction:
     """
 
     name: str
-    function: Callable[[Tensor], Tensor]
+    function: Callable[[Any], Tensor]
+    of: str = FEATURES
 
-    def __call__(self, features: Tensor) -> Tensor:
-        """The map [B, H, W] of features [B, C, H, W].
+    def __post_init__(self) -> None:
+        if self.of not in MAP_SOURCES:
+            raise ValueError(f"a map function is of {' or '.join(MAP_SOURCES)}; {self.name!r} is of {self.of!r}.")
+
+    def __call__(self, source: Any) -> Tensor:
+        """The map [B, H, W] of features [B, C, H, W], or of what else the function takes.
 
         Raises:
             ValueError: the function gives another shape, which could not be compared cell by cell.
         """
-        result = self.function(features)
+        result = self.function(source)
+        if self.of != FEATURES:
+            if result.dim() != 3:
+                raise ValueError(f"the map function {self.name!r} makes {tuple(result.shape)}; it must make [B, H, W].")
+            return result
+        features: Tensor = source
         expected = (features.shape[0], *features.shape[2:])
         if result.shape != expected:
             raise ValueError(

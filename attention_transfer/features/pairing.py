@@ -67,3 +67,29 @@ def pair_in_order(student: Sequence[Size], teacher: Sequence[Size]) -> list[Stag
     """
     sizes = zip(student, teacher, strict=True)
     return [StagePair(i, i, common_size(mine, theirs)) for i, (mine, theirs) in enumerate(sizes)]
+
+
+def pair_by_depth(student: Sequence[Size], teacher: Sequence[Size]) -> list[StagePair]:
+    """Pair stages at equal depths of two networks by relative depth: stage i of n lies at (i + 1) / n.
+
+    Each stage of the network with fewer is paired with the nearest of the other, the deeper where two are as near.
+
+    Args:
+        student: (H, W) of the student's maps, shallow to deep.
+        teacher: (H, W) of the teacher's maps, shallow to deep.
+
+    Example:
+        >>> [(pair.student, pair.teacher) for pair in pair_by_depth([(4, 4)] * 2, [(8, 8)] * 4)]
+        [(0, 1), (1, 3)]
+    """
+    if not student or not teacher:
+        return []
+    if len(student) > len(teacher):
+        turned = pair_by_depth(teacher, student)
+        return [StagePair(pair.teacher, pair.student, pair.size) for pair in turned]
+    nearest = [_nearest((i + 1) / len(student), len(teacher)) for i in range(len(student))]
+    return [StagePair(i, j, common_size(student[i], teacher[j])) for i, j in enumerate(nearest)]
+
+
+def _nearest(depth: float, count: int) -> int:
+    return min(reversed(range(count)), key=lambda j: abs((j + 1) / count - depth))

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from torch import Tensor
 
 from attention_transfer.errors import ConfigError
-from attention_transfer.features.maps import MapFunction
+from attention_transfer.features.maps import ATTENTION, FEATURES, INPUT_GRADIENT, MapFunction
 
-LOGITS, FEATURES, INPUT_GRADIENT = "logits", "features", "input_gradient"
+__all__ = [
+    "ATTENTION",
+    "FEATURES",
+    "INPUT_GRADIENT",
+    "LOGITS",
+    "Needs",
+    "Output",
+    "Signal",
+    "StudentOutput",
+    "TeacherOutput",
+    "known_images",
+    "map_signal",
+]
+
+LOGITS = "logits"
 
 
 @dataclass(frozen=True)
@@ -22,9 +36,10 @@ class Signal:
     Attributes:
         value: a tensor [B, ...], or one for each stage, shallow to deep.
         coverage: for each stage [B, H, W], 1 where the map is known and 0 where it is not; None: known everywhere.
-        depends_on_label: whether the value depends on the label.
-        exact_under_warp: whether the value for the whole image holds for any view of it. A map is warped, so it does
-            not.
+        depends_on_label: whether the value depends on the label. A cache is then one of these labels, and the value
+            cannot be warped: the gradient at a view is another than at the whole image.
+        exact_under_warp: whether the value for the whole image holds for any view of it. Maps are warped; of any other
+            value that does not hold, `augment_views='warp'` says so.
     """
 
     value: Tensor | tuple[Tensor, ...]
@@ -42,7 +57,10 @@ class Needs:
         logits: logits [B, K] of the teacher; the student's are always available.
         features: the stages' own outputs [B, C, H, W]. They are too large to cache: the teacher runs on every batch.
         input_gradient: the gradient of each image's cross-entropy by its pixels [B, C, H, W], differentiable on
-            the student's side. It depends on the label and is not cached.
+            the student's side. It depends on the label and is not cached (a map of it is; see `MapFunction.of`).
+        attention: attention probabilities [B, heads, N, N], queries by keys, of up to four blocks at equal depths of a
+            transformer, differentiable on the student's side; prefix tokens first, then the patches row by row. They
+            are too large to cache: the teacher runs on every batch.
         labels: the hard labels [B].
         epoch: the epoch, from 0, plus the fraction of it that is done.
     """
@@ -51,6 +69,7 @@ class Needs:
     logits: bool = False
     features: bool = False
     input_gradient: bool = False
+    attention: bool = False
     labels: bool = False
     epoch: bool = False
 
@@ -71,26 +90,78 @@ class Needs:
             logits=any(each.logits for each in every),
             features=any(each.features for each in every),
             input_gradient=any(each.input_gradient for each in every),
+            attention=any(each.attention for each in every),
             labels=any(each.labels for each in every),
             epoch=any(each.epoch for each in every),
         )
 
+    def maps_of(self, source: str) -> tuple[MapFunction, ...]:
+        """The map functions of features, of the input's gradient, or of attention; see `MapFunction.of`."""
+        return tuple(function for function in self.maps if function.of == source)
+
     @property
     def stages(self) -> bool:
         """Whether stages are tapped at all."""
-        return bool(self.maps) or self.features
+        return self.features or bool(self.maps_of(FEATURES))
+
+    @property
+    def blocks(self) -> bool:
+        """Whether the attention of a transformer's blocks is read."""
+        return self.attention or bool(self.maps_of(ATTENTION))
+
+    @property
+    def probed(self) -> bool:
+        """Whether anything is read while the network runs: its stages, or the attention of its blocks."""
+        return self.stages or self.blocks
+
+    @property
+    def gradient(self) -> bool:
+        """Whether the gradient by the input is computed, itself or for a map."""
+        return self.input_gradient or bool(self.maps_of(INPUT_GRADIENT))
 
     @property
     def uncacheable(self) -> tuple[str, ...]:
         """The needed signals that cannot be cached."""
-        names = {FEATURES: self.features, INPUT_GRADIENT: self.input_gradient}
-        return tuple(name for name, is_needed in names.items() if is_needed)
+        return tuple(name for name, is_needed in self._large().items() if is_needed)
 
     @property
     def of_the_teacher(self) -> tuple[str, ...]:
         """The names of the signals that are needed of a teacher."""
-        names = {LOGITS: self.logits, FEATURES: self.features, INPUT_GRADIENT: self.input_gradient}
+        names = {LOGITS: self.logits, **self._large()}
         return (*(function.signal for function in self.maps), *(name for name, is_needed in names.items() if is_needed))
+
+    def map_signals(self, source: str, values: Sequence[Any]) -> dict[str, Signal]:
+        """The maps [B, H, W] by every map function of this source, by the name of the signal.
+
+        Args:
+            source: of the map functions.
+            values: what they are given, one a stage.
+        """
+        return {f.signal: map_signal(f, [f(value) for value in values]) for f in self.maps_of(source)}
+
+    def _large(self) -> dict[str, bool]:
+        return {FEATURES: self.features, INPUT_GRADIENT: self.input_gradient, ATTENTION: self.attention}
+
+
+def map_signal(function: MapFunction, maps: Sequence[Tensor], coverage: Sequence[Tensor] | None = None) -> Signal:
+    """Maps by a function as a signal.
+
+    Args:
+        function: the kind of map.
+        maps: [B, H, W] of each stage. An all-zero map of the input's gradient is of an image that has none: it is not
+            covered.
+        coverage: [B, H, W] of each stage; None: known everywhere.
+    """
+    depends_on_label = function.of == INPUT_GRADIENT
+    if depends_on_label:
+        coverage = [known_images(stage) for stage in maps]
+    return Signal(tuple(maps), None if coverage is None else tuple(coverage), depends_on_label=depends_on_label)
+
+
+def known_images(maps: Tensor) -> Tensor:
+    """[B, H, W]: 1 throughout a map that has a cell above 0, and 0 throughout any other."""
+    known = maps.detach().flatten(1).any(dim=1).to(maps.dtype)
+    return known[:, None, None].expand_as(maps)
 
 
 class Output(dict[str, Signal]):

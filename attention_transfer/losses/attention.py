@@ -158,23 +158,30 @@ class AttentionTransfer(LossTerm):
         student, teacher = inputs.student.maps(self.map_function), inputs.teacher.maps(self.map_function)
         if not student or not teacher:
             return True
-        if not inputs.pairs and self.weight > 0:
+        pairs = inputs.pairs_of(self.map_function)
+        if not pairs and self.weight > 0:
             raise ConfigError(
                 "beta > 0, but no pair of stages is larger than 1x1: the images are too small for these networks; "
                 "enlarge image_size, name shallower modules in layers, or set beta=0."
             )
-        return not inputs.pairs
+        return not pairs
 
     def forward(self, inputs: LossInputs) -> dict[str, Tensor]:
         """{"attention": AT, "attention_stage_0": the first pair's part, ...}, unweighted scalars [].
 
-        They are computed from the maps [B, H, W] of student and teacher, and the coverage of the teacher's.
+        They are computed from the maps [B, H, W] of student and teacher, and the coverage of the teacher's; an image
+        without a map of the student's is left out as well.
         """
-        student, teacher = inputs.student.maps(self.map_function), inputs.teacher[self.map_function.signal]
-        maps = inputs.teacher.maps(self.map_function)
-        coverage: tuple[Tensor | None, ...] = teacher.coverage or (None,) * len(maps)
+        student, maps = inputs.student.maps(self.map_function), inputs.teacher.maps(self.map_function)
+        mine, theirs = inputs.student[self.map_function.signal], inputs.teacher[self.map_function.signal]
+        coverage: tuple[Tensor | None, ...] = theirs.coverage or (None,) * len(maps)
+        if mine.coverage is not None:
+            # of the input's gradient, known for an image as a whole
+            known = mine.coverage[0].flatten(1).amin(dim=1)[:, None, None]
+            both = zip(coverage, maps, strict=True)
+            coverage = tuple(known.expand_as(x) if cells is None else cells * known for cells, x in both)
         stages = [
             map_distance(student[pair.student], maps[pair.teacher], pair.size, mask=coverage[pair.teacher])
-            for pair in inputs.pairs
+            for pair in inputs.pairs_of(self.map_function)
         ]
         return {self.name: torch.stack(stages).sum(), **{f"{self.name}_stage_{i}": x for i, x in enumerate(stages)}}

@@ -6,12 +6,14 @@ TensorBoard and the summary report the terms of a run by name.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor, nn
 
 from attention_transfer.errors import ConfigError
+from attention_transfer.features.maps import FEATURES, MapFunction
 from attention_transfer.features.pairing import StagePair
 from attention_transfer.features.signals import Needs, StudentOutput, TeacherOutput
 
@@ -27,6 +29,7 @@ class LossInputs:
         student: its logits [B, K], with gradients, and the signals that the term needs.
         teacher: its signals, without gradients.
         pairs: which stages are compared, where stages are tapped on both sides; at sizes above 1x1.
+        map_pairs: which maps are compared, by the name of the signal, where they are of something else than features.
         labels: [B], the hard labels; None unless the term's needs name them.
         epoch: from 0, with the fraction done; None unless the term's needs name it.
     """
@@ -36,6 +39,11 @@ class LossInputs:
     pairs: tuple[StagePair, ...] = ()
     labels: Tensor | None = None
     epoch: float | None = None
+    map_pairs: Mapping[str, tuple[StagePair, ...]] = field(default_factory=dict)
+
+    def pairs_of(self, function: MapFunction) -> tuple[StagePair, ...]:
+        """Which maps by a function are compared, at sizes above 1x1."""
+        return self.pairs if function.of == FEATURES else self.map_pairs.get(function.signal, ())
 
     @property
     def logits(self) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -97,6 +97,7 @@ def combine(
     pairs: Sequence[StagePair] = (),
     epoch: float = 0.0,
     cross_entropy: Callable[[Tensor, Tensor], Tensor] = PLAIN,
+    map_pairs: Mapping[str, tuple[StagePair, ...]] | None = None,
 ) -> Losses:
     """Compute the losses from the outputs of student and teacher; a pure function of tensors.
 
@@ -108,6 +109,7 @@ def combine(
         pairs: the stages to compare.
         epoch: from 0, including the fraction of the current one.
         cross_entropy: from logits [B, K] in float32 and labels [B] to the mean over the batch.
+        map_pairs: the maps to compare that are not of features; see `LossInputs`.
 
     Returns:
         the losses: scalars, and the student's logits [B, K].
@@ -126,6 +128,7 @@ def combine(
             tuple(pairs),
             labels if term.needs.labels else None,
             epoch if term.needs.epoch else None,
+            map_pairs or {},
         )
         is_silent = term.is_silent(inputs)
         reported = {term.name: classification.new_zeros(())} if is_silent else _scalars_of(term, inputs)

@@ -12,19 +12,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attention_transfer.class_names import Classes
 from attention_transfer.config import Config
 from attention_transfer.distributed import Runtime
 from attention_transfer.errors import ConfigError
+from attention_transfer.features.attention_discovery import find_attention
+from attention_transfer.features.attention_probabilities import AttentionLayout
 from attention_transfer.features.signals import Needs
 from attention_transfer.features.stages import split_layers, stage_names
 from attention_transfer.logs import log_once
 from attention_transfer.modules import like_weights
+from attention_transfer.networks.class_lists import students_classes
 from attention_transfer.networks.input_shapes import TEACHER, refusing_misfits
 from attention_transfer.networks.registry import card_of
 from attention_transfer.teacher.base import NoTeacher, Teacher
 from attention_transfer.teacher.cache.open import open_cache, probed_images
 from attention_transfer.teacher.cache.plan import CachePlan, plan_for
 from attention_transfer.teacher.cache.teacher import CachedTeacher
+from attention_transfer.teacher.classes import labels_in_teacher
 from attention_transfer.teacher.online import OnlineTeacher
 from attention_transfer.teacher.runner import MAPS_AND_LOGITS, FrozenRunner
 
@@ -32,7 +37,11 @@ logger = logging.getLogger(__name__)
 
 
 def make_teacher(
-    teacher_model: nn.Module | None, config: Config, runtime: Runtime, needs: Needs = MAPS_AND_LOGITS
+    teacher_model: nn.Module | None,
+    config: Config,
+    runtime: Runtime,
+    needs: Needs = MAPS_AND_LOGITS,
+    student: Classes | None = None,
 ) -> Teacher:
     """The teacher for a user's own training loop: the network runs on every batch; or no teacher.
 
@@ -41,17 +50,27 @@ def make_teacher(
         config: beta and layers are used.
         runtime: gives number format and memory format.
         needs: the signals that the loss needs.
+        student: the classes of the student; None: those of the settings.
     """
     if teacher_model is None:
         return NoTeacher()
+    own_labels = _own_labels(teacher_model, needs, student or students_classes(config))
 
     def make_runner(images: Tensor) -> FrozenRunner:
         images = like_weights(images, teacher_model)
         with refusing_misfits(teacher_model, images, TEACHER):
             names = _tapped(teacher_model, images, config) if needs.stages else ()
-        layout = runtime.memory_format
+            layout = _layout(teacher_model, images, config) if needs.blocks else None
         return FrozenRunner(
-            teacher_model, names, images, needs=needs, autocast=runtime.autocast, memory_format=layout, fold=False
+            teacher_model,
+            names,
+            images,
+            needs=needs,
+            autocast=runtime.autocast,
+            memory_format=runtime.memory_format,
+            fold=False,
+            layout=layout,
+            to_own_labels=own_labels,
         )
 
     return OnlineTeacher(make_runner)
@@ -83,7 +102,22 @@ def make_runner(
         needs=needs,
         autocast=autocast,
         memory_format=memory_format_of(teacher, runtime),
+        layout=_layout(teacher, images, config) if needs.blocks else None,
+        to_own_labels=_own_labels(teacher, needs, students_classes(config)),
     )
+
+
+def _own_labels(teacher: nn.Module, needs: Needs, student: Classes) -> tuple[int, ...] | None:
+    return labels_in_teacher(teacher, student) if needs.gradient else None
+
+
+def _layout(teacher: nn.Module, images: Tensor, config: Config) -> AttentionLayout | None:
+    try:
+        return find_attention(teacher, images)
+    except ConfigError:
+        if config.beta > 0:
+            raise
+        return None
 
 
 def memory_format_of(teacher: nn.Module, runtime: Runtime) -> torch.memory_format:
@@ -179,7 +213,7 @@ def _cached(
         log_once(f"the teacher runs on every batch: the loss needs its {' and '.join(needs.uncacheable)}, not cached")
         return None
     runner = make(probed_images(plan, runtime.device))
-    if runner.depends_on_batch or not runner.names:
+    if runner.depends_on_batch or not runner.has_maps:
         log_once("the teacher runs on every batch: it has no maps to cache, or its outputs depend on the batch")
         return None
     return open_cache(plan, config, teacher, runner, runtime)

@@ -13,7 +13,7 @@ from attention_transfer.features.signals import LOGITS, Signal, TeacherOutput
 from attention_transfer.logs import log_once
 from attention_transfer.losses.logits import check_has_head
 from attention_transfer.networks.class_lists import network_classes
-from attention_transfer.networks.registry import card_of
+from attention_transfer.networks.registry import HeadlessCard, card_of
 
 MatchLogits = Callable[[TeacherOutput], TeacherOutput]
 """From the teacher's output to the same output with logits of the student's classes, or without."""
@@ -22,6 +22,30 @@ MatchLogits = Callable[[TeacherOutput], TeacherOutput]
 def without_logits(output: TeacherOutput) -> TeacherOutput:
     """Student and teacher have other classes: the logits are of no use."""
     return TeacherOutput({name: signal for name, signal in output.items() if name != LOGITS})
+
+
+def labels_in_teacher(teacher: nn.Module, student: Classes) -> tuple[int, ...] | None:
+    """Which of the teacher's classes each of the student's labels is; None where they are numbered alike.
+
+    Args:
+        teacher: the network, whose loss by these labels is differentiated.
+        student: the classes of the student.
+
+    Raises:
+        TeacherError: the teacher has no head, or does not know the student's classes.
+    """
+    why = "the loss needs the gradient of the teacher's cross-entropy by the input"
+    if isinstance(card_of(teacher), HeadlessCard):
+        raise TeacherError(f"{why}, but the teacher came without a head; choose another kind of attention.")
+    try:
+        found = match(network_classes(teacher, "the teacher"), student)
+    except DataError as error:
+        raise TeacherError(
+            f"{why}, but {error}; choose another kind of attention, or train a teacher on these classes."
+        ) from None
+    if found.note is not None:
+        log_once(found.note)
+    return found.positions
 
 
 class SelectLogits:

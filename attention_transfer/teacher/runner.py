@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from attention_transfer.errors import ConfigError
-from attention_transfer.features.gradients import input_gradient
+from attention_transfer.features.attention_probabilities import AttentionLayout
+from attention_transfer.features.gradients import IGNORED_LABEL, input_gradient
 from attention_transfer.features.maps import SUM_OF_SQUARES, at_least_float32, normalize
-from attention_transfer.features.signals import FEATURES, INPUT_GRADIENT, LOGITS, Needs, Signal, TeacherOutput
-from attention_transfer.features.taps import Taps
+from attention_transfer.features.probe import Probe
+from attention_transfer.features.signals import INPUT_GRADIENT, LOGITS, Needs, Signal, TeacherOutput, map_signal
 from attention_transfer.logs import log_once
 from attention_transfer.modules import device_of, like_weights, undisturbed, unwrapped
 from attention_transfer.networks.registry import network_name
@@ -47,6 +48,8 @@ class FrozenRunner:
         chunk: images in a pass.
         memory_format: of the images and of a folded network.
         fold: fold batch norm where that is safe, see `fold_batch_norm`.
+        layout: of its attention modules; None where attention is not needed.
+        to_own_labels: label i of a batch is class to_own_labels[i] of the network; None: its class i.
 
     Attributes:
         images_seen: images that it has run so far; neither padding nor the images of the check count.
@@ -73,6 +76,8 @@ class FrozenRunner:
         chunk: int = CHUNK,
         memory_format: torch.memory_format = torch.contiguous_format,
         fold: bool = True,
+        layout: AttentionLayout | None = None,
+        to_own_labels: Sequence[int] | None = None,
     ) -> None:
         self.names = tuple(names) if needs.stages else ()
         self.needs = needs
@@ -87,7 +92,9 @@ class FrozenRunner:
             self.network.to(memory_format=memory_format)
         self.depends_on_batch = _normalises_by_batch(self.network)
         self._unfolded = unwrapped(model)
-        self._taps = Taps(self.network, self.names, stop=not needs.logits)
+        self.layout = layout if needs.blocks else None
+        self.to_own_labels = None if to_own_labels is None else tuple(to_own_labels)
+        self._probe = Probe(self.network, needs, self.names, self.layout, stop=not needs.logits)
 
     def run(self, images: Tensor, labels: Tensor | None = None, *, whole: bool = False) -> TeacherOutput:
         """The network's signals for images [B, 3, H, W] on its device.
@@ -106,31 +113,51 @@ class FrozenRunner:
         """
         self.images_seen += len(images)
         output = TeacherOutput()
-        if self.names or self.needs.logits:
-            size = max(1, len(images)) if whole or self.depends_on_batch else self.chunk
-            starts = range(0, max(1, len(images)), size)
-            with undisturbed(self.network), self.autocast(), self._taps:
+        size = max(1, len(images)) if whole or self.depends_on_batch else self.chunk
+        starts = range(0, max(1, len(images)), size)
+        if self.names or self.layout or self.needs.logits:
+            with undisturbed(self.network), self.autocast(), self._probe:
                 # An empty batch still has maps [0, h, w]: one chunk of padding gives their size.
                 parts = [self._pass(images[start : start + size], size) for start in starts]
             output |= {name: _concatenated([part[name] for part in parts]) for name in parts[0]}
-        if self.needs.input_gradient:
+        if self.needs.gradient:
             if labels is None:
                 raise ConfigError("the gradient by the input depends on the labels, and the batch has none.")
-            with undisturbed(self._unfolded):
-                gradient = input_gradient(self._unfolded, like_weights(images, self._unfolded), labels)
-            output[INPUT_GRADIENT] = Signal(gradient, depends_on_label=True)
+            own = self.own_labels(labels)
+            gradients = [self._gradient(images[i : i + size], own[i : i + size], size) for i in starts]
+            output |= self._gradient_signals(torch.cat(gradients))
         return output
 
+    @property
+    def has_maps(self) -> bool:
+        """Whether it puts out maps of any kind."""
+        return bool(self.names or self.layout or self.needs.maps_of(INPUT_GRADIENT))
+
+    def own_labels(self, labels: Tensor) -> Tensor:
+        """Labels [B] as the network numbers its classes; those below 0, of images without a label, stay."""
+        if self.to_own_labels is None:
+            return labels
+        own = torch.tensor(self.to_own_labels, device=labels.device)
+        return torch.where(labels < 0, labels, own[labels.clamp_min(0)])
+
+    def _gradient(self, images: Tensor, labels: Tensor, size: int) -> Tensor:
+        """The gradient [n, C, H, W] of a chunk, padded as in `_pass`; in the weights' own number format, unfolded."""
+        padding = labels.new_full((size - len(labels),), IGNORED_LABEL)
+        with undisturbed(self._unfolded), torch.autocast(self.device.type, enabled=False):
+            padded = like_weights(self._padded(images, size), self._unfolded)
+            gradient = input_gradient(self._unfolded, padded, torch.cat([labels, padding]))
+        return gradient[: len(images)]
+
+    def _gradient_signals(self, gradient: Tensor) -> dict[str, Signal]:
+        functions = self.needs.maps_of(INPUT_GRADIENT)
+        signals = {f.signal: map_signal(f, [normalize(at_least_float32(f(gradient)))]) for f in functions}
+        if self.needs.input_gradient:
+            signals[INPUT_GRADIENT] = Signal(gradient, depends_on_label=True)
+        return signals
+
     def _pass(self, images: Tensor, size: int) -> dict[str, Signal]:
-        logits = self._taps.run(self._padded(images, size))
-        output: dict[str, Signal] = {}
-        features = self._taps.features
-        if self.names:
-            for function in self.needs.maps:
-                maps = tuple(_trimmed(normalize(function(x)), len(images)) for x in features)
-                output[function.signal] = Signal(maps)
-            if self.needs.features:
-                output[FEATURES] = Signal(tuple(at_least_float32(x[: len(images)]).clone() for x in features))
+        logits = self._probe.run(self._padded(images, size))
+        output = {name: _part(signal, len(images)) for name, signal in self._probe.signals().items()}
         if self.needs.logits:
             assert logits is not None
             output[LOGITS] = Signal(_trimmed(logits, len(images)))
@@ -147,6 +174,13 @@ class FrozenRunner:
 def _trimmed(output: Tensor, count: int) -> Tensor:
     """The first `count` rows of an output [size, ...], which leaves the padding out; at least float32."""
     return at_least_float32(output[:count])
+
+
+def _part(signal: Signal, count: int) -> Signal:
+    """The first `count` images of a signal of stages: maps [B, h, w] normalised, others [B, ...] as they are."""
+    stages = signal.value
+    assert isinstance(stages, tuple)
+    return Signal(tuple(_trimmed(normalize(x) if x.dim() == 3 else x.clone(), count) for x in stages))
 
 
 def _concatenated(parts: Sequence[Signal]) -> Signal:

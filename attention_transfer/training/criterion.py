@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +14,14 @@ from attention_transfer.data.batches import Batch
 from attention_transfer.data.loading.user_loaders import check_labels
 from attention_transfer.distributed import Runtime
 from attention_transfer.errors import ConfigError
+from attention_transfer.features.attention_discovery import find_attention
+from attention_transfer.features.attention_probabilities import AttentionLayout
 from attention_transfer.features.coverage import only_where_shown
-from attention_transfer.features.gradients import gradient_by
-from attention_transfer.features.maps import Size, at_least_float32
-from attention_transfer.features.pairing import StagePair, pair_in_order, pair_stages
-from attention_transfer.features.signals import FEATURES, INPUT_GRADIENT, LOGITS, Needs, Signal, StudentOutput
+from attention_transfer.features.maps import Size
+from attention_transfer.features.pairing import StagePair, pair_by_depth, pair_in_order, pair_stages
+from attention_transfer.features.probe import Probe
+from attention_transfer.features.signals import FEATURES, LOGITS, Needs, Output, Signal, StudentOutput
 from attention_transfer.features.stages import split_layers, stage_names
-from attention_transfer.features.taps import Taps
 from attention_transfer.logs import log_once
 from attention_transfer.losses.classification import PLAIN, CrossEntropy
 from attention_transfer.losses.term import LossTerm
@@ -30,6 +30,9 @@ from attention_transfer.modules import count_logits, like_weights
 from attention_transfer.networks.input_shapes import raise_if_misfit
 from attention_transfer.teacher.base import Teacher, TeacherOutput
 from attention_transfer.teacher.classes import MatchLogits
+from attention_transfer.training.student_gradient import StudentGradient
+
+Pairing = Callable[[Sequence[Size], Sequence[Size]], list[StagePair]]
 
 
 class Criterion:
@@ -65,8 +68,9 @@ class Criterion:
         self.needs = Needs.union(term.needs for term in self.terms)
         self.student_layers, _ = split_layers(config.layers)
         self._are_stages_optional = not any(term.needs.stages and term.weight > 0 for term in self.terms)
-        self._pairs: dict[tuple[tuple[Size, ...], tuple[Size, ...]], tuple[StagePair, ...]] = {}
-        self._taps: dict[tuple[nn.Module, torch.Size | None], Taps | None] = {}
+        self._gradient = StudentGradient(self.terms, config, runtime)
+        self._pairs: dict[tuple[Pairing, tuple[Size, ...], tuple[Size, ...]], tuple[StagePair, ...]] = {}
+        self._probes: dict[tuple[nn.Module, torch.Size | None], Probe | None] = {}
         self._num_classes: int | None = None
 
     @property
@@ -90,7 +94,8 @@ class Criterion:
             raise_if_misfit(error, student, batch.images, "student")
             raise
         classify = partial(self._classification, is_stand_in=is_stand_in)
-        return combine(output, teacher, batch.labels, self.terms, self.pairs(output, teacher), epoch, classify)
+        pairs, map_pairs = self.pairs(output, teacher), self.map_pairs(output, teacher)
+        return combine(output, teacher, batch.labels, self.terms, pairs, epoch, classify, map_pairs)
 
     def _classification(self, logits: Tensor, labels: Tensor, *, is_stand_in: bool) -> Tensor:
         """The cross-entropy []; with weighted classes, this process's part of the mean over the global batch.
@@ -120,36 +125,43 @@ class Criterion:
             is_compared: whether there is a teacher; without one no stage is hooked.
         """
         images = like_weights(batch.images, student)
-        needs_gradient = self.needs.input_gradient and torch.is_grad_enabled()
+        needs_gradient = self._gradient.is_needed(is_compared=is_compared)
         if needs_gradient:
             images = images.detach().requires_grad_()
-        taps = self._taps_on(student, images) if self.needs.stages and is_compared else None
-        with self.runtime.autocast(), taps or nullcontext():
+        probe = self._probe_on(student, images) if self.needs.probed and is_compared else None
+        differentiable = self._gradient.forward_pass(student) if needs_gradient else nullcontext()
+        with self.runtime.autocast(), probe or nullcontext(), differentiable:
             logits = student(images)
         if self._num_classes is None:
             self._num_classes = count_logits(logits)
             check_labels(batch.labels.cpu(), self._num_classes)
-        output = StudentOutput({LOGITS: Signal(logits)})
-        if taps is not None:
-            features = taps.take()
-            output |= {f.signal: Signal(tuple(f(x) for x in features)) for f in self.needs.maps}
-            if self.needs.features:
-                # a term's own layers are float32 whatever the student runs in
-                output[FEATURES] = Signal(tuple(map(at_least_float32, features)))
+        output = StudentOutput() if probe is None else StudentOutput(probe.signals())
         if needs_gradient:
-            gradient = gradient_by(images, logits, batch.labels, create_graph=True)
-            output[INPUT_GRADIENT] = Signal(gradient, depends_on_label=True)
+            output |= self._gradient.signals(student, images, logits, batch.labels)
+        # where nothing is trained, the graph was for the gradient by the input alone
+        output[LOGITS] = Signal(logits if torch.is_grad_enabled() else logits.detach())
         return output
 
     def pairs(self, student: StudentOutput, teacher: TeacherOutput) -> tuple[StagePair, ...]:
         """The stages to compare, larger than 1x1; decided once for each combination of stage sizes."""
-        sizes = _stage_sizes(student, self.needs), _stage_sizes(teacher, self.needs)
-        if not all(sizes):
+        mine, theirs = _stage_sizes(student, self.needs), _stage_sizes(teacher, self.needs)
+        return self._paired(pair_stages if self.student_layers is None else pair_in_order, mine, theirs)
+
+    def map_pairs(self, student: StudentOutput, teacher: TeacherOutput) -> dict[str, tuple[StagePair, ...]]:
+        """The maps to compare, by the name of the signal, that are not of features: paired by relative depth."""
+        names = [function.signal for function in self.needs.maps if function.of != FEATURES]
+        return {
+            name: self._paired(pair_by_depth, _sizes(student.stages(name)), _sizes(teacher.stages(name)))
+            for name in names
+        }
+
+    def _paired(self, pair: Pairing, mine: tuple[Size, ...], theirs: tuple[Size, ...]) -> tuple[StagePair, ...]:
+        if not mine or not theirs:
             return ()
-        if sizes not in self._pairs:
-            pairs = (pair_stages if self.student_layers is None else pair_in_order)(*sizes)
-            self._pairs[sizes] = tuple(_with_signal(pairs))
-        return self._pairs[sizes]
+        key = pair, mine, theirs
+        if key not in self._pairs:
+            self._pairs[key] = tuple(_with_signal(pair(mine, theirs)))
+        return self._pairs[key]
 
     @property
     def weights(self) -> dict[str, float]:
@@ -161,22 +173,32 @@ class Criterion:
         for term in self.terms:
             yield from term.parameters()
 
-    def _taps_on(self, student: nn.Module, images: Tensor) -> Taps | None:
-        """Taps on the stages, which are decided once for each student and shape of images; None if it has none."""
+    def _probe_on(self, student: nn.Module, images: Tensor) -> Probe | None:
+        """A probe on stages and blocks, which are decided once for each student and shape of images; None without."""
         # a compiled student keeps the hooks of its first batch, as they are compiled with it
         is_compiled = hasattr(student, "_orig_mod")
         key = student, None if is_compiled else images.shape[1:]
-        if key not in self._taps:
-            names = self._stages(student, images)
-            self._taps[key] = Taps(student, names, stay=is_compiled) if names else None
-        return self._taps[key]
+        if key not in self._probes:
+            names = self._stages(student, images) if self.needs.stages else ()
+            layout = self._layout(student, images) if self.needs.blocks else None
+            has_any = names or layout is not None
+            self._probes[key] = Probe(student, self.needs, names, layout, stay=is_compiled) if has_any else None
+        return self._probes[key]
 
     def close(self) -> None:
         """Remove the hooks from a compiled student, and forget the students."""
-        for taps in self._taps.values():
-            if taps is not None:
-                taps.close()
-        self._taps.clear()
+        for probe in self._probes.values():
+            if probe is not None:
+                probe.close()
+        self._probes.clear()
+
+    def _layout(self, student: nn.Module, images: Tensor) -> AttentionLayout | None:
+        try:
+            return find_attention(student, images.detach())
+        except ConfigError:
+            if any(term.needs.blocks and term.weight > 0 for term in self.terms):
+                raise
+            return None
 
     def _stages(self, student: nn.Module, images: Tensor) -> tuple[str, ...]:
         try:
@@ -187,12 +209,15 @@ class Criterion:
             return ()
 
 
-def _stage_sizes(output: Mapping[str, Signal], needs: Needs) -> tuple[Size, ...]:
-    for name in (*(function.signal for function in needs.maps), FEATURES):
+def _stage_sizes(output: Output, needs: Needs) -> tuple[Size, ...]:
+    for name in (*(function.signal for function in needs.maps_of(FEATURES)), FEATURES):
         if name in output:
-            stages: Any = output[name].value
-            return tuple((x.shape[-2], x.shape[-1]) for x in stages)
+            return _sizes(output.stages(name))
     return ()
+
+
+def _sizes(stages: Sequence[Tensor]) -> tuple[Size, ...]:
+    return tuple((x.shape[-2], x.shape[-1]) for x in stages)
 
 
 def _with_signal(pairs: Sequence[StagePair]) -> Iterator[StagePair]:

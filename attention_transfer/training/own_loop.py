@@ -181,7 +181,7 @@ def _set_up(
     of_student = network_classes(student, "the student", config.class_names)
     matched = match_logits(teacher, of_student, distils=needs_of_teacher(every).logits)
     criterion = Criterion(config, NoTeacher(), runtime, every, matched, _cross_entropy(config) if trains else PLAIN)
-    criterion.teacher = make_teacher(teacher, config, runtime, criterion.needs)
+    criterion.teacher = make_teacher(teacher, config, runtime, criterion.needs, of_student)
     return criterion, runtime
 
 

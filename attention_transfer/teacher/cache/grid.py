@@ -35,13 +35,14 @@ class Grid(NamedTuple):
     columns: Axis
 
 
-def find_grids(model: nn.Module, images: Tensor, names: Sequence[str]) -> list[Grid]:
-    """The grid of each tapped stage, from the strided layers that run before it.
+def find_grids(model: nn.Module, images: Tensor, names: Sequence[str], sizes: Sequence[Size] = ()) -> list[Grid]:
+    """The grid of each tapped stage, and of maps of other sizes, from the strided layers that run before it.
 
     Args:
         model: any convolutional network; it is run once in eval mode and not changed.
         images: [B, 3, H, W] on the network's device.
         names: of the tapped modules.
+        sizes: (H, W) of other maps.
     """
     network = unwrapped(model)
     whole = (images.shape[2], images.shape[3])
@@ -60,7 +61,9 @@ def find_grids(model: nn.Module, images: Tensor, names: Sequence[str]) -> list[G
         for module in strided:
             hooks.callback(module.register_forward_hook(listen).remove)
         network(like_weights(images, network))
-    return [_grid_of(name, _size(features), grids, whole) for name, features in zip(names, taps.features, strict=True)]
+    named = [(name, _size(features)) for name, features in zip(names, taps.features, strict=True)]
+    named += [("with the patches", size) for size in sizes]
+    return [_grid_of(name, size, grids, whole) for name, size in named]
 
 
 def _through(axis: Axis, module: Any, i: int) -> Axis:

@@ -14,6 +14,7 @@ from torch import nn
 
 from attention_transfer.checkpoint import weights_digest
 from attention_transfer.data.dataset import ImageDataset
+from attention_transfer.features.attention_probabilities import AttentionLayout
 from attention_transfer.features.maps import MapFunction
 from attention_transfer.modules import unwrapped
 from attention_transfer.networks.registry import network_name
@@ -35,6 +36,8 @@ def cache_identity(
     data_digest: str,
     *,
     views: int | str | None,
+    layout: AttentionLayout | None = None,
+    labels: Sequence[int] | None = None,
     **running: Any,
 ) -> str:
     """The cache key of a teacher's outputs for a data set.
@@ -50,6 +53,8 @@ def cache_identity(
         data_digest: of its samples; see `samples_digest`.
         views: how many views of each image there are; 'warp' for whole images and their mirror images; None or 1
             where images are not augmented.
+        layout: of the teacher's attention modules, where they are read.
+        labels: of the samples in the teacher's own numbering, where a map depends on them.
         running: number format, folding, size of a chunk, device, and the number format of the stored maps.
     """
     is_augmented = dataset.augmentation is not None and views != "warp"
@@ -70,4 +75,8 @@ def cache_identity(
         "torch": torch.__version__,
         "torchvision": version("torchvision"),
     }
+    if layout is not None:
+        content["attention"] = asdict(layout)
+    if labels is not None:
+        content["labels"] = hashlib.sha256(json.dumps(list(labels)).encode()).hexdigest()
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

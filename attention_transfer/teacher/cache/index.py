@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -23,10 +24,12 @@ class CacheIndex(Protocol):
     Attributes:
         count: number of records.
         dataset: the data set that is cached.
+        labels: of its images in the run's batches, int64 [samples]; below 0 without one.
     """
 
     count: int
     dataset: ImageDataset
+    labels: Tensor
 
     def rows(self, batch: Batch) -> Rows:
         """The record [B] of each image of a batch."""
@@ -54,11 +57,13 @@ class ViewIndex:
 
     Args:
         dataset: gives the views.
+        labels: of its images in the run's batches, int64 [samples].
         views: of each sample.
     """
 
-    def __init__(self, dataset: ImageDataset, views: int = 1) -> None:
+    def __init__(self, dataset: ImageDataset, labels: Tensor, views: int = 1) -> None:
         self.dataset = dataset
+        self.labels = labels
         self.count = len(dataset) * views
 
     def rows(self, batch: Batch) -> Rows:
@@ -70,7 +75,8 @@ class ViewIndex:
     def batch(self, rows: Rows) -> Batch:
         """The views with these records [n]."""
         keys = [divmod(row, len(self.dataset)) for row in rows.tolist()]
-        return collate(self.dataset.__getitems__(keys), self.dataset.image_size)
+        batch = collate(self.dataset.__getitems__(keys), self.dataset.image_size)
+        return replace(batch, labels=self.labels[batch.indices])
 
     def images(self, batch: Batch, positions: Rows) -> Tensor:
         """The batch's own images [n, 3, H, W] at some positions [n]."""
@@ -88,11 +94,13 @@ class WarpIndex:
 
     Args:
         dataset: gives the whole images.
-        grids: the positions of the cells of each stage's map on the image.
+        labels: of its images in the run's batches, int64 [samples].
+        grids: the positions of the cells of each map on the image.
     """
 
-    def __init__(self, dataset: ImageDataset, grids: list[Grid]) -> None:
+    def __init__(self, dataset: ImageDataset, labels: Tensor, grids: list[Grid]) -> None:
         self.dataset = dataset
+        self.labels = labels
         self.grids = grids
         self.count = 2 * len(dataset)
 
@@ -108,8 +116,7 @@ class WarpIndex:
         images = self.dataset.whole(indices.tolist())
         matrices = torch.eye(2, 3).repeat(len(rows), 1, 1)
         matrices[:, 0, 0] -= 2 * torch.from_numpy(mirrored)
-        labels = torch.tensor([self.dataset.targets[index] for index in indices], dtype=torch.int64)
-        return Batch(images, labels, torch.from_numpy(indices), 0, matrices)
+        return Batch(images, self.labels[indices], torch.from_numpy(indices), 0, matrices)
 
     def images(self, batch: Batch, positions: Rows) -> Tensor:
         """The whole images [n, 3, H, W] behind the views at some positions [n], mirrored where the view is."""

@@ -16,9 +16,12 @@ from attention_transfer.cache.folder import cache_folder
 from attention_transfer.cache.records import Records
 from attention_transfer.config import Config
 from attention_transfer.distributed import Runtime, all_or_raise
-from attention_transfer.errors import CacheError
+from attention_transfer.errors import CacheError, ConfigError
+from attention_transfer.features.maps import ATTENTION, FEATURES
+from attention_transfer.features.signals import TeacherOutput
+from attention_transfer.logs import log_once
 from attention_transfer.networks.registry import network_name
-from attention_transfer.teacher.cache.grid import find_grids
+from attention_transfer.teacher.cache.grid import Grid, find_grids
 from attention_transfer.teacher.cache.identity import cache_identity
 from attention_transfer.teacher.cache.index import CacheIndex, ViewIndex, WarpIndex
 from attention_transfer.teacher.cache.plan import CachePlan
@@ -56,8 +59,11 @@ def open_cache(
         CacheError: teacher_cache is 'on', and the cache cannot be written.
     """
     images = probed_images(plan, runtime.device)
+    output = runner.run(images[:1], torch.zeros(1, dtype=torch.int64, device=images.device))
+    if plan.views == "warp":
+        check_under_warp(output)
     index = _index(plan, teacher, runner, images)
-    shape = _shape(runner, images, config)
+    shape = OutputShape.of(output, runner.needs.maps, config.map_precision)
     if config.teacher_cache == "off":
         logger.info("the teacher runs on the %s images in every epoch: teacher_cache is 'off'", plan.role)
         return CachedTeacher(runner, index, shape)
@@ -113,15 +119,45 @@ class _CacheLocation:
 
 def _index(plan: CachePlan, teacher: nn.Module, runner: FrozenRunner, images: Tensor) -> CacheIndex:
     if plan.views == "warp":
-        return WarpIndex(plan.dataset, find_grids(teacher, images[:1], runner.names) * len(runner.needs.maps))
-    return ViewIndex(plan.dataset, plan.views if isinstance(plan.views, int) else 1)
+        return WarpIndex(plan.dataset, plan.labels, _grids(teacher, runner, images))
+    return ViewIndex(plan.dataset, plan.labels, plan.views if isinstance(plan.views, int) else 1)
 
 
-def _shape(runner: FrozenRunner, images: Tensor, config: Config) -> OutputShape:
-    output = runner.run(images[:1])
-    functions, logits = runner.needs.maps, output.logits
-    sizes = tuple((stage.shape[1], stage.shape[2]) for function in functions for stage in output.maps(function))
-    return OutputShape(sizes, None if logits is None else logits.shape[1], config.map_precision, functions)
+def _grids(teacher: nn.Module, runner: FrozenRunner, images: Tensor) -> list[Grid]:
+    """The grid of each map, by each map function in turn."""
+    layout = runner.layout
+    patches = [] if layout is None else [layout.grid] * len(layout.names)
+    every = find_grids(teacher, images[:1], runner.names, patches)
+    stages = len(runner.names)
+    by_source = {FEATURES: every[:stages], ATTENTION: every[stages:]}
+    return [grid for function in runner.needs.maps for grid in by_source[function.of]]
+
+
+def check_under_warp(output: TeacherOutput) -> None:
+    """Check which of a teacher's signals for whole images may stand for those for their views.
+
+    Maps are warped. Of any other signal that does not hold for a view, one line in the log says that it is compared
+    all the same.
+
+    Args:
+        output: of the teacher.
+
+    Raises:
+        ConfigError: a signal depends on the label, and so on the loss at the very pixels of a view.
+    """
+    for name, signal in output.items():
+        if signal.exact_under_warp:
+            continue
+        if signal.depends_on_label:
+            raise ConfigError(
+                f"augment_views='warp' cannot be used with {name}: the gradient at a view is not the warped gradient "
+                "at the whole image; set augment_views to a number of views, or choose another kind of attention."
+            )
+        if isinstance(signal.value, Tensor):
+            log_once(
+                f"augment_views='warp': the teacher's {name} are those of the whole image, not of the view; every term "
+                "of the loss that needs them compares the student's view with the whole image"
+            )
 
 
 def _identity(plan: CachePlan, config: Config, teacher: nn.Module, runner: FrozenRunner, runtime: Runtime) -> str:
@@ -132,6 +168,8 @@ def _identity(plan: CachePlan, config: Config, teacher: nn.Module, runner: Froze
         plan.dataset,
         plan.dataset.digest(hash_files=config.hash_files),
         views=plan.views,
+        layout=runner.layout,
+        labels=runner.own_labels(plan.labels).tolist() if runner.needs.gradient else None,
         precision=config.teacher_precision,
         folded=runner.is_folded,
         chunk=runner.chunk,
@@ -209,7 +247,7 @@ def _log_cache(cache: TeacherCache, plan: CachePlan, index: CacheIndex, folder: 
         when += f", {present:,} of {index.count:,} being there already"
     also = ""
     if plan.views == "warp":
-        also = "; changes of colour do not reach it, and the logits of KD are the whole image's"
+        also = "; changes of colour do not reach it"
     if not cache.is_writable:
         also += "; the memory is read-only, so that what it lacks is not kept"
     logger.info(

@@ -6,8 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from attention_transfer.data.dataset import ImageDataset
 from attention_transfer.data.loading.loaders import own_dataset, own_sampler
+from attention_transfer.data.loading.relabelled import Relabelled
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,7 @@ class CachePlan:
         views: number of views of each image; 'warp'; or None for new ones in every epoch.
         epochs: of the whole run.
         is_balanced: an epoch need not have every image.
+        positions: label i of the data set is positions[i] in the loader's batches, int64 [K]; None: the same.
     """
 
     role: str
@@ -27,6 +32,15 @@ class CachePlan:
     views: int | str | None
     epochs: int
     is_balanced: bool = False
+    positions: Tensor | None = None
+
+    @property
+    def labels(self) -> Tensor:
+        """The label of each image in the loader's batches, int64 [N]; below 0 without one."""
+        labels = torch.tensor(self.dataset.targets, dtype=torch.int64)
+        if self.positions is None:
+            return labels
+        return torch.where(labels < 0, labels, self.positions[labels.clamp_min(0)])
 
     @property
     def repeats(self) -> bool:
@@ -66,6 +80,8 @@ def plan_for(role: str, loader: Iterable[Any], epochs: int, world_size: int) -> 
     dataset, sampler = own_dataset(loader), own_sampler(loader, world_size)
     if dataset is None or sampler is None:
         return None
+    positions = loader.positions if isinstance(loader, Relabelled) else None
     if dataset.augmentation is None:
-        return CachePlan(role, dataset, 1, epochs, sampler.is_balanced)
-    return CachePlan(role, dataset, "warp" if dataset.tells_matrices else sampler.views, epochs, sampler.is_balanced)
+        return CachePlan(role, dataset, 1, epochs, sampler.is_balanced, positions)
+    views = "warp" if dataset.tells_matrices else sampler.views
+    return CachePlan(role, dataset, views, epochs, sampler.is_balanced, positions)

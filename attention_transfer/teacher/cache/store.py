@@ -22,9 +22,9 @@ from torch import Tensor
 
 from attention_transfer.cache.folder import LOGITS, MAPS
 from attention_transfer.cache.records import Records, file_size
-from attention_transfer.features.maps import SUM_OF_SQUARES, MapFunction
+from attention_transfer.features.maps import INPUT_GRADIENT, SUM_OF_SQUARES, MapFunction
 from attention_transfer.features.signals import LOGITS as LOGITS_SIGNAL
-from attention_transfer.features.signals import Signal, TeacherOutput
+from attention_transfer.features.signals import Signal, TeacherOutput, map_signal
 
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[Any]
@@ -37,6 +37,7 @@ class OutputShape:
 
     Attributes:
         maps: (h, w) of each stage's map, by each map function in turn.
+        stages: how many of them each map function makes.
         logits: number of classes, or None where logits are not needed.
         map_precision: 'fp16' or 'fp32'.
         functions: the map functions.
@@ -46,6 +47,26 @@ class OutputShape:
     logits: int | None
     map_precision: str = "fp16"
     functions: tuple[MapFunction, ...] = (SUM_OF_SQUARES,)
+    stages: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(cls, output: TeacherOutput, functions: Sequence[MapFunction], map_precision: str) -> OutputShape:
+        """The shape of a teacher's outputs, from one of them.
+
+        Args:
+            output: with maps [B, h, w] by each function, and logits [B, K] or none.
+            functions: the map functions.
+            map_precision: 'fp16' or 'fp32'.
+        """
+        maps = [output.maps(function) for function in functions]
+        sizes = tuple((stage.shape[1], stage.shape[2]) for stages in maps for stage in stages)
+        classes = None if output.logits is None else output.logits.shape[1]
+        return cls(sizes, classes, map_precision, tuple(functions), tuple(map(len, maps)))
+
+    @property
+    def depends_on_label(self) -> bool:
+        """Whether the maps of an image depend on its label."""
+        return any(function.of == INPUT_GRADIENT for function in self.functions)
 
     @property
     def map_type(self) -> type[np.floating[Any]]:
@@ -71,14 +92,18 @@ class OutputShape:
             logits: [B, K], or None.
             coverage: [B, h, w] of each of the maps; None: known everywhere.
         """
-        output = TeacherOutput()
-        stages = len(maps) // max(1, len(self.functions))
-        for i, function in enumerate(self.functions if stages else ()):
-            part = slice(i * stages, (i + 1) * stages)
-            output[function.signal] = Signal(tuple(maps[part]), None if coverage is None else tuple(coverage[part]))
+        output, first = TeacherOutput(), 0
+        for function, count in zip(self.functions, self._counts(len(maps)), strict=True):
+            part = slice(first, first + count)
+            if count:
+                output[function.signal] = map_signal(function, maps[part], None if coverage is None else coverage[part])
+            first += count
         if logits is not None:
             output[LOGITS_SIGNAL] = Signal(logits)
         return output
+
+    def _counts(self, maps: int) -> tuple[int, ...]:
+        return self.stages or (maps // max(1, len(self.functions)),) * len(self.functions)
 
     def encode_maps(self, maps: Sequence[Tensor]) -> Floats:
         """Normalised maps [B, h, w] of each stage as rows [B, cells] in the stored dtype."""

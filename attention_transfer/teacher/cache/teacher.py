@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from attention_transfer.data.batches import Batch
+from attention_transfer.errors import DataError
 from attention_transfer.teacher.base import TeacherOutput
 from attention_transfer.teacher.cache.index import CacheIndex
 from attention_transfer.teacher.cache.store import Floats, OutputShape, Rows, TeacherCache
@@ -42,9 +43,14 @@ class CachedTeacher:
         """The teacher's signals for a batch of images [B, 3, H, W]: maps [B, h, w] of each stage, and logits [B, K].
 
         The outputs for a batch without indices are computed and not stored.
+
+        Raises:
+            DataError: the maps depend on the label, and an image has another in the batch than in the data set.
         """
         if batch.indices is None:
-            return self.runner.run(batch.images)
+            return self.runner.run(batch.images, batch.labels)
+        if self.shape.depends_on_label:
+            self._check_labels(batch)
         stored_maps, stored_logits = self._read(batch)
         device = batch.images.device
         maps, coverage = self.index.project_to_view(batch, self.shape.decode_maps(stored_maps, device))
@@ -56,6 +62,15 @@ class CachedTeacher:
         cache, self.cache = self.cache, None
         if cache is not None:
             cache.close()
+
+    def _check_labels(self, batch: Batch) -> None:
+        """Check that labels [B] are the data set's, on the CPU: the cache is one of these labels."""
+        assert batch.indices is not None
+        if batch.labels.device.type == "cpu" and not torch.equal(batch.labels, self.index.labels[batch.indices]):
+            raise DataError(
+                "a batch has other labels than its data set, and the teacher's gradient maps depend on them; leave "
+                "the labels as they are while a run goes on, or set teacher_cache='off' in a loop of your own."
+            )
 
     def _read(self, batch: Batch) -> tuple[Floats, Floats | None]:
         rows = self.index.rows(batch)
@@ -86,7 +101,8 @@ class CachedTeacher:
             logits[missing] = new_logits
 
     def _run_teacher(self, batch: Batch, positions: Rows) -> tuple[Floats, Floats | None]:
-        output = self.runner.run(self.index.images(batch, positions))
+        labels = batch.labels[torch.from_numpy(positions).to(batch.labels.device)]
+        output = self.runner.run(self.index.images(batch, positions), labels)
         return self.shape.encode_maps(self.shape.maps_of(output)), _on_cpu(output.logits)
 
 

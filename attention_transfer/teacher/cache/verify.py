@@ -7,6 +7,7 @@ import logging
 import numpy as np
 
 from attention_transfer.cache.records import Records
+from attention_transfer.features.signals import TeacherOutput
 from attention_transfer.teacher.cache.index import CacheIndex
 from attention_transfer.teacher.cache.store import Floats, Rows, TeacherCache
 from attention_transfer.teacher.runner import FrozenRunner
@@ -48,7 +49,7 @@ def _maps_differ(cache: TeacherCache, runner: FrozenRunner, index: CacheIndex) -
     rows, maps = _sample(cache.maps, index, runner.chunk, cache.shape.map_type)
     if not len(rows):
         return 0.0
-    output = runner.run(index.images(index.batch(rows).to(runner.device), np.arange(len(rows))))
+    output = _recomputed(rows, runner, index)
     return _difference(maps, cache.shape.encode_maps(cache.shape.maps_of(output)))
 
 
@@ -56,10 +57,15 @@ def _logits_differ(records: Records, runner: FrozenRunner, index: CacheIndex) ->
     rows, logits = _sample(records, index, runner.chunk, np.float32)
     if not len(rows):
         return 0.0
-    new = runner.run(index.images(index.batch(rows).to(runner.device), np.arange(len(rows)))).logits
+    new = _recomputed(rows, runner, index).logits
     assert new is not None
     recomputed = new.float().cpu().numpy()
     return _difference(logits, recomputed) / max(1.0, float(np.abs(recomputed).max()))
+
+
+def _recomputed(rows: Rows, runner: FrozenRunner, index: CacheIndex) -> TeacherOutput:
+    batch = index.batch(rows).to(runner.device)
+    return runner.run(index.images(batch, np.arange(len(rows))), batch.labels)
 
 
 def _sample(records: Records, index: CacheIndex, count: int, kind: type) -> tuple[Rows, Floats]:

@@ -218,7 +218,9 @@ class _RepeatedOutput:
 
         def repeated(signal: Signal) -> Signal:
             value = signal.value
-            return replace(signal, value=for_all(value) if isinstance(value, Tensor) else tuple(map(for_all, value)))
+            coverage = None if signal.coverage is None else tuple(map(for_all, signal.coverage))
+            value = for_all(value) if isinstance(value, Tensor) else tuple(map(for_all, value))
+            return replace(signal, value=value, coverage=coverage)
 
         return TeacherOutput({name: repeated(signal) for name, signal in self._output.items()})
 

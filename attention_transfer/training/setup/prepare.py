@@ -57,6 +57,7 @@ from attention_transfer.training.setup.start.class_weights import choose_class_w
 from attention_transfer.training.setup.start.freezing import freeze, warn_of_useless_freezing
 from attention_transfer.training.setup.terms import build_terms, check_are_terms, check_terms
 from attention_transfer.training.setup.user_parts import UserParts
+from attention_transfer.training.student_gradient import check_gradient_terms
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +113,7 @@ def prepare(
     check_trainable(student)
     terms = [*default_terms(config, parts.map_function), *parts.terms]
     check_terms(terms, has_teacher=teacher is not None)
+    check_gradient_terms(terms, config)
     callbacks = by_name([*default_callbacks(), *parts.callbacks])
     prefer_channels_last(runtime, student, teacher)
     images = check_images(loaders, first, student, teacher, runtime)
