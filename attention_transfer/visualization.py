@@ -16,7 +16,10 @@ from torch import Tensor, nn
 
 from attention_transfer.config import Config, resolve_config
 from attention_transfer.errors import ConfigError, DataError
-from attention_transfer.features.maps import MapFunction, normalize
+from attention_transfer.features.attention_discovery import find_attention
+from attention_transfer.features.attention_probabilities import AttentionTaps
+from attention_transfer.features.gradients import input_gradient
+from attention_transfer.features.maps import FEATURES, INPUT_GRADIENT, MapFunction, normalize
 from attention_transfer.features.stages import split_layers, stage_names
 from attention_transfer.features.taps import Taps
 from attention_transfer.files import write_atomically
@@ -35,7 +38,8 @@ Settings = Config | Mapping[str, Any] | None
 def extract_attention_maps(model: nn.Module, x: Tensor, config: Settings = None) -> list[Tensor]:
     """The attention maps of every stage, as the loss compares them, before they are resized.
 
-    The network runs in eval mode without gradients, and is left unchanged.
+    The network runs in eval mode without gradients, and is left unchanged. With attention='gradient' there is one map,
+    for the class that the network itself finds likeliest; with 'class_token' there is one for each compared block.
 
     Args:
         model: any convolutional network.
@@ -96,11 +100,24 @@ def _attention(
     # hooks on a compiled network may never be called: the unwrapped one runs uncompiled
     network = unwrapped(model)
     with refusing_misfits(network, images, "network"):
+        if map_function.of != FEATURES:
+            return _attention_of(network, images, map_function)
         names = stage_names(network, images, layers)
         with undisturbed(network), Taps(network, names) as taps:
             network(images)
     with torch.no_grad():
         return [normalize(map_function(features)) for features in taps.features]
+
+
+def _attention_of(network: nn.Module, images: Tensor, function: MapFunction) -> list[Tensor]:
+    """The maps [B, H, W] by a function of something else than features, normalised."""
+    with undisturbed(network):
+        if function.of == INPUT_GRADIENT:
+            gradient = input_gradient(network, images, network(images).argmax(dim=1))
+            return [normalize(function(gradient))]
+        with AttentionTaps(network, find_attention(network, images)) as taps:
+            network(images)
+            return [normalize(function(block)) for block in taps.take()]
 
 
 def _as_batch(model: nn.Module, x: Tensor) -> Tensor:

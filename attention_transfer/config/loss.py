@@ -29,10 +29,14 @@ class LossSettings(SettingsGroup):
     dkd_nontarget: float = Field(8.0, ge=0, description="weight of DKD's part about the other classes")
     dkd_warmup: float = Field(20.0, ge=0, description="epochs over which the weight of DKD rises from 0")
     beta: float = Field(1e3, ge=0, description="weight of attention transfer (AT)")
-    attention: Literal["sum", "max"] = Field(
-        "sum", description="attention map: sum or maximum over channels of the features' magnitudes to a power"
+    attention: Literal["sum", "max", "gradient", "class_token"] = Field(
+        "sum",
+        description="attention map: sum or max over channels of the features' magnitudes to a power; gradient = of the "
+        "cross-entropy by the pixels, squared; class_token = where a transformer's class token looks",
     )
-    attention_power: float = Field(2.0, ge=1, description="that power; a higher one looks at the strongest cells alone")
+    attention_power: float = Field(
+        2.0, ge=1, description="the power of sum and max; a higher one looks at the strongest cells alone"
+    )
 
     @model_validator(mode="after")
     def _logit_settings_agree(self) -> Self:
@@ -42,5 +46,14 @@ class LossSettings(SettingsGroup):
             raise ValueError(
                 "logit_standardization goes with logit_loss 'kd' or 'dkd'; 'dist' compares correlations, which know no "
                 "scale anyway"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _attention_has_a_power(self) -> Self:
+        if self.attention in ("gradient", "class_token") and self.attention_power != 2:
+            raise ValueError(
+                f"attention_power is {self.attention_power:g}, but attention={self.attention!r} has no power; leave "
+                "attention_power out"
             )
         return self

@@ -6,6 +6,8 @@ from typing import Any
 
 from attention_transfer.config import Config
 from attention_transfer.errors import ConfigError
+from attention_transfer.features.attention_probabilities import CLASS_TOKEN
+from attention_transfer.features.gradients import GRADIENT
 from attention_transfer.features.maps import MapFunction
 from attention_transfer.features.power_maps import power_map
 from attention_transfer.losses.attention import AttentionTransfer
@@ -44,7 +46,13 @@ def chosen_map_function(config: Config, map_function: MapFunction | None = None)
         ConfigError: there is one, and the settings are not at their defaults.
     """
     if map_function is None:
-        return power_map(config.attention, config.attention_power)
+        match config.attention:
+            case "gradient":
+                return GRADIENT
+            case "class_token":
+                return CLASS_TOKEN
+            case reduction:
+                return power_map(reduction, config.attention_power)
     default, given = Config(), (config.attention, config.attention_power)
     if given != (default.attention, default.attention_power):
         raise ConfigError(
