@@ -5,7 +5,8 @@ A checkpoint is one dict, written by `torch.save`, sealed with a digest (see att
 
     format, version                    the kind of file
     card                               name, num_classes, class_names of the network; None for a user's module
-    model_state_dict                   the student's weights
+    model_state_dict                   the weights to use: the student's, or their average (EMA)
+    weights                            which of them, 'student' or 'ema'; absent in files of version 0.1
     config                             the resolved configuration
     epoch, best_accuracy, class_names  completed epochs, best validation accuracy (fraction), names
     training                           the state to resume; see attention_transfer.training.checkpointing.state
@@ -70,6 +71,7 @@ _NEWER_TRAINING_KEYS: dict[str, tuple[type, ...]] = {
     "stateful": (dict,),
     "class_weights": (list, type(None)),
     "frozen": (list,),
+    "ema": (dict, type(None)),
 }
 """Keys that checkpoints of version 0.1 lack."""
 
@@ -278,7 +280,7 @@ def load_model(
     Returns:
         a dict: model (in eval mode, on the device), config (dict), epoch (completed), best_accuracy (fraction),
         best_balanced_accuracy (of that epoch; see `balanced_accuracy_at_best`), class_names (list of str; '0', '1', ...
-        if the classes have no names).
+        if the classes have no names), weights ('student', or 'ema' for an average of the student's).
 
     Raises:
         CheckpointError: the file is missing, corrupt, not a checkpoint of this library, or needs `model`.
@@ -307,6 +309,7 @@ def load_model(
         "best_accuracy": content["best_accuracy"],
         "best_balanced_accuracy": balanced_accuracy_at_best(training.get("history", ()), training.get("best_epoch", 0)),
         "class_names": list(content["class_names"] or []),
+        "weights": content.get("weights", "student"),
     }
 
 

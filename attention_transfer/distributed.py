@@ -65,8 +65,34 @@ class Runtime:
             optimizer: of all trained parameters.
             alone: parameters outside the wrapped student, whose gradients are averaged over processes here.
         """
+        self.backward(loss)
+        self.update(optimizer, alone)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss [] to those of the parameters."""
         loss.backward()  # type: ignore[no-untyped-call]
+
+    def no_sync(self, student: nn.Module) -> AbstractContextManager[Any]:
+        """Inside, gradients of the wrapped student stay in their process; the next backward pass outside averages all.
+
+        Args:
+            student: as `wrap` has returned it, compiled or not.
+        """
+        return nullcontext()
+
+    def update(
+        self, optimizer: torch.optim.Optimizer, alone: Iterable[nn.Parameter] = (), clip_grad: float | None = None
+    ) -> None:
+        """One step of the optimizer with the gradients that are there.
+
+        Args:
+            optimizer: of all trained parameters.
+            alone: parameters outside the wrapped student, whose gradients are averaged over processes here.
+            clip_grad: the greatest norm of all gradients together; None clips nothing.
+        """
         self.average_gradients(alone)
+        if clip_grad is not None:
+            _clip(optimizer, clip_grad)
         optimizer.step()
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -149,19 +175,35 @@ class AcceleratedRuntime(Runtime):
         device_ids = [self.device] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(student, device_ids=device_ids)
 
-    def step(self, loss: Tensor, optimizer: torch.optim.Optimizer, alone: Iterable[nn.Parameter] = ()) -> None:
-        """As `Runtime.step`, with the gradients scaled in fp16.
+    def backward(self, loss: Tensor) -> None:
+        """As `Runtime.backward`, with the gradients scaled in fp16."""
+        scaled: Any = loss if self._scaler is None else self._scaler.scale(loss)
+        super().backward(scaled)
+
+    def no_sync(self, student: nn.Module) -> AbstractContextManager[Any]:
+        wrapped = getattr(student, "_orig_mod", student)
+        if not isinstance(wrapped, nn.parallel.DistributedDataParallel):
+            return nullcontext()
+        alone: AbstractContextManager[Any] = wrapped.no_sync()
+        return alone
+
+    def update(
+        self, optimizer: torch.optim.Optimizer, alone: Iterable[nn.Parameter] = (), clip_grad: float | None = None
+    ) -> None:
+        """As `Runtime.update`; in fp16 the gradients are unscaled first, and a step with infinite ones is left out.
 
         Args:
-            loss: a scalar [], of this process's share of the batch.
             optimizer: of all trained parameters.
             alone: parameters outside the wrapped student.
+            clip_grad: the greatest norm of all gradients together, unscaled.
         """
         if self._scaler is None:
-            super().step(loss, optimizer, alone)
+            super().update(optimizer, alone, clip_grad)
             return
-        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.average_gradients(alone)
+        if clip_grad is not None:
+            self._scaler.unscale_(optimizer)
+            _clip(optimizer, clip_grad)
         self._scaler.step(optimizer)
         self._scaler.update()
 
@@ -205,6 +247,11 @@ class AcceleratedRuntime(Runtime):
     def load_scaler_state(self, state: dict[str, Any] | None) -> None:
         if state is not None and self._scaler is not None:
             self._scaler.load_state_dict(state)
+
+
+def _clip(optimizer: torch.optim.Optimizer, greatest: float) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    nn.utils.clip_grad_norm_(parameters, greatest)
 
 
 def leave_process_group() -> None:

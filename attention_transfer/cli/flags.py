@@ -88,8 +88,8 @@ def describe(key: str, default: str | None = None) -> str:
         default: the default in words; None shows the setting's default.
 
     Example:
-        >>> describe("lr")
-        'learning rate of SGD [number, above 0; default 0.01]'
+        >>> describe("gamma")
+        'factor of each cut of the learning rate [number, above 0, at most 1; default 0.1]'
     """
     field = Config.model_fields[key]
     allowed = _allowed(key)

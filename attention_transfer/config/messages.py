@@ -77,5 +77,7 @@ def _array_in_words(variant: Mapping[str, Any]) -> str:
         return f"list of {_variant_in_words(variant['items'])}"
     if variant["items"]["type"] == "string":
         return "list of names"
+    if variant["items"]["type"] == "integer":
+        return "list of integers"
     item = _variant_in_words(variant["items"])
     return f"list of numbers{item.removeprefix('number').replace(',', ', each', 1)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -31,14 +32,18 @@ class AutoSave:
         self._callbacks = callbacks
         self._request = request
         self._keeps_position = keeps_position
+        accumulate = run.config.accumulate
+        self._interval = math.ceil(STEPS_BETWEEN_CHECKS / accumulate) * accumulate
         self._saved = time.monotonic()
 
     def after_batch(self, progress: EpochProgress) -> None:
-        """Save and stop after a training batch, if it is due.
+        """Save and stop after a training batch, if it is due; not between batches of one step of the optimizer.
 
         Raises:
             Stopped: the run is saved as far as possible.
         """
+        if progress.waiting:
+            return
         # the whole epoch is about to be saved
         is_last = progress.batches == self._run.batches
         is_due = self._keeps_position and not is_last and self._minutes() >= self._run.config.save_minutes
@@ -63,7 +68,7 @@ class AutoSave:
 
     def _pause(self, batches: int, is_due: bool, save: Callable[[], None], *, is_last: bool = False) -> None:
         runtime = self._run.runtime
-        if runtime.world_size > 1 and batches % STEPS_BETWEEN_CHECKS and not is_last:
+        if runtime.world_size > 1 and batches % self._interval and not is_last:
             return
         signal = self._request.signal
         requests = runtime.all_gather_object((None if signal is None else signal.name, self._run.stop_reason, is_due))

@@ -22,6 +22,7 @@ from attention_transfer.modules import undisturbed, unwrapped
 from attention_transfer.training.criterion import Criterion
 from attention_transfer.training.epoch_progress import EpochProgress
 from attention_transfer.training.metrics import MeanMeter, Means, NonFiniteDetector, check_finite
+from attention_transfer.training.optim.updates import UpdateRule, Updates
 
 STEPS_BETWEEN_CHECKS = 20
 
@@ -85,6 +86,7 @@ def run_training_epoch(
     on_batch: OnBatch | None = None,
     progress: EpochProgress | None = None,
     frozen: Iterable[nn.Module] = (),
+    rule: UpdateRule | None = None,
 ) -> Means:
     """One epoch of training, or the rest of one; see `train_epoch`.
 
@@ -97,6 +99,7 @@ def run_training_epoch(
         on_batch: called after each batch.
         progress: of a resumed epoch; None for a new one.
         frozen: modules of the student that stay in eval mode.
+        rule: how gradients become steps of the optimizer; None: each batch is a step.
 
     Returns:
         means over all samples of the epoch, of all processes.
@@ -110,9 +113,11 @@ def run_training_epoch(
         module.eval()
     criterion.modules.train()
     progress = progress or EpochProgress(runtime, criterion.weights)
+    updates = Updates(optimizer, runtime, rule or UpdateRule(), student, criterion.parameters())
     for local in local_batches(loader, runtime, criterion):
-        optimizer.zero_grad(set_to_none=True)
-        losses = _train_step(criterion, student, local, optimizer, runtime, progress.epochs)
+        with updates.batch(local.global_size, is_last=progress.is_at_last_batch) as share:
+            losses = _compute_gradients(criterion, student, local, runtime, progress.epochs, share)
+        progress.waiting = updates.waiting
         progress.detector.update(losses, progress.batches)
         progress.meter.add(losses, local.batch.labels)
         if progress.batches % STEPS_BETWEEN_CHECKS == 0:
@@ -121,26 +126,23 @@ def run_training_epoch(
         progress.images += local.global_size
         if on_batch is not None:
             on_batch(progress)
+    updates.finish()
+    progress.waiting = updates.waiting
     progress.check()
     return progress.meter.means(runtime)
 
 
-def _train_step(
-    criterion: Criterion,
-    student: nn.Module,
-    local: LocalBatch,
-    optimizer: torch.optim.Optimizer,
-    runtime: Runtime,
-    epoch: float,
+def _compute_gradients(
+    criterion: Criterion, student: nn.Module, local: LocalBatch, runtime: Runtime, epoch: float, share: float
 ) -> Losses:
+    """The losses of a batch, whose gradients are added to those of the parameters, times the share."""
     size = len(local.batch.labels)
     batch = local.batch if size else _stand_in(local.batch)
     with _batch_norm_by_size([student, criterion.modules], len(batch.labels)):
         losses = criterion(student, batch, epoch, is_stand_in=not size)
     # gradients are averaged over processes: each is weighted by its share of the global batch
-    weight = size * runtime.world_size / local.global_size
-    loss = losses.total if weight == 1 else losses.total * weight
-    runtime.step(loss, optimizer, criterion.parameters())
+    weight = size * runtime.world_size / local.global_size * share
+    runtime.backward(losses.total if weight == 1 else losses.total * weight)
     return losses if size else losses.as_nothing()
 
 

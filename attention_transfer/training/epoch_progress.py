@@ -22,6 +22,7 @@ class ProgressState(TypedDict):
         sums: of losses and correct predictions, over all processes; see `MeanMeter`.
         names: of the sums; absent in checkpoints of version 0.1.
         seconds: time spent on the epoch so far.
+        lr: the learning rate at the start of the epoch; absent in checkpoints of version 0.1.
     """
 
     batches: int
@@ -29,6 +30,7 @@ class ProgressState(TypedDict):
     sums: Tensor | None
     names: NotRequired[list[str] | None]
     seconds: float
+    lr: NotRequired[float | None]
 
 
 def as_progress(state: Mapping[str, Any]) -> ProgressState:
@@ -43,6 +45,7 @@ def as_progress(state: Mapping[str, Any]) -> ProgressState:
         "sums": state["sums"],
         "names": state.get("names"),
         "seconds": state["seconds"],
+        "lr": state.get("lr"),
     }
 
 
@@ -54,20 +57,28 @@ class EpochProgress:
         weights: of the loss terms, by name; a term of weight 0 is never blamed for a non-finite loss.
         epoch: its number, from 0.
         length: batches in it; None for a loader of unknown length.
+        lr: the learning rate at its start; a resumed epoch's is the restored one.
 
     Attributes:
         batches: completed batches.
         images: completed images, over all processes.
         meter: sums of this process.
         detector: detects a non-finite loss.
+        waiting: completed batches whose gradients wait for the optimizer's step; the epoch can pause where it is 0.
     """
 
     def __init__(
-        self, runtime: Runtime, weights: Mapping[str, float], epoch: int = 0, length: int | None = None
+        self,
+        runtime: Runtime,
+        weights: Mapping[str, float],
+        epoch: int = 0,
+        length: int | None = None,
+        lr: float = 0.0,
     ) -> None:
         self.epoch = epoch
         self.length = length
-        self.batches = self.images = 0
+        self.batches = self.images = self.waiting = 0
+        self.lr = lr
         self.meter = MeanMeter(runtime.device)
         self.detector = NonFiniteDetector(runtime.device, weights)
         self._runtime = runtime
@@ -77,6 +88,11 @@ class EpochProgress:
     def epochs(self) -> float:
         """Completed epochs, including the fraction of this one."""
         return self.epoch + (self.batches / self.length if self.length else 0.0)
+
+    @property
+    def is_at_last_batch(self) -> bool:
+        """Whether the next batch is known to be the last of the epoch."""
+        return self.length is not None and self.batches + 1 == self.length
 
     @property
     def seconds(self) -> float:
@@ -92,11 +108,14 @@ class EpochProgress:
             "sums": self.meter.over_processes(self._runtime),
             "names": None if names is None else list(names),
             "seconds": self.seconds,
+            "lr": self.lr,
         }
 
     def load_state_dict(self, state: ProgressState) -> None:
         """Restore a state; the main process takes over the sums of all processes."""
         self.batches, self.images = state["batches"], state["images"]
+        lr = state.get("lr")
+        self.lr = self.lr if lr is None else lr
         self._began = time.perf_counter() - state["seconds"]
         sums = state["sums"]
         if sums is not None:

@@ -25,6 +25,7 @@ from attention_transfer.teacher.classes import match_logits
 from attention_transfer.training.criterion import Criterion
 from attention_transfer.training.epoch import run_training_epoch, run_validation_epoch
 from attention_transfer.training.epoch_progress import EpochProgress
+from attention_transfer.training.optim.updates import UpdateRule
 from attention_transfer.training.setup.checking import check_trainable
 from attention_transfer.training.setup.terms import check_terms
 
@@ -98,7 +99,8 @@ def train_epoch(
         train_loader: any iterable of (images, labels).
         optimizer: over the student's parameters.
         device: the networks are moved there.
-        config: uses the settings of the loss, label_smoothing, class_weights (as a list), layers and class_names.
+        config: uses the settings of the loss, label_smoothing, class_weights (as a list), layers, class_names,
+            accumulate and clip_grad.
         terms: further loss terms, beside alpha KD and beta AT; the optimizer must have their parameters too.
         epoch: its number, from 0, for terms that need it; None: 0, unless the settings have a weight that changes with
             it.
@@ -117,8 +119,12 @@ def train_epoch(
     criterion, runtime = _set_up(student_model, teacher_model, device, config, terms, epoch, trains=True)
     length = len(train_loader) if isinstance(train_loader, Sized) else None
     progress = EpochProgress(runtime, criterion.weights, epoch or 0, length)
+    config = resolve_config(config)
+    rule = UpdateRule(config.accumulate, config.clip_grad)
     with closing(criterion):
-        return run_training_epoch(criterion, student_model, train_loader, optimizer, runtime, progress=progress).figures
+        return run_training_epoch(
+            criterion, student_model, train_loader, optimizer, runtime, progress=progress, rule=rule
+        ).figures
 
 
 def validate(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import signal
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from typing import Any, cast
@@ -35,14 +34,16 @@ from attention_transfer.training.checkpointing.state import EpochRecord
 from attention_transfer.training.context import RunContext
 from attention_transfer.training.criterion import Criterion
 from attention_transfer.training.divergence import naming_the_epoch
-from attention_transfer.training.epoch import run_training_epoch, run_validation_epoch
+from attention_transfer.training.epoch import run_training_epoch
 from attention_transfer.training.epoch_progress import EpochProgress
 from attention_transfer.training.optim import MakeOptimizer, MakeScheduler
+from attention_transfer.training.optim.updates import UpdateRule
 from attention_transfer.training.setup.loaders import Loader, Loaders
 from attention_transfer.training.setup.prepare import PreparedRun, prepare
 from attention_transfer.training.setup.start.freezing import frozen_modules
 from attention_transfer.training.setup.user_parts import UserParts
 from attention_transfer.training.signals import NOT_SAVED, SAVED, TESTED, SignalHandler, Stopped
+from attention_transfer.training.validation import measure
 
 logger = logging.getLogger(__name__)
 
@@ -78,19 +79,19 @@ def train_at(
         map_function: a kind of attention map of your own that AT compares, instead of the setting `attention`; see
             `MapFunction`.
         callbacks: of your own, called after the library's; see `Callback`.
-        optimizer: a function from parameter groups to a torch optimizer, instead of SGD by the settings.
+        optimizer: a function from parameter groups to a torch optimizer, instead of the settings' optimizer.
         scheduler: a function from the optimizer to a torch learning rate scheduler, stepped once per epoch, instead of
-            StepLR by the settings.
+            the settings' schedule.
 
     Returns:
-        a dict: model (weights of the best epoch, by the setting best_by; eval mode), teacher_model, best_accuracy (of
-        validation in that epoch, a fraction), best_balanced_accuracy (likewise; None without validation),
-        training_history (a dict per epoch: epoch, lr, seconds, images_per_second, train_ and val_ of loss, accuracy,
-        classification, kd, attention, attention_stage_i and what terms of your own report, and val_balanced_accuracy),
-        test_results (see `evaluate_model`; None without a test split, or if the test failed), test_error (why it
-        failed, else None), config (resolved, a dict), experiment_name, status (finished or stopped), stopped_by
-        (SIGINT, SIGTERM or the reason given by a callback, else None), finished_early (why a finished run has trained
-        fewer epochs, else None; see early_stopping).
+        a dict: model (weights of the best epoch, by the settings best_by and best_weights; eval mode), teacher_model,
+        best_accuracy (of validation in that epoch, a fraction), best_balanced_accuracy (likewise; None without
+        validation), training_history (a dict per epoch: epoch, lr, seconds, images_per_second, train_ and val_ of loss,
+        accuracy, classification, kd, attention, attention_stage_i and what terms of your own report, and
+        val_balanced_accuracy), test_results (see `evaluate_model`; None without a test split, or if the test failed),
+        test_error (why it failed, else None), config (resolved, a dict), experiment_name, status (finished or stopped),
+        stopped_by (SIGINT, SIGTERM or the reason given by a callback, else None), finished_early (why a finished run
+        has trained fewer epochs, else None; see early_stopping).
 
     Raises:
         ConfigError, DataError, TeacherError, CheckpointError: before training, with the value at fault.
@@ -197,7 +198,7 @@ def _train_one_epoch(
     state, runtime, epoch = run.state, run.runtime, run.state.epoch + 1
     callbacks.epoch_started(epoch)
     progress = _progress(run, loaders.train, criteria["train"].weights)
-    lr = state.optimizer.param_groups[0]["lr"]
+    rule = UpdateRule(run.config.accumulate, run.config.clip_grad, state.after_update)
 
     def on_batch(progress: EpochProgress) -> None:
         state.step += 1
@@ -214,40 +215,31 @@ def _train_one_epoch(
             on_batch,
             progress,
             frozen_modules(state.student, state.frozen),
+            rule,
         )
         state.check_finite()
     seconds = progress.seconds
     record: EpochRecord = {
         "epoch": epoch,
-        "lr": lr,
+        "lr": progress.lr,
         "seconds": seconds,
         "images_per_second": train.samples / seconds,
         **{f"train_{key}": value for key, value in train.figures.items()},
     }
     if loaders.val is not None:
-        runtime.align_buffers(state.student)
         runtime.align_buffers(criteria["train"].modules)
-        with naming_the_epoch(run, f"epoch {epoch}, validation"):
-            val = run_validation_epoch(
-                criteria["val"],
-                state.student,
-                loaders.val,
-                runtime,
-                lambda batches: autosave.after_validation_batch(batches, progress),
-                epoch=float(epoch),
-            )
-        record.update({f"val_{key}": value for key, value in val.figures.items()})
-    with warnings.catch_warnings():
-        # a run resumed after the last batch of an epoch has not stepped its optimizer in this process
-        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-        state.scheduler.step()
+        record |= measure(
+            run, criteria["val"], loaders.val, lambda batches: autosave.after_validation_batch(batches, progress)
+        )
+    state.scheduler.after_epoch()
     return record
 
 
 def _progress(run: RunContext, loader: Loader, weights: Mapping[str, float]) -> EpochProgress:
     """The progress of the next epoch: at its first batch, or as restored from an unfinished one."""
     state, runtime = run.state, run.runtime
-    progress = EpochProgress(runtime, weights, state.epoch, run.batches)
+    lr = state.optimizer.param_groups[0]["lr"]
+    progress = EpochProgress(runtime, weights, state.epoch, run.batches, lr)
     unfinished, state.unfinished = state.unfinished, None
     sampler = own_sampler(loader)
     if sampler is not None:
@@ -264,6 +256,10 @@ def _progress(run: RunContext, loader: Loader, weights: Mapping[str, float]) -> 
 def _load_best(run: RunContext) -> None:
     if run.state.best_weights is not None:
         load_weights(run.state.student, run.state.best_weights, "the best epoch")
+        if run.state.ema is not None:
+            best = run.state.best_epoch
+            whose = run.state.weights_at(best)
+            logger.info("the model returned has the weights after epoch %d, those of the %s", best, whose)
     run.state.student.eval()
 
 

@@ -74,5 +74,6 @@ def _best(run: RunContext) -> dict[str, Any]:
     content = run.state.to_checkpoint(run.runtime)
     if run.state.is_at_its_best:
         return content
-    weights = {"model_state_dict": run.state.best_weights, "epoch": run.state.best_epoch}
+    best = run.state.best_epoch
+    weights = {"model_state_dict": run.state.best_weights, "epoch": best, "weights": run.state.weights_at(best)}
     return {**content, **weights, "training": None}

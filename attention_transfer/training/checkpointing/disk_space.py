@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +14,7 @@ from attention_transfer.errors import WriteError
 from attention_transfer.files import check_writable, disk_space, greatest_file, remove_drafts
 from attention_transfer.modules import unwrapped
 from attention_transfer.training.checkpointing.paths import RunPaths
+from attention_transfer.training.optim.optimizers import StateSize
 
 AT_ONCE = 2
 """Checkpoints that are on the disk while one replaces another."""
@@ -24,13 +26,21 @@ _BYTES_BESIDE, _BYTES_A_TENSOR = 64 << 10, 512
 logger = logging.getLogger(__name__)
 
 
-def checkpoint_bytes(student: nn.Module) -> int:
-    """The most bytes that a checkpoint of this student can have: weights, momentum, and a copy of the best weights."""
+def checkpoint_bytes(student: nn.Module, state: StateSize | None = None, *, has_ema: bool = False) -> int:
+    """The most bytes that a checkpoint of a student can have: weights, momentum, and a copy of the best weights.
+
+    Args:
+        student: the network.
+        state: what the optimizer keeps of each parameter; None: a momentum.
+        has_ema: an average of the weights is kept, too.
+    """
+    state = state or StateSize()
+    copies = 3 if has_ema else 2
     network = unwrapped(student)
     weights = [tensor for tensor in network.state_dict().values() if isinstance(tensor, Tensor)]
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    beside = _BYTES_BESIDE + _BYTES_A_TENSOR * (2 * len(weights) + len(trained))
-    return 2 * _stored(weights) + _stored(trained) + beside
+    beside = _BYTES_BESIDE + _BYTES_A_TENSOR * (copies * len(weights) + state.tensors * len(trained))
+    return copies * _stored(weights) + math.ceil(state.copies * _stored(trained)) + beside
 
 
 def _stored(tensors: Iterable[Tensor]) -> int:

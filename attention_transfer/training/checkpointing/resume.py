@@ -18,6 +18,7 @@ from attention_transfer.distributed import Runtime
 from attention_transfer.errors import CheckpointError, ConfigError, DataError, TeacherError, VersionError
 from attention_transfer.training.checkpointing.paths import RunPaths
 from attention_transfer.training.checkpointing.state import RunState
+from attention_transfer.training.optim.schedules import SMOOTH
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,8 @@ MAY_CHANGE = frozenset(
         "teacher_key", "init_from", "pixel_cache", "teacher_cache", "cache_dir", "cache_limit", "hash_files", "compile",
     }
 )  # fmt: skip
-"""Settings that may differ from the checkpoint's; the teacher and the data are compared by their content."""
+"""Settings that may differ from the checkpoint's, but `epochs` only where no rate of the schedule depends on it; the
+teacher and the data are compared by their content."""
 
 MAP_FUNCTION = "map function"
 """Its key in a run's recipe."""
@@ -138,7 +140,8 @@ def resumed_config(config: Config, checkpoint: dict[str, Any], source: str) -> C
     for key in Config.model_fields:
         here, there = getattr(config, key), getattr(saved, key)
         is_given = key in given
-        if is_given and here != there and key not in MAY_CHANGE:
+        is_bound = key not in MAY_CHANGE or (key == "epochs" and saved.schedule in SMOOTH)
+        if is_given and here != there and is_bound:
             raise ConfigError(
                 f"{key} is {here!r}, but {source} was trained with {there!r}; leave {key} out to go on with "
                 f"{there!r}, or start a new run."

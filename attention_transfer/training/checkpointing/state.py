@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from attention_transfer.checkpoint import balanced_accuracy_at_best, load_weights
 from attention_transfer.class_names import numbers_as_names
@@ -25,8 +24,13 @@ from attention_transfer.plain import check_plain
 from attention_transfer.seeding import random_state, restore_random_state
 from attention_transfer.training.checkpointing.best_epoch import ACCURACY, early_stop, is_better
 from attention_transfer.training.epoch_progress import ProgressState, as_progress
+from attention_transfer.training.optim.ema import EmaWeights
+from attention_transfer.training.optim.schedules import Schedule
 
 EpochRecord = dict[str, float]
+
+STUDENT, EMA = "student", "ema"
+"""Whose weights a checkpoint offers to be used: those that are trained, or their average."""
 
 
 class Stateful(Protocol):
@@ -49,14 +53,15 @@ class RunState:
         config: the resolved configuration.
         student: the network being trained.
         optimizer: over its parameters, and those of the loss terms.
-        scheduler: of the learning rate, stepped once per epoch.
+        scheduler: of the learning rate.
         teacher_digest: SHA-256 of the teacher's weights; None without a teacher.
         epoch: completed epochs.
         step: completed batches, over all epochs.
         best_accuracy: validation accuracy of best_epoch, a fraction; without validation the last training accuracy.
         best_epoch: the best so far by the setting best_by, from 1; 0 before the first.
         history: one record per epoch.
-        best_weights: the student's state_dict after best_epoch, on the CPU; None before the first epoch.
+        best_weights: the state_dict that best_epoch was measured with, the student's or its EMA's, on the CPU; None
+            before the first epoch.
         unfinished: progress of an unfinished epoch; None between two epochs.
         data_digest: hash of names and sizes of the training images; None for a loader of the user's.
         data_classes: class names of the training data, in their order; None if they have none.
@@ -65,12 +70,13 @@ class RunState:
         stateful: further objects whose state is saved, by name.
         class_weights: weight of each class in cross-entropy; None where they have none.
         frozen: names of the student's modules that are not trained.
+        ema: the average of the student's weights, or None.
     """
 
     config: Config
     student: nn.Module
     optimizer: Optimizer
-    scheduler: LRScheduler
+    scheduler: Schedule
     teacher_digest: str | None = None
     epoch: int = 0
     step: int = 0
@@ -86,13 +92,38 @@ class RunState:
     stateful: Mapping[str, Stateful] = field(default_factory=dict)
     class_weights: tuple[float, ...] | None = None
     frozen: tuple[str, ...] = ()
+    ema: EmaWeights | None = None
+
+    def after_update(self) -> None:
+        """Count a step of the optimizer."""
+        self.scheduler.after_update()
+        if self.ema is not None:
+            self.ema.update(self.student)
+
+    def weights_at(self, epoch: int) -> str:
+        """Whose weights count in an epoch (from 1): 'student' or 'ema'."""
+        return EMA if self._averages_at(epoch) and self.config.best_weights != STUDENT else STUDENT
+
+    def measures_both_at(self, epoch: int) -> bool:
+        """Whether the average is measured in an epoch (from 1) although the student's weights count."""
+        return self._averages_at(epoch) and self.config.best_weights == STUDENT
+
+    def _averages_at(self, epoch: int) -> bool:
+        return self.ema is not None and epoch >= (self.config.ema_start or 1)
+
+    def network_at(self, epoch: int) -> nn.Module:
+        """The network whose weights count in an epoch (from 1), unwrapped."""
+        ema = self.ema if self.weights_at(epoch) == EMA else None
+        return unwrapped(self.student) if ema is None else ema.network
 
     def to_checkpoint(self, runtime: Runtime) -> dict[str, Any]:
         """The state as plain data and tensors; the best weights are separate only if they are not the current ones."""
         card = card_of(self.student)
+        current = self.epoch + (self.unfinished is not None)
         return {
             "card": asdict(card) if card is not None else None,
-            "model_state_dict": unwrapped(self.student).state_dict(),
+            "model_state_dict": self.network_at(current).state_dict(),
+            "weights": self.weights_at(current),
             "config": self.config.model_dump(),
             "epoch": self.epoch,
             "best_accuracy": self.best_accuracy,
@@ -107,6 +138,7 @@ class RunState:
                 "step": self.step,
                 "best_epoch": self.best_epoch,
                 "best_weights": None if self.is_at_its_best else self.best_weights,
+                "ema": None if self.ema is None else self._beside(self.ema, self.weights_at(current)),
                 "history": self.history,
                 "unfinished": None if self.unfinished is None else dict(self.unfinished),
                 "random": random_state(),
@@ -118,6 +150,11 @@ class RunState:
                 "made_with": {"torch": str(torch.__version__), "processes": runtime.world_size},
             },
         }
+
+    def _beside(self, ema: EmaWeights, whose: str) -> dict[str, Any]:
+        """The state of the EMA, and the weights, its own or the student's, that the checkpoint does not offer."""
+        other = unwrapped(self.student) if whose == EMA else ema.network
+        return {**ema.state_dict(), "other_weights": other.state_dict()}
 
     @property
     def is_at_its_best(self) -> bool:
@@ -158,11 +195,21 @@ class RunState:
         training = content["training"]
         if training is None:
             raise CheckpointError(f"{source} holds the best weights of a resumed run alone; resume from its _last.pth.")
-        load_weights(self.student, content["model_state_dict"], source)
         try:
+            self._restore_weights(content, source)
             self._restore_training(content, training, runtime)
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(f"{source} does not fit this run ({type(error).__name__}: {error}).") from error
+
+    def _restore_weights(self, content: dict[str, Any], source: str) -> None:
+        offered, beside = content["model_state_dict"], content["training"].get("ema")
+        if self.ema is None or beside is None:
+            load_weights(self.student, offered, source)
+            return
+        other = beside["other_weights"]
+        of_student, of_ema = (other, offered) if content["weights"] == EMA else (offered, other)
+        load_weights(self.student, of_student, source)
+        self.ema.restore(beside, of_ema, source)
 
     def _restore_training(self, content: dict[str, Any], training: dict[str, Any], runtime: Runtime) -> None:
         self.optimizer.load_state_dict(training["optimizer"])
@@ -198,7 +245,7 @@ class RunState:
         is_best = always_best or self.best_epoch == 0 or self._is_better(record, accuracy)
         if is_best:
             self.best_accuracy, self.best_epoch = accuracy, self.epoch
-            self.best_weights = on_cpu(unwrapped(self.student).state_dict())
+            self.best_weights = on_cpu(self.network_at(self.epoch).state_dict())
         return is_best
 
     def _is_better(self, record: EpochRecord, accuracy: float) -> bool:

@@ -23,7 +23,7 @@ from attention_transfer.training.setup.classes import with_classes
 from attention_transfer.training.setup.first_batches import check_first_labels, look_at_first_batches
 from attention_transfer.training.setup.loaders import Loaders, images_to_draw, open_loaders, with_pixel_range
 from attention_transfer.training.setup.numbering import number_alike
-from attention_transfer.training.setup.schedule import schedule_warning
+from attention_transfer.training.setup.schedule import fading_warning
 from attention_transfer.training.setup.user_parts import UserParts
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def describe_data(
     """Log the classes in a table, and warn of a learning rate that fades early and of imbalanced classes.
 
     Args:
-        config: uses lr, epochs, step_size, gamma and class_names.
+        config: uses lr, epochs, schedule, step_size, milestones, gamma and class_names.
         loaders: of the run.
         counts: images per class of each split, if known.
         has_own_schedule: the scheduler is the user's own.
@@ -80,7 +80,7 @@ def describe_data(
         logger.info("%s", line)
     faded = None
     if not has_own_schedule:
-        faded = schedule_warning(config.lr, config.epochs, config.step_size, config.gamma, goes_on=goes_on)
+        faded = fading_warning(config, goes_on=goes_on)
     imbalanced = imbalance_warning(class_counts(loaders.train) or {}, config.class_names or ())
     for sentence in filter(None, (faded, imbalanced)):
         logger.warning("%s", sentence)

@@ -43,6 +43,8 @@ from attention_transfer.training.checkpointing.resume import (
 from attention_transfer.training.checkpointing.state import RunState, Stateful, check_states
 from attention_transfer.training.context import RunContext
 from attention_transfer.training.optim import make_optimizer, make_scheduler, parameter_groups
+from attention_transfer.training.optim.ema import EmaWeights
+from attention_transfer.training.optim.optimizers import optimizer_in_words, state_size
 from attention_transfer.training.precision.choose import batch_shape, choose_precision, with_teacher_precision
 from attention_transfer.training.setup.checking import check_trainable
 from attention_transfer.training.setup.loaders import (
@@ -53,6 +55,7 @@ from attention_transfer.training.setup.loaders import (
 from attention_transfer.training.setup.naming import take_name, with_name
 from attention_transfer.training.setup.networks import open_student, open_teacher, prefer_channels_last
 from attention_transfer.training.setup.opened_data import check_images, describe_data, open_data
+from attention_transfer.training.setup.recipe import check_recipe
 from attention_transfer.training.setup.start.class_weights import choose_class_weights
 from attention_transfer.training.setup.start.freezing import freeze, warn_of_useless_freezing
 from attention_transfer.training.setup.terms import build_terms, check_are_terms, check_terms
@@ -96,7 +99,7 @@ def prepare(
     if is_auto:
         # before the search: the checkpoint found must not be a living run's
         take_name(config, runtime, cleanup)
-    point = find_resume_point(config, runtime)
+    point = _resume_point(config, runtime, parts)
     config = point.config
     seed_everything(config.seed)
     config, loaders, first, counts, data_classes = open_data(config, runtime, parts, point, cleanup)
@@ -119,7 +122,7 @@ def prepare(
     images = check_images(loaders, first, student, teacher, runtime)
     config = with_name(config, runtime, student, has_teacher=teacher is not None)
     paths = RunPaths(config)
-    _check_room(config, paths, student, runtime)
+    _check_room(config, paths, student, runtime, parts)
     if not is_auto:
         take_name(config, runtime, cleanup)
     if not point.goes_on(config) and not config.overwrite:
@@ -137,7 +140,7 @@ def prepare(
     teachers = build_teachers(config, teacher, loaders.train, loaders.val, runtime, needs_of_teacher(terms))
     cleanup.callback(teachers.close)
     build_terms(terms, config, student, teacher, images, runtime)
-    state = _first_state(config, student, terms, callbacks, parts)
+    state = _first_state(config, student, terms, callbacks, parts, batches_of(loaders.train))
     refuse_another_recipe(state.recipe, point, config)
     state.class_weights, state.frozen = class_weights, frozen
     state.teacher_digest, state.data_digest, state.data_classes = teacher_digest, data_digest, data_classes
@@ -183,8 +186,18 @@ def _freeze(
     return freeze(student, config)
 
 
-def _check_room(config: Config, paths: RunPaths, student: nn.Module, runtime: AcceleratedRuntime) -> None:
-    size = checkpoint_bytes(student)
+def _resume_point(config: Config, runtime: AcceleratedRuntime, parts: UserParts) -> ResumePoint:
+    """What is resumed, with settings whose recipe makes sense."""
+    point = find_resume_point(config, runtime)
+    check_recipe(point.config, own_optimizer=parts.optimizer is not None, own_scheduler=parts.scheduler is not None)
+    return point
+
+
+def _check_room(
+    config: Config, paths: RunPaths, student: nn.Module, runtime: AcceleratedRuntime, parts: UserParts
+) -> None:
+    of_optimizer = state_size(config) if parts.optimizer is None else None
+    size = checkpoint_bytes(student, of_optimizer, has_ema=config.ema is not None)
     all_or_raise(runtime, lambda: check_disk_space(config.save_dir, config.log_dir, size) if runtime.is_main else None)
     if runtime.is_main:
         warn_of_little_disk_space(paths, range(config.save_freq, config.epochs + 1, config.save_freq), size)
@@ -209,14 +222,17 @@ def _first_state(
     terms: Sequence[LossTerm],
     callbacks: Mapping[str, Callback],
     parts: UserParts,
+    batches: int | None,
 ) -> RunState:
-    """The run before its first epoch."""
+    """The run before its first epoch, of `batches` batches each."""
     of_terms = [parameter for term in terms for parameter in term.parameters()]
-    groups = parameter_groups(student, of_terms, only_trained=config.freeze is not None)
+    groups = parameter_groups(student, of_terms, config, only_trained=config.freeze is not None)
     optimizer = make_optimizer(config, groups, parts.optimizer)
+    if parts.optimizer is None:
+        logger.info("%s", optimizer_in_words(config, optimizer))
     stateful: dict[str, Stateful] = {f"the loss term {term.name}": term for term in terms}
     stateful |= {f"the callback {name}": callback for name, callback in callbacks.items()}
-    scheduler = make_scheduler(config, optimizer, parts.scheduler)
+    scheduler = make_scheduler(config, optimizer, parts.scheduler, batches)
     check_states({**stateful, "the optimizer": optimizer, "the scheduler": scheduler})
     return RunState(
         config,
@@ -226,10 +242,11 @@ def _first_state(
         loss_weights={term.name: term.weight for term in terms},
         recipe={
             "optimizer": _class_name(optimizer),
-            "scheduler": _class_name(scheduler),
+            "scheduler": _class_name(scheduler.scheduler),
             MAP_FUNCTION: chosen_map_function(config, parts.map_function).name,
         },
         stateful=stateful,
+        ema=None if config.ema is None else EmaWeights(student, config.ema),
     )
 
 

@@ -1,8 +1,15 @@
-"""Warnings about StepLR's learning rate, lr gamma^((epoch - 1) // step_size) in each epoch from 1."""
+"""Warnings about a learning rate that is cut to next to nothing early.
+
+With schedule='step' it is lr gamma^((epoch - 1) // step_size) in each epoch from 1; with 'multistep' lr gamma^k after k
+milestones. Cosine, onecycle and poly fall to min_lr by design, and are below a thousandth of lr in a fiftieth of the
+run at most: they are never warned of, and neither is 'constant'. A warm-up does not count as a fall.
+"""
 
 from __future__ import annotations
 
 import math
+
+from attention_transfer.config import Config
 
 FADED = 1e-3
 """Below this fraction of its initial value a learning rate trains next to nothing."""
@@ -58,3 +65,43 @@ of its start, and hardly anything is learnt; set step_size=40.
         f"step_size {step_size} and gamma {gamma:g} cut lr from {lr:g} to {last:.0e} in {epochs} epochs: from epoch "
         f"{first} on it is below a thousandth of its start, and hardly anything is learnt; {remedy}step_size={better}."
     )
+
+
+def milestones_warning(config: Config, *, goes_on: bool = False) -> str | None:
+    """The same for schedule='multistep'; and a warning of milestones that the run does not reach.
+
+    Args:
+        config: uses lr, epochs, milestones and gamma.
+        goes_on: the run is resumed, so that its schedule cannot change.
+
+    Returns:
+        a sentence; None if there is nothing to warn of.
+    """
+    milestones, epochs, gamma = config.milestones or (), config.epochs, config.gamma
+    beyond = [milestone for milestone in milestones if milestone >= epochs]
+    if beyond:
+        return f"milestones {beyond} lie beyond the run of {epochs} epochs: lr is not cut there."
+    needed = _cuts_down_to(FADED, gamma) + 1 if gamma < 1 else math.inf
+    if len(milestones) < needed:
+        return None
+    last_good = milestones[int(needed) - 1]
+    if epochs - last_good <= NOTICEABLE * epochs:
+        return None
+    remedy = "start a new run with" if goes_on else "set"
+    return (
+        f"milestones {list(milestones)} and gamma {gamma:g} cut lr from {config.lr:g} to "
+        f"{config.lr * gamma ** len(milestones):.0e} in {epochs} epochs: from epoch {last_good + 1} on it is "
+        f"below a thousandth of its start, and hardly anything is learnt; {remedy} later milestones or a greater gamma."
+    )
+
+
+def fading_warning(config: Config, *, goes_on: bool = False) -> str | None:
+    """The warning that a run's settings deserve, if any; see the module.
+
+    Args:
+        config: uses lr, epochs, schedule, step_size, milestones and gamma.
+        goes_on: the run is resumed, so that its schedule cannot change.
+    """
+    if config.schedule == "step":
+        return schedule_warning(config.lr, config.epochs, config.step_size, config.gamma, goes_on=goes_on)
+    return milestones_warning(config, goes_on=goes_on) if config.schedule == "multistep" else None

@@ -48,6 +48,9 @@ OTHERS = {
     "kd_balance": "paper", "dkd_target": 2.0, "dkd_nontarget": 2.0, "dkd_warmup": 2.0,
     "label_smoothing": 0.1, "class_weights": (1.0,) * 10, "sampler": "balanced", "best_by": "loss",
     "freeze": ("layer1",),
+    "optimizer": "adamw", "nesterov": True, "weight_decay_norms": False, "schedule": "cosine", "milestones": (3,),
+    "warmup_epochs": 1, "min_lr": 1e-5, "clip_grad": 1.0, "accumulate": 2, "ema": 0.9, "ema_start": 2,
+    "best_weights": "student",
 }  # fmt: skip
 """A value of each key that is neither the default nor what the run was trained with."""
 

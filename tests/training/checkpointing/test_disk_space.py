@@ -23,6 +23,8 @@ from attention_transfer.training.checkpointing.disk_space import (
 from attention_transfer.training.checkpointing.paths import RunPaths
 from attention_transfer.training.checkpointing.state import RunState
 from attention_transfer.training.optim import make_optimizer, make_scheduler, parameter_groups
+from attention_transfer.training.optim.ema import EmaWeights
+from attention_transfer.training.optim.optimizers import state_size
 
 
 @pytest.mark.parametrize("name", ["CifarResNet-8", "MultiBranchNet", "ResNet18"])
@@ -39,6 +41,24 @@ def test_a_checkpoint_is_as_large_as_was_said_at_most(tmp_path, name):
     write_checkpoint(tmp_path / "m.pth", state.to_checkpoint(Runtime(torch.device("cpu"))))
     size = (tmp_path / "m.pth").stat().st_size
     assert size <= told <= 1.25 * size
+
+
+@pytest.mark.parametrize("name", ["adamw", "adan", "lookahead_lamb", "Rprop"])
+def test_so_is_one_of_an_optimizer_with_more_state_and_of_a_run_with_an_average(tmp_path, name):
+    student = create_model("CifarResNet-8", 10)
+    config = Config(model="CifarResNet-8", num_classes=10, optimizer=name, ema=0.9)
+    told = checkpoint_bytes(student, state_size(config), has_ema=True)
+    optimizer = make_optimizer(config, parameter_groups(student))
+    state = RunState(config, student, optimizer, make_scheduler(config, optimizer), ema=EmaWeights(student, 0.9))
+    for _ in range(7):  # Lookahead makes its copy in the sixth
+        student(torch.rand(2, 3, 32, 32)).sum().backward()
+        state.optimizer.step()
+        state.after_update()
+    assert state.complete_epoch({"loss": 1.0}, 0.5, always_best=False)
+    assert not state.complete_epoch({"loss": 1.0}, 0.4, always_best=False)
+    write_checkpoint(tmp_path / "m.pth", state.to_checkpoint(Runtime(torch.device("cpu"))))
+    size = (tmp_path / "m.pth").stat().st_size
+    assert size <= told <= 1.3 * size
 
 
 def test_folders_are_made_and_what_killed_runs_left_is_removed(tmp_path):
