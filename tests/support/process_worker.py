@@ -19,6 +19,8 @@ from attention_transfer.losses.classification import CrossEntropy
 from attention_transfer.teacher.build import make_teacher
 from attention_transfer.training.criterion import Criterion
 from attention_transfer.training.epoch import run_training_epoch, run_validation_epoch
+from attention_transfer.training.epoch_progress import EpochProgress
+from attention_transfer.training.optim.updates import UpdateRule
 
 
 class FrozenNorm(nn.Module):
@@ -61,7 +63,12 @@ def three_steps(options) -> None:
     optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9)
     trained = CrossEntropy(options.get("label_smoothing", 0.0), options.get("class_weights"))
     criterion = Criterion(config, make_teacher(teacher, config, runtime), runtime, cross_entropy=trained)
-    figures = run_training_epoch(criterion, runtime.wrap(student), loader, optimizer, runtime)
+    length = len(loader) if options.get("knows_length") else None
+    progress = EpochProgress(runtime, criterion.weights, 0, length)
+    rule = UpdateRule(options.get("accumulate", 1), options.get("clip_grad"))
+    figures = run_training_epoch(
+        criterion, runtime.wrap(student), loader, optimizer, runtime, progress=progress, rule=rule
+    )
     criterion = Criterion(config, make_teacher(teacher, config, runtime), runtime)
     measured = run_validation_epoch(criterion, student, val, runtime)
     if runtime.is_main:

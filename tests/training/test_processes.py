@@ -108,6 +108,38 @@ def test_weighted_classes_and_balanced_batches_are_those_of_the_global_batch(tmp
         assert both[part]["figures"] == pytest.approx(alone[part]["figures"], rel=1e-6)
 
 
+@pytest.mark.parametrize("knows_length", [True, False])
+def test_two_processes_that_accumulate_and_clip_take_the_steps_of_one_with_larger_batches(
+    tmp_path, digits_folder, knows_length
+):
+    count = cut(digits_folder, tmp_path / "data", 50)
+    batch_size = -(-count // 5)  # groups of two, two and one
+    common = {"do": "three_steps", "data": str(tmp_path / "data"), "clip_grad": 0.5}
+    alone = torch.load(launch(tmp_path, 1, "alone", batch_size=2 * batch_size, **common)[0], weights_only=True)
+    settings = {**common, "batch_size": batch_size, "accumulate": 2, "knows_length": knows_length}
+    both = torch.load(launch(tmp_path, 2, "both", **settings)[0], weights_only=True)
+    assert alone["train"]["samples"] == both["train"]["samples"] == count
+    for part in ("weights", "gradients"):
+        for key, value in alone[part].items():
+            torch.testing.assert_close(both[part][key], value, rtol=1e-6, atol=1e-6)
+    norm = torch.stack([gradient.norm() for gradient in both["gradients"].values()]).norm()
+    assert float(norm) == pytest.approx(0.5, rel=1e-4)
+
+
+def test_two_processes_agree_on_weights_and_average_of_a_recipe_with_everything(tmp_path, few_digits):
+    recipe = {
+        "optimizer": "adamw", "lr": 0.003, "schedule": "cosine", "warmup_epochs": 1, "accumulate": 2, "clip_grad": 1.0,
+        "ema": 0.9, "weight_decay_norms": False, "epochs": 3, "batch_size": 20,
+    }  # fmt: skip
+    out, _ = launch(tmp_path, 2, "out", do="whole_run", config={**run_of(tmp_path, few_digits), **recipe})
+    first, second = (json.loads(out.with_suffix(f".{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    best = torch.load(tmp_path / "checkpoints" / "two_best.pth", weights_only=True)
+    assert best["weights"] == "ema"
+    checksum = sum(float(value.double().sum()) for value in best["model_state_dict"].values())
+    assert checksum == pytest.approx(first["checksum"])
+
+
 def test_a_loader_made_for_one_process_is_shared_out(tmp_path, digits_folder):
     cut(digits_folder, tmp_path / "data", 49)
     common = {"do": "three_steps", "data": str(tmp_path / "data"), "batch_size": 24}

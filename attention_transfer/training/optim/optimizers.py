@@ -30,9 +30,7 @@ _UNFIT = {
     "lbfgs": "its step computes the loss several times",
     "sparseadam": "it takes sparse gradients alone",
     "adahessian": "it needs second derivatives of the loss",
-    **dict.fromkeys(
-        ("kron", "kronc", "kronw"), "its state in a checkpoint is not all of it, so that no run could resume"
-    ),
+    **dict.fromkeys(("kron", "kronc", "kronw"), "a checkpoint lacks part of its state"),
 }
 
 
@@ -175,7 +173,7 @@ def _find(name: str) -> _Named:
     if found is None:
         spelt = next((each for each in of_torch if each.lower() == name.lower()), None)
         if spelt is None:
-            known = ["sgd", *_names_in_timm(), *of_torch]
+            known = [*of_torch, *_names_in_timm()]
             raise ConfigError(
                 f"no optimizer is called {name!r}; names are those of timm.optim.list_optimizers() and the classes of "
                 f"torch.optim.{nearest(name, known)}"
