@@ -280,7 +280,7 @@ def load_model(
     Returns:
         a dict: model (in eval mode, on the device), config (dict), epoch (completed), best_accuracy (fraction),
         best_balanced_accuracy (of that epoch; see `balanced_accuracy_at_best`), class_names (list of str; '0', '1', ...
-        if the classes have no names), weights ('student', or 'ema' for an average of the student's).
+        if the classes have no names).
 
     Raises:
         CheckpointError: the file is missing, corrupt, not a checkpoint of this library, or needs `model`.
@@ -309,7 +309,6 @@ def load_model(
         "best_accuracy": content["best_accuracy"],
         "best_balanced_accuracy": balanced_accuracy_at_best(training.get("history", ()), training.get("best_epoch", 0)),
         "class_names": list(content["class_names"] or []),
-        "weights": content.get("weights", "student"),
     }
 
 

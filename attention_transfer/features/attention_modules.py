@@ -134,7 +134,7 @@ class NormedReader:
         return listen
 
     def _rotated(self, x: Tensor, rope: Tensor) -> Tensor:
-        from timm.layers import apply_rot_embed_cat  # type: ignore[attr-defined]
+        from timm.layers import apply_rot_embed_cat
 
         prefix = self._module.num_prefix_tokens
         turned = apply_rot_embed_cat(x[:, :, prefix:], rope, half=getattr(self._module, "rotate_half", False))

@@ -124,6 +124,7 @@ def _show_checkpoint(path: str, content: dict[str, Any]) -> None:
             "network": card.name if card else "a module that was passed to train_at",
             "classes": f"{config.num_classes} ({', '.join(names[:10])}{', ...' if len(names) > 10 else ''})",
             "numbers": f"{millions(weights)} (parameters and running statistics)",
+            **({"weights": "the average of the student's (ema)"} if content.get("weights") == "ema" else {}),
             "epochs": f"{content['epoch']} of {config.epochs}",
             "best accuracy": percent(content["best_accuracy"]),
             **({} if balanced is None else {"its balanced accuracy": percent(balanced)}),

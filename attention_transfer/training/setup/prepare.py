@@ -45,6 +45,7 @@ from attention_transfer.training.context import RunContext
 from attention_transfer.training.optim import make_optimizer, make_scheduler, parameter_groups
 from attention_transfer.training.optim.ema import EmaWeights
 from attention_transfer.training.optim.optimizers import optimizer_in_words, state_size
+from attention_transfer.training.optim.recipe import check_recipe
 from attention_transfer.training.precision.choose import batch_shape, choose_precision, with_teacher_precision
 from attention_transfer.training.setup.checking import check_trainable
 from attention_transfer.training.setup.loaders import (
@@ -55,7 +56,6 @@ from attention_transfer.training.setup.loaders import (
 from attention_transfer.training.setup.naming import take_name, with_name
 from attention_transfer.training.setup.networks import open_student, open_teacher, prefer_channels_last
 from attention_transfer.training.setup.opened_data import check_images, describe_data, open_data
-from attention_transfer.training.setup.recipe import check_recipe
 from attention_transfer.training.setup.start.class_weights import choose_class_weights
 from attention_transfer.training.setup.start.freezing import freeze, warn_of_useless_freezing
 from attention_transfer.training.setup.terms import build_terms, check_are_terms, check_terms

@@ -9,6 +9,7 @@ from torch import nn
 
 from attention_transfer import ConfigError, create_model, evaluate_model, load_model, train_at
 from attention_transfer.checkpoint import read_checkpoint
+from attention_transfer.cli.app import main
 from attention_transfer.training.optim.ema import EmaWeights
 
 
@@ -65,7 +66,9 @@ def is_same(weights, others):
 
 
 @pytest.mark.parametrize(("best_weights", "whose"), [("auto", "ema"), ("ema", "ema"), ("student", "student")])
-def test_model_and_best_file_hold_the_weights_that_the_setting_names(settings, tmp_path, seen, best_weights, whose):
+def test_model_and_best_file_hold_the_weights_that_the_setting_names(
+    settings, tmp_path, seen, capsys, best_weights, whose
+):
     results = train_at({**settings, "best_weights": best_weights})
     last = read_checkpoint(tmp_path / "checkpoints" / "run_last.pth")
     best = read_checkpoint(tmp_path / "checkpoints" / "run_best.pth")
@@ -77,8 +80,10 @@ def test_model_and_best_file_hold_the_weights_that_the_setting_names(settings, t
     assert is_same(best["model_state_dict"], expected)
     assert is_same(results["model"].state_dict(), expected)
     loaded = load_model(tmp_path / "checkpoints" / "run_best.pth", "cpu")
-    assert loaded["weights"] == whose
     assert is_same(loaded["model"].state_dict(), expected)
+    with pytest.raises(SystemExit):
+        main(["info", str(tmp_path / "checkpoints" / "run_best.pth")])
+    assert ("the average of the student's (ema)" in capsys.readouterr().out) == (whose == "ema")
     other = last["training"]["ema"]["other_weights"]
     assert is_same(other, seen[-1][0 if whose == "ema" else 1])
     log = (tmp_path / "logs" / "run.log").read_text()

@@ -14,7 +14,7 @@ from attention_transfer.config import Config
 from attention_transfer.plain import check_plain
 from attention_transfer.training.optim import make_optimizer, parameter_groups
 from attention_transfer.training.optim.optimizers import optimizer_in_words
-from attention_transfer.training.setup.recipe import check_recipe
+from attention_transfer.training.optim.recipe import check_recipe
 
 
 def network():

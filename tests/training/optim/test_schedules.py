@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import MultiStepLR, StepLR
 from attention_transfer import ConfigError, train_at
 from attention_transfer.config import Config
 from attention_transfer.training.optim import make_scheduler
-from attention_transfer.training.setup.recipe import check_recipe
+from attention_transfer.training.optim.recipe import check_recipe
 from attention_transfer.training.setup.schedule import fading_warning
 
 LR, BATCHES = 0.1, 4
