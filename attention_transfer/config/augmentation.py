@@ -35,6 +35,8 @@ class AugmentationSettings(SettingsGroup):
     color_jitter: float = Field(
         0.2, ge=0, le=1, description="greatest relative change of brightness, contrast and saturation"
     )
+    mixup: float = Field(0.0, ge=0, description="alpha of mixup; 0 = off, and of two, each has half of the views")
+    cutmix: float = Field(0.0, ge=0, description="alpha of CutMix; 0 = off")
     mask_rotation: bool = Field(
         False,
         description="compare no attention in the corners that a rotation empties; always so with augment_views='warp', "
@@ -63,6 +65,21 @@ class AugmentationSettings(SettingsGroup):
             raise ValueError(
                 f"augmentation is {' '.join(self.augmentation)}, but augment is False, so that no image is augmented: "
                 "set augment=True, or leave augmentation out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_mix(self) -> Self:
+        mixes = [name for name in ("mixup", "cutmix") if getattr(self, name) > 0]
+        if mixes and not self.augment:
+            raise ValueError(
+                f"{mixes[0]} is {getattr(self, mixes[0])}, but augment is False, and mixing is a part of augmented "
+                f"views: set augment=True, or {mixes[0]}=0"
+            )
+        if mixes and self.augment_views == "warp":
+            raise ValueError(
+                f"{mixes[0]} is {getattr(self, mixes[0])}, but augment_views is 'warp': the attention on a mixed image "
+                f"is not that on the two whole images; set augment_views to a number or None, or {mixes[0]}=0"
             )
         return self
 

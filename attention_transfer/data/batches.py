@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,18 @@ class Example(tuple[Tensor, int]):
         return example
 
 
+class Mixing(NamedTuple):
+    """The second image that each image of a batch shows, too (mixup, CutMix).
+
+    Attributes:
+        labels: int64 [B], of the second images.
+        ratios: float32 [B], the share of the first ones, in [0, 1].
+    """
+
+    labels: Tensor
+    ratios: Tensor
+
+
 # Neither a list nor a tuple: a DataLoader that pins memory rebuilds those without the attributes.
 @dataclass(eq=False, slots=True)
 class Batch:
@@ -37,6 +49,9 @@ class Batch:
         matrices: float32 [B, 2, 3], from the coordinates of each view to those of the whole image (both from -1 to 1,
             as in torch's affine_grid); None unless they were requested.
         shown: bool [B, H, W], which pixels show something of an image; None where all do, or where it is unknown.
+        partner_labels: int64 [B], labels of the second images that mixed images show, where `labels` are those of the
+            first; None where none is mixed.
+        ratios: float32 [B], the share of the first images; likewise.
 
     Example:
         >>> images, labels = Batch(torch.zeros(4, 3, 32, 32), torch.tensor([0, 1, 1, 0]))
@@ -50,6 +65,15 @@ class Batch:
     view: int | None = None
     matrices: Tensor | None = None
     shown: Tensor | None = None
+    partner_labels: Tensor | None = None
+    ratios: Tensor | None = None
+
+    @property
+    def mixing(self) -> Mixing | None:
+        """The second images; None where none is mixed."""
+        if self.partner_labels is None or self.ratios is None:
+            return None
+        return Mixing(self.partner_labels, self.ratios)
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter((self.images, self.labels))
@@ -79,7 +103,8 @@ class Batch:
 
     def part(self, which: slice) -> Batch:
         """Some of the images, with what is known of their pixels and labels, but not of their samples."""
-        return Batch(self.images[which], self.labels[which], shown=None if self.shown is None else self.shown[which])
+        present = {name: tensor for name in _OF_PIXELS if (tensor := getattr(self, name)) is not None}
+        return Batch(**{name: tensor[which] for name, tensor in present.items()})
 
     def _with_each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         present = {name: tensor for name in _TENSORS if (tensor := getattr(self, name)) is not None}
@@ -87,7 +112,8 @@ class Batch:
         return replace(self, **changed)
 
 
-_TENSORS = ("images", "labels", "indices", "matrices", "shown")
+_OF_PIXELS = ("images", "labels", "shown", "partner_labels", "ratios")
+_TENSORS = (*_OF_PIXELS, "indices", "matrices")
 
 
 def _is_shared(tensor: Tensor) -> bool:
@@ -104,6 +130,7 @@ class Examples(list[Example]):
         where: (view, index) of each image.
         matrices: [B, 2, 3], or None.
         shown: bool [B, H, W], or None.
+        mixing: the second images, or None.
     """
 
     def __init__(
@@ -113,18 +140,21 @@ class Examples(list[Example]):
         where: Sequence[tuple[int, int]],
         matrices: Tensor | None = None,
         shown: Tensor | None = None,
+        mixing: Mixing | None = None,
     ) -> None:
         parts = zip(images, labels, where, strict=True)
         super().__init__(Example(image, label, view=view, index=index) for image, label, (view, index) in parts)
         self.images = images
         self.matrices = matrices
         self.shown = shown
+        self.mixing = mixing
 
     def batch(self) -> Batch:
         """The examples, all of one view, as a batch with images [B, 3, H, W]."""
         labels = torch.tensor([label for _, label in self], dtype=torch.int64)
         indices = torch.tensor([example.index for example in self], dtype=torch.int64)
-        return Batch(self.images, labels, indices, self[0].view if self else None, self.matrices, self.shown)
+        view = self[0].view if self else None
+        return Batch(self.images, labels, indices, view, self.matrices, self.shown, *(self.mixing or (None, None)))
 
 
 def collate(examples: Sequence[Example], image_size: ImageSize) -> Batch:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from attention_transfer.config import IMAGENET_MEAN, IMAGENET_STD
-from attention_transfer.data.batches import Example, Examples
+from attention_transfer.data.augmentation.mixing import draw_mix, mixed, mixed_shown
+from attention_transfer.data.batches import Example, Examples, Mixing
 from attention_transfer.data.decoding.decoder import Decoder, Picture
 from attention_transfer.data.decoding.depth import Range
 from attention_transfer.data.decoding.file import NamedBytes
@@ -105,8 +107,24 @@ class ImageDataset(Dataset[Example]):
         where = [(view, positions[position]) for view, position in pairs]
         labels = [self.targets[index] for _, index in where]
         rendered, matrices = self._render(where)
-        shown = rendered.shown if self.tells_shown else None
-        return Examples(rendered.images, labels, where, matrices, shown)
+        examples = Examples(rendered.images, labels, where, matrices, rendered.shown if self.tells_shown else None)
+        return self._mixed(examples, where) if self.augmentation is not None and self.augmentation.mixes else examples
+
+    def _mixed(self, examples: Examples, where: Sequence[Key]) -> Examples:
+        """Views mixed with those of other images."""
+        assert self.augmentation is not None
+        alphas, size = (self.augmentation.mixup, self.augmentation.cutmix), self.frame.size
+        mixes = [draw_mix(alphas, self.seed, view, index, range(len(self)), size) for view, index in where]
+        others, _ = self._render([(view, mix.partner) for (view, _), mix in zip(where, mixes, strict=True)])
+        shown = examples.shown
+        if shown is not None and others.shown is not None:
+            shown = mixed_shown(shown, others.shown, mixes)
+        mixing = Mixing(
+            torch.tensor([self.targets[mix.partner] for mix in mixes], dtype=torch.int64),
+            torch.tensor([mix.ratio for mix in mixes], dtype=torch.float32),
+        )
+        images, labels = mixed(examples.images, others.images, mixes), [label for _, label in examples]
+        return Examples(images, labels, where, examples.matrices, shown, mixing)
 
     def digest(self, *, hash_files: bool = False) -> str:
         """A digest that identifies the images in later runs; see `Source.fingerprint`."""

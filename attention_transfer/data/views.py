@@ -48,6 +48,8 @@ class Augmentation:
             by 4 of 32 pixels and cropped. Beyond an image of resize='pad' the mean colour is.
         erasing: take a rectangle out of half of the views; see `augmentation.erasing`.
         trivial: one more random change of each view; see `augmentation.trivial`.
+        mixup: alpha of mixup; 0: off. See `augmentation.mixing`.
+        cutmix: alpha of CutMix; 0: off.
 
     Raises:
         DataError: a value is out of its range.
@@ -60,6 +62,8 @@ class Augmentation:
     pad_crop: bool = False
     erasing: bool = False
     trivial: bool = False
+    mixup: float = 0.0
+    cutmix: float = 0.0
 
     def __post_init__(self) -> None:
         least, greatest = self.crop_scale
@@ -69,6 +73,14 @@ class Augmentation:
             raise DataError(f"rotation is {self.rotation}; it must be in degrees from 0 to 180.")
         if not 0 <= self.color_jitter <= 1:
             raise DataError(f"color_jitter is {self.color_jitter}; it must be from 0 to 1.")
+        for name, alpha in (("mixup", self.mixup), ("cutmix", self.cutmix)):
+            if not 0 <= alpha < math.inf:
+                raise DataError(f"{name} is {alpha}; it must be a number of at least 0.")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether views show a second image, too."""
+        return self.mixup > 0 or self.cutmix > 0
 
     @property
     def empties(self) -> bool:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from attention_transfer.errors import ConfigError
+
+Mixed = tuple[Tensor, Tensor]
+"""Of images that are mixed of two: labels [B] of the second, and shares [B] of the first."""
 
 
 class CrossEntropy:
@@ -17,6 +21,8 @@ class CrossEntropy:
     With weights w and smoothing e, of a batch of labels y and class probabilities p:
 
         sum over images of [-(1 - e) w_y log p_y - e / K sum over classes c of w_c log p_c] / sum over images of w_y
+
+    Of an image that is mixed of two, the summands of both labels are weighted by its shares, above and below.
 
     Label smoothing: Szegedy et al. 2016, section 7.
 
@@ -34,12 +40,13 @@ class CrossEntropy:
         """Whether classes have weights, so that the mean is over their sum and not over the images."""
         return self._weights is not None
 
-    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, labels: Tensor, mixed: Mixed | None = None) -> Tensor:
         """The mean over a batch: a scalar [], not negative.
 
         Args:
             logits: [B, K], float32.
             labels: int64 [B], in 0 .. K - 1.
+            mixed: of images that are mixed of two, the labels [B] of the second and the shares [B] of the first.
 
         Raises:
             ConfigError: the number of weights is not K.
@@ -50,16 +57,27 @@ class CrossEntropy:
                 f"class_weights has {len(weights)} numbers, but the network tells {logits.shape[1]} classes apart; "
                 "give one for each, in the order of the classes."
             )
-        return F.cross_entropy(logits, labels, weight=weights, label_smoothing=self.label_smoothing)
+        settings: dict[str, Any] = {"weight": weights, "label_smoothing": self.label_smoothing}
+        if mixed is None:
+            return F.cross_entropy(logits, labels, **settings)
+        partners, shares = mixed
+        own, others = (F.cross_entropy(logits, y, **settings, reduction="none") for y in (labels, partners))
+        return (shares * own + (1 - shares) * others).sum() / self.sum_of_weights(labels, mixed)
 
-    def sum_of_weights(self, labels: Tensor) -> Tensor:
+    def sum_of_weights(self, labels: Tensor, mixed: Mixed | None = None) -> Tensor:
         """The sum over a batch of its labels' weights, a scalar []: what the mean divides by.
 
         Args:
             labels: int64 [B].
+            mixed: as for the mean.
         """
         weights = self._on(labels)
-        return labels.new_tensor(len(labels), dtype=torch.float32) if weights is None else weights[labels].sum()
+        if weights is None:
+            return labels.new_tensor(len(labels), dtype=torch.float32)
+        if mixed is None:
+            return weights[labels].sum()
+        partners, shares = mixed
+        return (shares * weights[labels] + (1 - shares) * weights[partners]).sum()
 
     def _on(self, like: Tensor) -> Tensor | None:
         if self._weights is not None and self._weights.device != like.device:

@@ -23,7 +23,8 @@ from attention_transfer.features.probe import Probe
 from attention_transfer.features.signals import FEATURES, LOGITS, Needs, Output, Signal, StudentOutput
 from attention_transfer.features.stages import split_layers, stage_names
 from attention_transfer.logs import log_once
-from attention_transfer.losses.classification import PLAIN, CrossEntropy
+from attention_transfer.losses.classification import PLAIN, CrossEntropy, Mixed
+from attention_transfer.losses.labels import refuse_mixed_labels
 from attention_transfer.losses.term import LossTerm
 from attention_transfer.losses.total import Losses, combine, default_terms
 from attention_transfer.modules import count_logits, like_weights
@@ -93,20 +94,22 @@ class Criterion:
         except Exception as error:
             raise_if_misfit(error, student, batch.images, "student")
             raise
-        classify = partial(self._classification, is_stand_in=is_stand_in)
+        if batch.mixing is not None:
+            refuse_mixed_labels(self.terms)
+        classify = partial(self._classification, mixed=batch.mixing, is_stand_in=is_stand_in)
         pairs, map_pairs = self.pairs(output, teacher), self.map_pairs(output, teacher)
         return combine(output, teacher, batch.labels, self.terms, pairs, epoch, classify, map_pairs)
 
-    def _classification(self, logits: Tensor, labels: Tensor, *, is_stand_in: bool) -> Tensor:
+    def _classification(self, logits: Tensor, labels: Tensor, *, mixed: Mixed | None, is_stand_in: bool) -> Tensor:
         """The cross-entropy []; with weighted classes, this process's part of the mean over the global batch.
 
         Processes are averaged by their numbers of images, while a weighted mean divides by the sum of the weights: so
         it is multiplied by the mean weight here, over the mean weight in the global batch.
         """
-        mean = self._cross_entropy(logits, labels)
+        mean = self._cross_entropy(logits, labels, mixed)
         if not self._cross_entropy.is_weighted or self.runtime.world_size == 1:
             return mean
-        mine = torch.stack([labels.new_tensor(len(labels)).float(), self._cross_entropy.sum_of_weights(labels)])
+        mine = torch.stack([labels.new_tensor(len(labels)).float(), self._cross_entropy.sum_of_weights(labels, mixed)])
         images, weights = self.runtime.sum_over_processes(torch.zeros_like(mine) if is_stand_in else mine.clone())
         share: Tensor = (mine[1] / mine[0]) / (weights / images)
         return mean * share

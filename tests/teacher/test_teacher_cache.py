@@ -140,6 +140,7 @@ CHANGES = {
     "views' seed": lambda teacher, settings, _: settings.update(augment_seed=1),
     "augmentation": lambda teacher, settings, _: settings.update(rotation=5.0),
     "a part of augmentation": lambda teacher, settings, _: settings.update(augmentation=("default", "erasing")),
+    "mixup": lambda teacher, settings, _: settings.update(mixup=0.2),
     "mean": lambda teacher, settings, _: settings.update(mean=(0.5, 0.5, 0.5)),
     "number format of maps": lambda teacher, settings, _: settings.update(map_precision="fp32"),
 }

@@ -79,6 +79,11 @@ class LoaderOptions:
         check_integer("rank", self.rank, 0, self.world_size - 1)
         if self.sampler not in ("shuffle", "balanced"):
             raise DataError(f"sampler is {self.sampler!r}; it must be 'shuffle' or 'balanced'.")
+        if self.augment and self.augmentation is not None and self.augmentation.mixes and self.augment_views == "warp":
+            raise DataError(
+                "augment_views is 'warp', but the augmentation mixes images, on which the attention is not that on the "
+                "two whole images; set augment_views to a number or None, or mixup and cutmix to 0."
+            )
         if min(three_numbers("std", self.std)) <= 0:
             raise DataError(f"std is {self.std}; each standard deviation must be greater than 0.")
         three_numbers("mean", self.mean)

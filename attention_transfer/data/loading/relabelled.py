@@ -48,7 +48,10 @@ class Relabelled:
                     f"{self._role} has a label {wrong}, but names {len(self.positions)} classes (labels 0 to "
                     f"{len(self.positions) - 1}); correct its labels or its `dataset.classes`."
                 )
-            yield replace(batch, labels=self.positions[labels].to(batch.labels.device))
+            partners = batch.partner_labels
+            if partners is not None:
+                partners = self.positions[partners.cpu()].to(partners.device)
+            yield replace(batch, labels=self.positions[labels].to(batch.labels.device), partner_labels=partners)
 
     def __len__(self) -> int:
         return len(self.loader)  # type: ignore[arg-type]

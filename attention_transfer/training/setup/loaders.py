@@ -189,6 +189,8 @@ def augmentation_of(config: Config) -> Augmentation:
         pad_crop="pad_crop" in parts,
         erasing="erasing" in parts,
         trivial="trivial" in parts,
+        mixup=config.mixup,
+        cutmix=config.cutmix,
         **by_part,
     )
 

@@ -115,7 +115,7 @@ def prepare(
     frozen = _freeze(config, parts, point, student, cleanup, has_teacher=teacher is not None)
     check_trainable(student)
     terms = [*default_terms(config, parts.map_function), *parts.terms]
-    check_terms(terms, has_teacher=teacher is not None)
+    check_terms(terms, has_teacher=teacher is not None, is_mixed=config.mixup > 0 or config.cutmix > 0)
     check_gradient_terms(terms, config)
     callbacks = by_name([*default_callbacks(), *parts.callbacks])
     prefer_channels_last(runtime, student, teacher)

@@ -11,6 +11,7 @@ from attention_transfer.config import Config
 from attention_transfer.data.batches import Batch
 from attention_transfer.distributed import Runtime
 from attention_transfer.errors import ConfigError
+from attention_transfer.losses.labels import refuse_mixed_labels
 from attention_transfer.losses.term import RESERVED, LossInputs, LossTerm
 from attention_transfer.losses.total import needs_of_teacher
 from attention_transfer.modules import undisturbed, unwrapped
@@ -36,18 +37,21 @@ def check_are_terms(terms: Sequence[object]) -> None:
             )
 
 
-def check_terms(terms: Sequence[LossTerm], *, has_teacher: bool) -> None:
-    """Refuse terms with clashing names, or that need a missing teacher.
+def check_terms(terms: Sequence[LossTerm], *, has_teacher: bool, is_mixed: bool = False) -> None:
+    """Refuse terms with clashing names, or that need a missing teacher, or one label where images are mixed of two.
 
     Args:
         terms: the loss terms of the run, the default ones first.
         has_teacher: whether there is a teacher.
+        is_mixed: whether images are mixed of two.
 
     Raises:
-        ConfigError: an object that is no term, a duplicate or reserved name, or a user's term with weight > 0 that
-            needs a teacher where there is none.
+        ConfigError: an object that is no term, a duplicate or reserved name, or a term with weight > 0 that needs a
+            teacher where there is none, or labels where images are mixed.
     """
     check_are_terms(terms)
+    if is_mixed:
+        refuse_mixed_labels(terms)
     names: set[str] = set()
     for term in terms:
         if term.name in names or term.name in RESERVED:

@@ -21,6 +21,7 @@ RECIPES = {
     "frozen": {"freeze": ("conv1", "bn1", "layer1")},
     "linear probe": {"freeze": "backbone", "beta": 0.0},
     "parts of augmentation": {"augment": True, "augmentation": ("pad_crop", "erasing", "trivial")},
+    "mixed": {"augment": True, "mixup": 0.4, "cutmix": 1.0, "label_smoothing": 0.1, "augment_views": 2, "alpha": 1.0},
     "padded": {"augment": True, "augment_views": "warp", "image_size": (32, 40), "resize": "pad"},
     "balanced": {"sampler": "balanced", "augment": True, "augment_views": 2},
 }
