@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attention_transfer.features.maps import attention_map, energy
-from attention_transfer.losses.attention import attention_loss, map_distance
+from attention_transfer.losses.attention import attention_loss
+from attention_transfer.losses.map_distance import map_distance
 from benchmarks.measuring.timing import processor, table, take_turns
 
 SHAPES = ((64, 32), (128, 16), (256, 8), (512, 4))

@@ -37,7 +37,7 @@ from attention_transfer.features.maps import SUM_OF_SQUARES, energy
 from attention_transfer.features.signals import Needs
 from attention_transfer.features.stages import stage_names
 from attention_transfer.features.taps import Taps
-from attention_transfer.losses.attention import map_distance
+from attention_transfer.losses.map_distance import map_distance
 from attention_transfer.teacher.base import TeacherOutput
 from attention_transfer.teacher.cache.index import ViewIndex
 from attention_transfer.teacher.cache.prefill import prefill

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from attention_transfer.config.group import SettingsGroup
+from attention_transfer.config.group import NotNegative, SettingsGroup
 
 
 class LossSettings(SettingsGroup):
@@ -37,6 +37,14 @@ class LossSettings(SettingsGroup):
     attention_power: float = Field(
         2.0, ge=1, description="the power of sum and max; a higher one looks at the strongest cells alone"
     )
+    attention_reduction: Literal["mean", "sum", "paper"] = Field(
+        "mean",
+        description="of a stage's differences: mean or sum over cells of the squares, or half their norm; see "
+        "docs/attention.md for beta",
+    )
+    stage_weights: NotNegative | None = Field(
+        None, description="weights of the compared pairs of stages in AT, shallow to deep; None: all 1"
+    )
 
     @model_validator(mode="after")
     def _logit_settings_agree(self) -> Self:
@@ -56,4 +64,10 @@ class LossSettings(SettingsGroup):
                 f"attention_power is {self.attention_power:g}, but attention={self.attention!r} has no power; leave "
                 "attention_power out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _some_stage_counts(self) -> Self:
+        if self.stage_weights is not None and not any(self.stage_weights):
+            raise ValueError("all of stage_weights are 0, so that AT compares nothing; set beta=0 instead")
         return self

@@ -32,7 +32,8 @@ def logit_term(config: Config) -> LogitDistillation:
 
 def attention_term(config: Config, map_function: MapFunction | None = None) -> AttentionTransfer:
     """Attention transfer, of the maps that `chosen_map_function` gives."""
-    return AttentionTransfer(config.beta, chosen_map_function(config, map_function))
+    maps = chosen_map_function(config, map_function)
+    return AttentionTransfer(config.beta, maps, config.stage_weights, config.attention_reduction)
 
 
 def chosen_map_function(config: Config, map_function: MapFunction | None = None) -> MapFunction:

@@ -21,7 +21,7 @@ from attention_transfer.distributed import AcceleratedRuntime
 from attention_transfer.features.maps import SUM_OF_SQUARES, energy
 from attention_transfer.features.stages import stage_names
 from attention_transfer.features.taps import Taps
-from attention_transfer.losses.attention import map_distance
+from attention_transfer.losses.map_distance import map_distance
 from attention_transfer.losses.total import default_terms, needs_of_teacher
 from attention_transfer.teacher.build import Teachers, build_teachers
 from attention_transfer.teacher.cache.prefill import prefill

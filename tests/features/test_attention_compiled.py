@@ -11,7 +11,8 @@ from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.exc import InvalidCxxCompiler
 
 from attention_transfer.features.maps import energy
-from attention_transfer.losses.attention import attention_loss, map_distance
+from attention_transfer.losses.attention import attention_loss
+from attention_transfer.losses.map_distance import map_distance
 
 pytestmark = pytest.mark.slow
 

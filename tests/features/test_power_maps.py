@@ -8,7 +8,7 @@ import torch
 
 from attention_transfer.features.maps import SUM_OF_SQUARES, attention_map, normalize
 from attention_transfer.features.power_maps import power_map
-from attention_transfer.losses.attention import map_distance
+from attention_transfer.losses.map_distance import map_distance
 
 POWERS = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 7.0, 16.0, 20.0)
 KINDS = [(kind, power) for kind in ("sum", "max") for power in POWERS]
