@@ -23,7 +23,9 @@ def is_interactive() -> bool:
 def in_notebook() -> bool:
     """Whether this is a Jupyter kernel; its streams are not terminals, but bars can be drawn there."""
     ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
+    # a thread of somebody's may be importing it just now
+    get_shell = getattr(ipython, "get_ipython", None)
+    shell = None if get_shell is None else get_shell()
     return shell is not None and type(shell).__name__ == "ZMQInteractiveShell"
 
 

@@ -94,7 +94,7 @@ def describe(key: str, default: str | None = None) -> str:
     field = Config.model_fields[key]
     allowed = _allowed(key)
     notes = [] if allowed in ("text", "true or false") else [allowed]
-    if default is not None or field.default is not None:
+    if default is not None or field.default not in (None, ()):
         notes.append(f"default {default or in_words(field.default)}")
     return f"{field.description} [{'; '.join(notes)}]" if notes else str(field.description)
 

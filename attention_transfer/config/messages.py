@@ -75,6 +75,8 @@ def _array_in_words(variant: Mapping[str, Any]) -> str:
         return ", ".join([f"{len(items)} numbers", *_limits(items[0])])
     if "enum" in variant["items"]:
         return f"list of {_variant_in_words(variant['items'])}"
+    if "enum" in variant["items"]:
+        return f"list of {' | '.join(variant['items']['enum'])}"
     if variant["items"]["type"] == "string":
         return "list of names"
     if variant["items"]["type"] == "integer":

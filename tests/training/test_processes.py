@@ -203,6 +203,16 @@ def test_two_processes_train_the_head_alone(tmp_path, few_digits):
     assert changed == {"linear.weight", "linear.bias"}
 
 
+def test_two_processes_have_one_run_in_a_tracker(tmp_path, few_digits, monkeypatch):
+    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed, in whose local store runs are looked up")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "store").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    launch(tmp_path, 2, "out", do="whole_run", config={**run_of(tmp_path, few_digits), "trackers": ["mlflow"]})
+    client = mlflow.MlflowClient()
+    [run] = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "val_loss")] == [1]
+
+
 def test_two_processes_fill_one_memory_and_one_pixel_store_and_read_them(tmp_path, few_digits):
     from attention_transfer import create_model
     from attention_transfer.cache.folder import entries

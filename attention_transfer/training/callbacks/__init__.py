@@ -1,4 +1,4 @@
-"""Callbacks that record a run: bar, log, TensorBoard, summary, checkpoints.
+"""Callbacks that record a run: bar, log, TensorBoard, trackers, summary, checkpoints.
 
 To add one, add a file here and a line in `default_callbacks`; pass your own as `train_at(callbacks=[...])`.
 """
@@ -11,11 +11,12 @@ from attention_transfer.training.callbacks.checkpoints import Checkpoints
 from attention_transfer.training.callbacks.log import Log
 from attention_transfer.training.callbacks.summary import Summary
 from attention_transfer.training.callbacks.tensorboard import TensorBoard
+from attention_transfer.training.callbacks.trackers import Trackers
 
 
 def default_callbacks() -> list[Callback]:
     """The library's own callbacks, in the order in which they are called."""
-    return [Log(), Bar(), TensorBoard(), Checkpoints(), Summary()]
+    return [Log(), Bar(), TensorBoard(), Trackers(), Checkpoints(), Summary()]
 
 
 __all__ = ["Callback", "default_callbacks"]

@@ -27,7 +27,8 @@ MAY_CHANGE = frozenset(
     {
         "epochs", "early_stopping", "device", "num_workers", "data_dir", "experiment_name", "print_freq", "save_freq",
         "save_minutes", "figure_freq", "save_dir", "log_dir", "resume", "overwrite", "teacher_model", "teacher_arch",
-        "teacher_key", "init_from", "pixel_cache", "teacher_cache", "cache_dir", "cache_limit", "hash_files", "compile",
+        "teacher_key", "init_from", "trackers",
+        "pixel_cache", "teacher_cache", "cache_dir", "cache_limit", "hash_files", "compile",
     }
 )  # fmt: skip
 """Settings that may differ from the checkpoint's, but `epochs` only where no rate of the schedule depends on it; the

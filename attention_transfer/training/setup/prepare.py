@@ -22,6 +22,7 @@ from attention_transfer.seeding import seed_everything
 from attention_transfer.teacher.build import Teachers, build_teachers
 from attention_transfer.training.callbacks import default_callbacks
 from attention_transfer.training.callbacks.base import Callback, by_name
+from attention_transfer.training.callbacks.tracker_backends import check_trackers
 from attention_transfer.training.checkpointing.disk_space import (
     check_disk_space,
     checkpoint_bytes,
@@ -117,7 +118,7 @@ def prepare(
     terms = [*default_terms(config, parts.map_function), *parts.terms]
     check_terms(terms, has_teacher=teacher is not None, is_mixed=config.mixup > 0 or config.cutmix > 0)
     check_gradient_terms(terms, config)
-    callbacks = by_name([*default_callbacks(), *parts.callbacks])
+    callbacks = _callbacks(config, parts, runtime)
     prefer_channels_last(runtime, student, teacher)
     images = check_images(loaders, first, student, teacher, runtime)
     config = with_name(config, runtime, student, has_teacher=teacher is not None)
@@ -159,6 +160,11 @@ def prepare(
         captured_logs=captured_logs,
     )
     return PreparedRun(run, loaders, teachers, terms, list(callbacks.values()))
+
+
+def _callbacks(config: Config, parts: UserParts, runtime: AcceleratedRuntime) -> dict[str, Callback]:
+    all_or_raise(runtime, lambda: check_trackers(config.trackers) if runtime.is_main else None)
+    return by_name([*default_callbacks(), *parts.callbacks])
 
 
 def _open_student(config: Config, parts: UserParts, point: ResumePoint) -> nn.Module:
