@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from attention_transfer.features.maps import MapFunction, attention_map
     from attention_transfer.features.signals import Needs
     from attention_transfer.losses.attention import attention_loss
-    from attention_transfer.losses.kd import distillation_loss
+    from attention_transfer.losses.logits.kd import distillation_loss
     from attention_transfer.losses.term import LossInputs, LossTerm
     from attention_transfer.networks.architecture import Architecture
     from attention_transfer.networks.readout import Readout
@@ -66,7 +66,7 @@ _HOMES = {
     "attention_map": "features.maps",
     "compute_at_loss": "training.own_loop",
     "create_model": "networks.registry",
-    "distillation_loss": "losses.kd",
+    "distillation_loss": "losses.logits.kd",
     "evaluate_model": "evaluation",
     "extract_attention_maps": "visualization",
     "load_model": "checkpoint",

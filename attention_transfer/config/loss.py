@@ -6,7 +6,9 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from attention_transfer.config.group import NotNegative, SettingsGroup
+from attention_transfer.config.group import Fraction, NotNegative, SettingsGroup
+
+WeightSchedule = Literal["constant", "linear", "cosine", "warmup"]
 
 
 class LossSettings(SettingsGroup):
@@ -45,6 +47,13 @@ class LossSettings(SettingsGroup):
     stage_weights: NotNegative | None = Field(
         None, description="weights of the compared pairs of stages in AT, shallow to deep; None: all 1"
     )
+
+    alpha_schedule: WeightSchedule = Field(
+        "constant",
+        description="alpha over the run: constant; linear, cosine = to 0 at its end; warmup = from 0 (loss_warmup)",
+    )
+    beta_schedule: WeightSchedule = Field("constant", description="beta over the run, as alpha_schedule")
+    loss_warmup: Fraction = Field(0.1, description="part of the run in which warmup raises alpha or beta from 0")
 
     @model_validator(mode="after")
     def _logit_settings_agree(self) -> Self:

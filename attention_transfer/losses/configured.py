@@ -11,15 +11,20 @@ from attention_transfer.features.gradients import GRADIENT
 from attention_transfer.features.maps import MapFunction
 from attention_transfer.features.power_maps import power_map
 from attention_transfer.losses.attention import AttentionTransfer
-from attention_transfer.losses.dist import RelationDistillation
-from attention_transfer.losses.dkd import DecoupledDistillation
-from attention_transfer.losses.kd import KnowledgeDistillation
-from attention_transfer.losses.logits import LogitDistillation
+from attention_transfer.losses.logits.dist import RelationDistillation
+from attention_transfer.losses.logits.dkd import DecoupledDistillation
+from attention_transfer.losses.logits.kd import KnowledgeDistillation
+from attention_transfer.losses.logits.term import LogitDistillation
+from attention_transfer.losses.schedules import Kind, WeightSchedule
 
 
 def logit_term(config: Config) -> LogitDistillation:
     """The distillation loss of the logits, by `logit_loss`."""
-    common: dict[str, Any] = {"is_standardized": config.logit_standardization, "balance": config.kd_balance}
+    common: dict[str, Any] = {
+        "is_standardized": config.logit_standardization,
+        "balance": config.kd_balance,
+        "schedule": _schedule(config, config.alpha_schedule),
+    }
     match config.logit_loss:
         case "kd":
             return KnowledgeDistillation(config.alpha, config.temperature, **common)
@@ -33,7 +38,12 @@ def logit_term(config: Config) -> LogitDistillation:
 def attention_term(config: Config, map_function: MapFunction | None = None) -> AttentionTransfer:
     """Attention transfer, of the maps that `chosen_map_function` gives."""
     maps = chosen_map_function(config, map_function)
-    return AttentionTransfer(config.beta, maps, config.stage_weights, config.attention_reduction)
+    schedule = _schedule(config, config.beta_schedule)
+    return AttentionTransfer(config.beta, maps, config.stage_weights, config.attention_reduction, schedule)
+
+
+def _schedule(config: Config, kind: Kind) -> WeightSchedule:
+    return WeightSchedule(kind, config.epochs, config.loss_warmup * config.epochs)
 
 
 def chosen_map_function(config: Config, map_function: MapFunction | None = None) -> MapFunction:

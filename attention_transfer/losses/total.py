@@ -15,7 +15,7 @@ from attention_transfer.features.pairing import StagePair
 from attention_transfer.features.signals import LOGITS, Needs, StudentOutput, TeacherOutput
 from attention_transfer.losses.classification import PLAIN
 from attention_transfer.losses.configured import attention_term, logit_term
-from attention_transfer.losses.logits import LogitDistillation
+from attention_transfer.losses.logits.term import LogitDistillation
 from attention_transfer.losses.term import RESERVED, LossInputs, LossTerm
 
 

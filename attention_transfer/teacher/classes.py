@@ -11,7 +11,7 @@ from attention_transfer.class_names import Classes, Match, match
 from attention_transfer.errors import DataError, TeacherError
 from attention_transfer.features.signals import LOGITS, Signal, TeacherOutput
 from attention_transfer.logs import log_once
-from attention_transfer.losses.logits import check_has_head
+from attention_transfer.losses.logits.term import check_has_head
 from attention_transfer.networks.class_lists import network_classes
 from attention_transfer.networks.registry import HeadlessCard, card_of
 

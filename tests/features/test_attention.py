@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from attention_transfer.features.maps import attention_map, energy, normalize
 from attention_transfer.features.pairing import pair_stages
 from attention_transfer.losses.attention import attention_loss
-from attention_transfer.losses.kd import distillation_loss
+from attention_transfer.losses.logits.kd import distillation_loss
 from attention_transfer.losses.map_distance import map_distance
 
 

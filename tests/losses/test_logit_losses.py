@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from attention_transfer.losses.dist import pearson, relation_distillation_loss
-from attention_transfer.losses.dkd import decoupled_distillation_loss
-from attention_transfer.losses.kd import distillation_loss
-from attention_transfer.losses.standardization import standardized
+from attention_transfer.losses.logits.dist import pearson, relation_distillation_loss
+from attention_transfer.losses.logits.dkd import decoupled_distillation_loss
+from attention_transfer.losses.logits.kd import distillation_loss
+from attention_transfer.losses.logits.standardization import standardized
 
 LABELS = torch.tensor([0, 4, 2, 2, 1, 3])
 

@@ -10,10 +10,10 @@ from support.runs import assert_same_weights, tensors, without_clock
 
 from attention_transfer import ConfigError, compute_at_loss, create_at_config, create_model, train_at, train_epoch
 from attention_transfer.logs import log_once
-from attention_transfer.losses.dist import relation_distillation_loss
-from attention_transfer.losses.dkd import decoupled_distillation_loss
-from attention_transfer.losses.kd import distillation_loss
-from attention_transfer.losses.standardization import standardized
+from attention_transfer.losses.logits.dist import relation_distillation_loss
+from attention_transfer.losses.logits.dkd import decoupled_distillation_loss
+from attention_transfer.losses.logits.kd import distillation_loss
+from attention_transfer.losses.logits.standardization import standardized
 
 pytestmark = pytest.mark.slow
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from attention_transfer.config import Config
+from attention_transfer.training.checkpointing.resume import ResumePoint
 
 logger = logging.getLogger(__name__)
 
@@ -29,4 +30,29 @@ def warn_of_idle_loss_settings(config: Config) -> None:
             "dkd_warmup is %g, but the run has %d epochs: the weight of DKD reaches only %.0f %% of alpha; lower "
             "dkd_warmup for the whole of it",
             config.dkd_warmup, config.epochs, 100 * config.epochs / config.dkd_warmup,
+        )  # fmt: skip
+    changing = [key for key in ("alpha_schedule", "beta_schedule") if getattr(config, key) != "constant"]
+    if changing and config.best_by == "loss":
+        logger.warning(
+            "best_by is 'loss', but %s is %r: the validation losses of different epochs are weighted differently",
+            changing[0], getattr(config, changing[0]),
+        )  # fmt: skip
+
+
+def log_stretched_schedules(point: ResumePoint, config: Config) -> None:
+    """Log that a resumed run of another number of epochs goes on with other weights than it would have had.
+
+    Args:
+        point: what is resumed.
+        config: the resolved settings, whose schedules are the checkpoint's.
+    """
+    if point.checkpoint is None or not point.goes_on(config):
+        return
+    before = point.checkpoint["config"].get("epochs", config.epochs)
+    changing = [key for key in ("alpha_schedule", "beta_schedule") if getattr(config, key) != "constant"]
+    if changing and before != config.epochs:
+        logger.warning(
+            "epochs is %d, and was %d: %s %s stretched over the new number from here on",
+            config.epochs, before, " and ".join(f"{key} {getattr(config, key)!r}" for key in changing),
+            "are" if len(changing) > 1 else "is",
         )  # fmt: skip

@@ -54,6 +54,7 @@ from attention_transfer.training.setup.loaders import (
     batches_of,
     cache_pixels_of,
 )
+from attention_transfer.training.setup.loss_settings import log_stretched_schedules
 from attention_transfer.training.setup.naming import take_name, with_name
 from attention_transfer.training.setup.networks import open_student, open_teacher, prefer_channels_last
 from attention_transfer.training.setup.opened_data import check_images, describe_data, open_data
@@ -285,6 +286,7 @@ def _begin(point: ResumePoint, state: RunState, paths: RunPaths, runtime: Accele
         data_digest = state.data_digest
         state.restore(checkpoint, point.source, runtime)
         point.log_changes(runtime)
+        log_stretched_schedules(point, state.config)
         is_same_data = data_digest == checkpoint["training"]["data_digest"]
         if state.unfinished is not None and not (is_same_data and own_sampler(loaders.train, runtime.world_size)):
             logger.info("%s is inside an epoch of other images: that epoch starts again", point.source)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from attention_transfer.features.maps import at_least_float32
 from attention_transfer.logs import log_once
-from attention_transfer.losses.logits import LogitDistillation
+from attention_transfer.losses.logits.term import LogitDistillation
 from attention_transfer.losses.term import LossInputs
 
 

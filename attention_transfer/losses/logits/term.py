@@ -10,8 +10,8 @@ from torch import Tensor
 from attention_transfer.errors import ConfigError, TeacherError
 from attention_transfer.features.maps import at_least_float32
 from attention_transfer.features.signals import Needs
+from attention_transfer.losses.logits.standardization import standardized
 from attention_transfer.losses.schedules import CONSTANT, WeightSchedule
-from attention_transfer.losses.standardization import standardized
 from attention_transfer.losses.term import LossInputs, LossTerm
 from attention_transfer.networks.registry import HeadlessCard, ModelCard
 

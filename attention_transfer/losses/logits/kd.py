@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attention_transfer.features.maps import at_least_float32
-from attention_transfer.losses.logits import LogitDistillation
+from attention_transfer.losses.logits.term import LogitDistillation
 from attention_transfer.losses.term import LossInputs
 
 

@@ -1,0 +1,1 @@
+"""Distillation of logits: one loss a file, and what they share."""
