@@ -46,7 +46,8 @@ def gradient_by(pixels: Tensor, logits: Tensor, labels: Tensor, *, create_graph:
     Returns:
         [B, C, H, W].
     """
-    loss = F.cross_entropy(logits.float(), labels, reduction="sum")
+    with torch.enable_grad():
+        loss = F.cross_entropy(at_least_float32(logits), labels, reduction="sum")
     (gradient,) = torch.autograd.grad(loss, pixels, create_graph=create_graph)
     return gradient
 

@@ -16,6 +16,7 @@ from attention_transfer.data.loading.loaders import prepare_dataloaders
 from attention_transfer.distributed import AcceleratedRuntime
 from attention_transfer.errors import DivergenceError
 from attention_transfer.losses.classification import CrossEntropy
+from attention_transfer.losses.total import default_terms, needs_of_teacher
 from attention_transfer.teacher.build import make_teacher
 from attention_transfer.training.criterion import Criterion
 from attention_transfer.training.epoch import run_training_epoch, run_validation_epoch
@@ -46,7 +47,9 @@ class FrozenNorm(nn.Module):
 
 def three_steps(options) -> None:
     """Train on a tiny folder for one epoch of three steps; write weights, last gradients and figures."""
-    config = resolve_config({"alpha": 0.5, "device": "cpu", "layers": ["network.layer2", "network.layer3"]})
+    layers = ["network.layer2", "network.layer3"]
+    attention = options.get("attention", "sum")
+    config = resolve_config({"alpha": 0.5, "device": "cpu", "layers": layers, "attention": attention})
     runtime = AcceleratedRuntime(config)
     loader, val, _ = prepare_dataloaders(
         options["data"],
@@ -62,14 +65,15 @@ def three_steps(options) -> None:
     teacher = FrozenNorm(create_model("CifarResNet-8", 10))
     optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9)
     trained = CrossEntropy(options.get("label_smoothing", 0.0), options.get("class_weights"))
-    criterion = Criterion(config, make_teacher(teacher, config, runtime), runtime, cross_entropy=trained)
+    needs = needs_of_teacher(default_terms(config))
+    criterion = Criterion(config, make_teacher(teacher, config, runtime, needs), runtime, cross_entropy=trained)
     length = len(loader) if options.get("knows_length") else None
     progress = EpochProgress(runtime, criterion.weights, 0, length)
     rule = UpdateRule(options.get("accumulate", 1), options.get("clip_grad"))
     figures = run_training_epoch(
         criterion, runtime.wrap(student), loader, optimizer, runtime, progress=progress, rule=rule
     )
-    criterion = Criterion(config, make_teacher(teacher, config, runtime), runtime)
+    criterion = Criterion(config, make_teacher(teacher, config, runtime, needs), runtime)
     measured = run_validation_epoch(criterion, student, val, runtime)
     if runtime.is_main:
         gradients = {name: parameter.grad for name, parameter in student.named_parameters()}

@@ -93,9 +93,10 @@ def test_two_processes_take_the_steps_that_one_takes_at_the_same_global_batch(tm
     [
         {"class_weights": [0.2, 3.0, 1.0, 0.5, 2.0, 1.0, 0.1, 0.7, 1.0, 0.5], "label_smoothing": 0.1},
         {"sampler": "balanced"},
+        {"attention": "gradient"},
     ],
 )
-def test_weighted_classes_and_balanced_batches_are_those_of_the_global_batch(tmp_path, digits_folder, recipe):
+def test_weights_balance_and_gradient_attention_are_those_of_the_global_batch(tmp_path, digits_folder, recipe):
     count = cut(digits_folder, tmp_path / "data", 49)
     common = {"do": "three_steps", "data": str(tmp_path / "data"), "batch_size": 24, **recipe}
     alone = torch.load(launch(tmp_path, 1, "alone", **common)[0], weights_only=True)
