@@ -62,13 +62,41 @@ NETWORKS: list[NetworkFamily] = [
 ]
 
 
+TIMM, TORCHVISION = "timm", "torchvision"
+
+
+def library_of(name: str) -> tuple[str, str]:
+    """The library and the name in it of 'timm/NAME' or 'torchvision/NAME'; two empty strings for any other name."""
+    library, slash, short = name.partition("/")
+    is_one = slash and library.lower() in (TIMM, TORCHVISION) and re.fullmatch(r"[\w.\-]+", short)
+    return (library.lower(), short) if is_one else ("", "")
+
+
+WEIGHT_FILES = (".pth", ".pt", ".safetensors", ".ckpt", ".tar", ".bin", ".pkl")
+
+
+def is_path(name: str) -> bool:
+    """Whether a network is named by a file: it ends as files of weights do, or holds a slash and no library's prefix.
+
+    Example:
+        >>> is_path("runs/student_best.pth"), is_path("timm/resnet18"), is_path("ResNet18")
+        (True, False, False)
+    """
+    return not any(library_of(name)) and (name.lower().endswith(WEIGHT_FILES) or "/" in name or "\\" in name)
+
+
 def canonical_network_name(name: str) -> str:
-    """The registered spelling of `name`, whatever its case.
+    """The registered spelling of `name`, whatever its case; 'timm/NAME' and 'torchvision/NAME' as they are.
+
+    Whether a library has a network is checked when it is built, because that imports the library.
 
     Raises:
         ConfigError: no family has such a name, and the message gives the nearest one; or the family has no network of
             this depth.
     """
+    library, short = library_of(name)
+    if library:
+        return f"{library}/{short}"
     for family in NETWORKS:
         if re.fullmatch(family.pattern, name, flags=re.IGNORECASE):
             numbers = [int(number) for number in re.findall(r"\d+", name.partition("-")[2])]
@@ -77,7 +105,10 @@ def canonical_network_name(name: str) -> str:
                 raise ConfigError(f"{canonical}: the depth must be 6n + {family.depth_rest}, as in {family.example}.")
             return canonical
     examples = [family.example for family in NETWORKS]
-    raise ConfigError(f"no network is called {name!r}; known are {', '.join(examples)}.{nearest(name, examples)}")
+    raise ConfigError(
+        f"no network is called {name!r}; known are {', '.join(examples)}, and those of timm and torchvision as "
+        f"timm/NAME and torchvision/NAME.{nearest(name, examples)}"
+    )
 
 
 def _spelled_as(family: NetworkFamily, name: str) -> str:

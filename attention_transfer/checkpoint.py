@@ -245,9 +245,11 @@ def card_from(content: dict[str, Any]) -> ModelCard | None:
     if card is None:
         return None
     name, num_classes, names = (card.get(key) for key in ("name", "num_classes", "class_names"))
+    size = card.get("image_size")
     if not isinstance(name, str) or not isinstance(num_classes, int) or not isinstance(names, list | tuple | None):
         raise CheckpointError(f"a checkpoint is malformed: its card is {card!r}.")
-    return ModelCard(name, num_classes, tuple(names) if names and not _names_are_made_up(content) else None)
+    known = tuple(names) if names and not _names_are_made_up(content) else None
+    return ModelCard(name, num_classes, known, None if size is None else (int(size[0]), int(size[1])))
 
 
 def load_weights(model: nn.Module, weights: dict[str, Any], source: str) -> None:
@@ -296,7 +298,7 @@ def load_model(
         config = resolve_config(content["config"])
         if model is None:
             assert card is not None
-            model = create_model(card.name, card.num_classes)
+            model = create_model(card.name, card.num_classes, image_size=card.image_size)
             model.card = card  # type: ignore[assignment]
     except ConfigError as error:
         raise CheckpointError(f"{path} is malformed, or of another version of attention-transfer: {error}") from error

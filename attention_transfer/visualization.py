@@ -20,7 +20,7 @@ from attention_transfer.features.attention_discovery import find_attention
 from attention_transfer.features.attention_probabilities import AttentionTaps
 from attention_transfer.features.gradients import input_gradient
 from attention_transfer.features.maps import FEATURES, INPUT_GRADIENT, MapFunction, normalize
-from attention_transfer.features.stages import split_layers, stage_names
+from attention_transfer.features.stages.choose import choose_stages, split_layers
 from attention_transfer.features.taps import Taps
 from attention_transfer.files import write_atomically
 from attention_transfer.losses.configured import chosen_map_function
@@ -102,8 +102,8 @@ def _attention(
     with refusing_misfits(network, images, "network"):
         if map_function.of != FEATURES:
             return _attention_of(network, images, map_function)
-        names = stage_names(network, images, layers)
-        with undisturbed(network), Taps(network, names) as taps:
+        stages = choose_stages(network, images, layers).stages
+        with undisturbed(network), Taps(network, stages) as taps:
             network(images)
     with torch.no_grad():
         return [normalize(map_function(features)) for features in taps.features]

@@ -35,7 +35,7 @@ from attention_transfer.data.batches import Batch
 from attention_transfer.data.dataset import ImageDataset
 from attention_transfer.features.maps import SUM_OF_SQUARES, energy
 from attention_transfer.features.signals import Needs
-from attention_transfer.features.stages import stage_names
+from attention_transfer.features.stages.choose import choose_stages
 from attention_transfer.features.taps import Taps
 from attention_transfer.losses.map_distance import map_distance
 from attention_transfer.teacher.base import TeacherOutput
@@ -95,7 +95,7 @@ def remembered(teacher: nn.Module, dataset: ImageDataset, folder: Path, way: Way
     some = dataset.whole(range(8))
     runner = FrozenRunner(
         teacher,
-        stage_names(teacher, some),
+        choose_stages(teacher, some).stages,
         some,
         needs=Needs(maps=(SUM_OF_SQUARES,)),
         autocast=way.autocast,
@@ -127,7 +127,7 @@ class Errors(NamedTuple):
 @torch.no_grad()
 def truth_of(teacher: nn.Module, images: Tensor) -> list[Tensor]:
     """The paper's maps [B, H W] of the teacher's stages, from the network as it is."""
-    with Taps(teacher, stage_names(teacher, images)) as taps:
+    with Taps(teacher, choose_stages(teacher, images).stages) as taps:
         teacher(images)
     return [textbook_map(features) for features in taps.features]
 
@@ -166,7 +166,7 @@ def _textbook(student: nn.Module, images: Tensor, truth: Sequence[Tensor]) -> tu
 
 def _run(student: nn.Module, images: Tensor) -> tuple[nn.Module, list[Tensor]]:
     network = copy.deepcopy(student).train().requires_grad_()
-    with Taps(network, stage_names(network, images)) as taps:
+    with Taps(network, choose_stages(network, images).stages) as taps:
         network(images)
     return network, list(taps.features)
 

@@ -23,7 +23,7 @@ from attention_transfer.data.rendering import render_views, view_matrices
 from attention_transfer.data.views import Augmentation, ViewParameters, draw_views
 from attention_transfer.features.maps import SUM_OF_SQUARES
 from attention_transfer.features.signals import Needs
-from attention_transfer.features.stages import stage_names
+from attention_transfer.features.stages.choose import choose_stages
 from attention_transfer.teacher.cache.grid import find_grids
 from attention_transfer.teacher.cache.warp import is_mirrored, mirror, warp_maps
 from attention_transfer.teacher.runner import FrozenRunner
@@ -66,7 +66,7 @@ def measure(dataset: ImageDataset, runner: FrozenRunner, views: Views) -> list[t
     matrices = view_matrices(views, size)
     mirrored = is_mirrored(matrices)[:, None, None]
     shown = torch.where(mirrored[..., None], whole.flip(3), whole)
-    grids = find_grids(runner.network, whole[:1], runner.names)
+    grids = find_grids(runner.network, whole[:1], runner.stages)
     of_whole, of_views = (runner.run(images).maps(SUM_OF_SQUARES) for images in (shown, seen))
     unmirrored = torch.where(mirrored, mirror(matrices), matrices)
     found = []
@@ -91,12 +91,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     assert isinstance(dataset, ImageDataset)
     teacher = load_teacher_model(options.teacher, device="cpu", teacher_arch=options.teacher_arch)
     images = dataset.whole(range(8))
-    names = stage_names(teacher, images)
+    stages = choose_stages(teacher, images).stages
     needs = Needs(maps=(SUM_OF_SQUARES,))
-    runner = FrozenRunner(teacher, names, images, needs=needs, memory_format=torch.channels_last)
+    runner = FrozenRunner(teacher, stages, images, needs=needs, memory_format=torch.channels_last)
     count = min(options.images, len(dataset))
     print(f"{count} images; cosine with the true map of the view (with another image's warped map)")
-    print(f"{'':34}" + "".join(f"{name:>20}" for name in names))
+    print(f"{'':34}" + "".join(f"{name:>20}" for name in (stage.name for stage in stages)))
     for what, views in changes(count).items():
         stages = measure(dataset, runner, views)
         print(f"{what:34}" + "".join(f"{f'{own:.3f} ({other:.3f})':>20}" for own, other in stages))

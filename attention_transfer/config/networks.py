@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
-from attention_transfer.catalogue import canonical_network_name
+from attention_transfer.catalogue import canonical_network_name, is_path
 from attention_transfer.config.group import Names, Path, SettingsGroup
 
 
@@ -15,19 +15,28 @@ class NetworkSettings(SettingsGroup):
 
     heading: ClassVar = "Student and teacher"
 
-    model: str = Field("MultiBranchNet", description="the student: a network's name (see `attention-transfer info`)")
+    model: Path = Field(
+        "MultiBranchNet",
+        description="the student: a network's name (see `attention-transfer info`), timm/NAME, torchvision/NAME, or a "
+        "file with a network's weights",
+    )
     weights: str | None = Field(
-        None, description="torchvision's pretrained weights for a ResNet18 or ResNet50 student, e.g. DEFAULT"
+        None,
+        min_length=1,
+        description="pretrained weights of the student: DEFAULT, a tag of timm, an entry of torchvision, or a file",
     )
     init_from: Path | None = Field(
         None,
         description="a checkpoint whose weights a new run begins with; its head is left out where the classes differ",
     )
     teacher_model: Path | None = Field(
-        None, description="the teacher: a checkpoint's path, or ResNet50:DEFAULT for torchvision's weights"
+        None,
+        description="the teacher: a checkpoint's path; timm/NAME or torchvision/NAME, pretrained; or ResNet50:DEFAULT",
     )
     teacher_arch: str | None = Field(
-        None, description="the teacher's network name, where its checkpoint fits more than one"
+        None,
+        description="the teacher's network name, where its file fits more than one, or is of timm/NAME or "
+        "torchvision/NAME",
     )
     teacher_key: str | None = Field(
         None,
@@ -41,5 +50,7 @@ class NetworkSettings(SettingsGroup):
 
     @field_validator("model", "teacher_arch")
     @classmethod
-    def _known_network(cls, name: str | None) -> str | None:
-        return name if name is None else canonical_network_name(name)
+    def _known_network(cls, name: str | None, info: ValidationInfo) -> str | None:
+        if name is None or (info.field_name == "model" and is_path(name)):
+            return name
+        return canonical_network_name(name)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from attention_transfer.features.attention_probabilities import AttentionLayout, AttentionTaps
 from attention_transfer.features.maps import at_least_float32
 from attention_transfer.features.signals import ATTENTION, FEATURES, Needs, Signal
+from attention_transfer.features.stages.stage import Stage
 from attention_transfer.features.taps import Taps
 
 
@@ -20,7 +21,7 @@ class Probe:
     Args:
         model: any network, also inside wrappers.
         needs: the signals to read.
-        names: of its stages; see `Taps`.
+        stages: its stages; see `Taps`.
         layout: of its attention modules; None where attention is not needed.
         stop: `run` may end the forward pass after the last stage; see `Taps`.
         stay: the hooks stay registered until `close`, for a compiled network.
@@ -30,14 +31,14 @@ class Probe:
         self,
         model: nn.Module,
         needs: Needs,
-        names: Sequence[str] = (),
+        stages: Sequence[Stage | str] = (),
         layout: AttentionLayout | None = None,
         *,
         stop: bool = False,
         stay: bool = False,
     ) -> None:
         self.needs = needs
-        self._taps = Taps(model, names, stop=stop and layout is None, stay=stay)
+        self._taps = Taps(model, stages, stop=stop and layout is None, stay=stay)
         self._attention = None if layout is None else AttentionTaps(model, layout, stay=stay)
         self._opened = ExitStack()
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from attention_transfer.errors import ConfigError
+from attention_transfer.features.stages.stage import Stage, as_stages
 from attention_transfer.modules import unwrapped
-from attention_transfer.networks.registry import readout_of
 
 
 class _AllCollected(BaseException):
@@ -29,8 +29,8 @@ class Taps:
 
     Args:
         model: any network, also inside wrappers (DistributedDataParallel, torch.compile).
-        names: dotted module names, as in `model.named_modules()`. Their outputs are read by the network's
-            registered readout, as [B, C, H, W] for any other network.
+        stages: modules with their readouts; or dotted module names, as in `model.named_modules()`, whose outputs are
+            read by the network's registered readout, as [B, C, H, W] for any other network.
         stop: `run` may end the forward pass as soon as every named module has run.
         stay: the hooks stay registered from the first context to `close`, as a compiled network is compiled with them.
 
@@ -45,20 +45,22 @@ class Taps:
         torch.Size([1, 8, 6, 6])
     """
 
-    def __init__(self, model: nn.Module, names: Sequence[str], *, stop: bool = False, stay: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, stages: Sequence[Stage | str], *, stop: bool = False, stay: bool = False
+    ) -> None:
         self._network = unwrapped(model)
+        self.stages = as_stages(model, stages)
+        self.names = tuple(stage.name for stage in self.stages)
         modules = dict(self._network.named_modules())
-        missing = [name for name in names if name not in modules]
+        missing = [name for name in self.names if name not in modules]
         if missing:
             known = ", ".join(name for name in modules if name and name.count(".") < 2)
             raise ConfigError(f"{type(model).__name__} has no module {missing[0]!r}; it has {known}.")
-        self.names = tuple(names)
         self.stop = stop
         self.stay = stay
         self._is_hooked = False
-        self._readout = readout_of(model)
-        self._modules = {name: modules[name] for name in names}
-        self._outputs: dict[str, Tensor] = {}
+        self._modules = {name: modules[name] for name in self.names}
+        self._outputs: dict[int, Tensor] = {}
         self._calls: Counter[str] = Counter()
         self._run_once: dict[torch.Size, bool] = {}
         self._stopping = False
@@ -115,10 +117,14 @@ class Taps:
         self._hooks.close()
 
     def _listener(self, name: str) -> Any:
+        # a module that puts out a tuple may be several stages
+        own = [(i, stage.readout) for i, stage in enumerate(self.stages) if stage.name == name]
+
         def listen(module: nn.Module, args: Any, output: Any) -> None:
-            self._outputs[name] = self._readout(name, output)
+            for i, readout in own:
+                self._outputs[i] = readout(name, output)
             self._calls[name] += 1
-            if self._stopping and len(self._outputs) == len(self._modules):
+            if self._stopping and len(self._outputs) == len(self.stages):
                 raise _AllCollected
 
         return listen
@@ -132,7 +138,7 @@ class Taps:
     @property
     def features(self) -> list[Tensor]:
         """The outputs [B, C, H, W] of the last forward pass, in the order of `names`."""
-        silent = [name for name in self.names if name not in self._outputs]
+        silent = [name for i, name in enumerate(self.names) if i not in self._outputs]
         if silent:
             raise ConfigError(f"module {silent[0]!r} took no part in the forward pass; choose other layers.")
-        return [self._outputs[name] for name in self.names]
+        return [self._outputs[i] for i in range(len(self.stages))]

@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
+from attention_transfer.catalogue import library_of
 from attention_transfer.networks.architecture import Architecture, Shapes
+from attention_transfer.networks.libraries import library_architecture
 from attention_transfer.networks.registry import architectures, expected_shapes
 
 COUNTER = "num_batches_tracked"
@@ -106,7 +108,8 @@ Candidate = tuple[Architecture, str, Shapes, dict[str, str]]
 
 
 def _candidates(shapes: Shapes, only: str | None = None) -> Iterator[Candidate]:
-    for architecture in architectures():
+    of_library = only is not None and all(library_of(only))
+    for architecture in [library_architecture(str(only))] if of_library else architectures():
         if only is not None and re.fullmatch(architecture.name_pattern, only) is None:
             continue
         for spelling in (_as_it_is, *architecture.spellings):

@@ -77,19 +77,36 @@ def find_misfit(network: nn.Module, images: Tensor, role: str) -> DataError | Te
     inner = unwrapped(network)
     if any(map(is_lazy, inner.parameters())):
         return None
-    entered = _run_until_it_fails(inner, images[:1])
+    entered, error = _run_until_it_fails(inner, images[:1])
     found = None if not entered else _expected_and_found(entered[-1])
-    if found is None:
+    if found is not None:
+        reason = f"{_where(entered, *found)}; {_remedy(entered, images, role, *found)}"
+    elif error is not None and _is_of_a_library(inner):
+        reason = f"{_first_line(error)}; {_remedy_of_sizes(inner, role)}"
+    else:
         return None
-    sentence = (
-        f"the {role} {type(inner).__name__} cannot take images of shape {list(images.shape)}: "
-        f"{_where(entered, *found)}; {_remedy(entered, images, role, *found)}."
-    )
+    sentence = f"the {role} {type(inner).__name__} cannot take images of shape {list(images.shape)}: {reason}."
     return TeacherError(sentence) if role == TEACHER else DataError(sentence)
 
 
-def _run_until_it_fails(network: nn.Module, image: Tensor) -> list[_Entered]:
-    """The layers with weights that a pass reached before it failed; none if it did not fail."""
+def _is_of_a_library(network: nn.Module) -> bool:
+    return type(network).__module__.startswith(("timm.models.", "torchvision.models."))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [f"{type(error).__name__} in its forward pass"])[0].rstrip(".")
+
+
+def _remedy_of_sizes(network: nn.Module, role: str) -> str:
+    """A network of a library may be made for one size, or for multiples of a stride."""
+    config: Any = getattr(network, "pretrained_cfg", None) or {}
+    size = config.get("input_size")
+    published = f" (it is published for {size[-2]}x{size[-1]})" if size else ""
+    return f"set an image_size that the {role} takes{published}, or choose another network"
+
+
+def _run_until_it_fails(network: nn.Module, image: Tensor) -> tuple[list[_Entered], Exception | None]:
+    """The layers with weights that a pass reached before it failed, and its error; none if it did not fail."""
     entered: list[_Entered] = []
 
     def listener(name: str) -> Any:
@@ -104,12 +121,12 @@ def _run_until_it_fails(network: nn.Module, image: Tensor) -> list[_Entered]:
     try:
         with undisturbed(network):
             network(like_weights(image, network))
-    except Exception:
-        return entered
+    except Exception as error:
+        return entered, error
     finally:
         for hook in hooks:
             hook.remove()
-    return []
+    return [], None
 
 
 def _expected_and_found(entered: _Entered) -> tuple[int, int] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -20,6 +20,7 @@ class Readout:
         shape: the shape that it takes, in words.
         function: the output, a tensor, to features [B, C, H, W], or to None if it has another shape; None: it is taken
             as it is.
+        element: which tensor is read where the module puts out a tuple; None: it puts out one tensor.
 
     Example:
         >>> import torch
@@ -30,6 +31,7 @@ class Readout:
     name: str
     shape: str
     function: Callable[[Tensor], Tensor | None] | None = None
+    element: int | None = None
 
     def __call__(self, module: str, output: Any) -> Tensor:
         """The features [B, C, H, W] of a module's output.
@@ -37,11 +39,29 @@ class Readout:
         Raises:
             ConfigError: the output has another shape; the message names the module.
         """
-        features = self.function(output) if self.function is not None and isinstance(output, Tensor) else output
+        features = output
+        if self.element is not None:
+            is_long_enough = isinstance(output, tuple | list) and len(output) > self.element
+            features = output[self.element] if is_long_enough else None
+        if self.function is not None and isinstance(features, Tensor):
+            features = self.function(features)
         if not isinstance(features, Tensor) or features.dim() != 4:
-            what = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-            raise ConfigError(f"module {module!r} puts out {what}; attention needs {self.shape}.")
+            raise ConfigError(f"module {module!r} puts out {described(output)}; attention needs {self.shape}.")
         return features
+
+    def of_element(self, element: int) -> Readout:
+        """This readout for one tensor of a tuple, counted from 0."""
+        name, shape = f"{self.name} of output {element}", f"{self.shape} as output {element} of a tuple"
+        return replace(self, name=name, shape=shape, element=element)
+
+
+def described(output: object) -> str:
+    """A module's output in words, as in "a tensor of shape (2, 197, 64)"."""
+    if isinstance(output, Tensor):
+        return f"a tensor of shape {tuple(output.shape)}"
+    if isinstance(output, tuple | list):
+        return f"{type(output).__name__} of {', '.join(map(described, output))}" if output else "an empty tuple"
+    return type(output).__name__
 
 
 def tokens(height: int, width: int, prefix: int = 0) -> Readout:

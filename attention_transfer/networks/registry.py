@@ -1,7 +1,7 @@
 """The registry of networks: building them by name, recognising them by their weights, adding a family.
 
 A family is one file, which describes it as an `Architecture`; its module, name pattern, example and summary are in the
-catalogue, which does not import torch.
+catalogue, which does not import torch. Networks of timm and torchvision need no entry; see `libraries`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from importlib import import_module
 import torch
 from torch import nn
 
-from attention_transfer.catalogue import NETWORKS, NetworkFamily, canonical_network_name
+from attention_transfer.catalogue import NETWORKS, NetworkFamily, canonical_network_name, library_of
 from attention_transfer.errors import ConfigError
 from attention_transfer.modules import unwrapped
+from attention_transfer.networks import libraries
 from attention_transfer.networks.architecture import Architecture, Shapes
+from attention_transfer.networks.published import load_pretrained
 from attention_transfer.networks.readout import NCHW, Readout
 
 logger = logging.getLogger(__name__)
@@ -28,11 +30,19 @@ _registered: dict[str, Architecture] = {}
 
 @dataclass(frozen=True)
 class ModelCard:
-    """The data from which a network is rebuilt, saved in checkpoints; its attribute `card` if it was built by name."""
+    """The data from which a network is rebuilt, saved in checkpoints; its attribute `card` if it was built by name.
+
+    Attributes:
+        name: as in the catalogue, or 'timm/NAME' or 'torchvision/NAME'.
+        num_classes: number of logits.
+        class_names: in the order of the logits; None where they are unknown.
+        image_size: (H, W) for which a network of one size was built; None: its own, or any.
+    """
 
     name: str
     num_classes: int
     class_names: tuple[str, ...] | None = None
+    image_size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -40,14 +50,19 @@ class HeadlessCard(ModelCard):
     """The card of a network whose weights came without a head that fits: its one logit is always 0."""
 
 
-def create_model(name: str, num_classes: int = 10, weights: str | None = None) -> nn.Module:
+def create_model(
+    name: str, num_classes: int = 10, weights: str | None = None, image_size: tuple[int, int] | None = None
+) -> nn.Module:
     """A new network by its name: float images [B, 3, H, W] to logits [B, num_classes].
 
     Args:
-        name: as in the catalogue, in any case: 'MultiBranchNet', 'ResNet18', 'CifarResNet-20', ...
+        name: as in the catalogue, in any case: 'MultiBranchNet', 'ResNet18', 'CifarResNet-20', ...; or 'timm/NAME' or
+            'torchvision/NAME'.
         num_classes: number of logits, at least 1.
-        weights: torchvision's pretrained weights for ResNet18 or ResNet50, such as 'IMAGENET1K_V1' or
-            'DEFAULT'. If they have another number of classes, only the head is newly initialised.
+        weights: pretrained weights by name: 'DEFAULT', an entry of torchvision such as 'IMAGENET1K_V1' (for ResNet18,
+            ResNet50 and torchvision/NAME), a tag of timm (for timm/NAME). If they have another number of classes, only
+            the head is newly initialised.
+        image_size: (H, W) of the images; used for networks of timm and torchvision that are built for one size.
 
     Raises:
         ConfigError: an unknown name, a depth or width that the family does not have, fewer than one class,
@@ -55,16 +70,29 @@ def create_model(name: str, num_classes: int = 10, weights: str | None = None) -
 
     Example:
         >>> create_model("cifarresnet-20", num_classes=4).card
-        ModelCard(name='CifarResNet-20', num_classes=4, class_names=None)
+        ModelCard(name='CifarResNet-20', num_classes=4, class_names=None, image_size=None)
     """
     if num_classes < 1:
         raise ConfigError(f"num_classes is {num_classes}; a network needs at least 1.")
     name = canonical_network_name(name)
+    if all(library_of(name)):
+        return _of_library(name, num_classes, weights, image_size)
     architecture = _architecture_of(name)
     model = _build(architecture, name, num_classes)
     if weights is not None:
         _load_pretrained(model, architecture, name, weights)
     model.card = ModelCard(name, num_classes)  # type: ignore[assignment]
+    return model
+
+
+def _of_library(name: str, num_classes: int, weights: str | None, image_size: tuple[int, int] | None) -> nn.Module:
+    own = libraries.fixed_size(name)
+    sized = None if own in (None, image_size) else image_size
+    if weights is None:
+        model = libraries.build(name, num_classes, sized)
+    else:
+        model = load_pretrained(name, num_classes, weights, sized)
+    model.card = ModelCard(name, num_classes, image_size=sized)  # type: ignore[assignment]
     return model
 
 
@@ -79,9 +107,10 @@ def card_of(model: nn.Module) -> ModelCard | None:
     if not isinstance(card, ModelCard):
         return None
     head = dict(network.named_modules()).get(_architecture_of(card.name).head)
-    if not isinstance(head, nn.Linear):
+    classes = libraries.classes_of_head(head)
+    if classes is None:
         return None
-    return card if head.out_features == card.num_classes else ModelCard(card.name, head.out_features)
+    return card if classes == card.num_classes else ModelCard(card.name, classes, image_size=card.image_size)
 
 
 def network_name(model: nn.Module) -> str:
@@ -91,9 +120,9 @@ def network_name(model: nn.Module) -> str:
 
 
 def taps_of(model: nn.Module) -> tuple[str, ...] | None:
-    """The stages of a network that was built by name, shallow to deep; None for any other."""
+    """The stages of a registered network that was built by name, shallow to deep; None for any other."""
     card = card_of(model)
-    return None if card is None else _architecture_of(card.name).taps
+    return None if card is None else _architecture_of(card.name).taps or None
 
 
 def readout_of(model: nn.Module) -> Readout:
@@ -173,6 +202,8 @@ def shapes_by_name(card: ModelCard, num_classes: int) -> Shapes:
 
 
 def _architecture_of(name: str) -> Architecture:
+    if all(library_of(name)):
+        return libraries.library_architecture(name)
     for family in NETWORKS:
         if re.fullmatch(family.pattern, name):
             return _architecture(family)

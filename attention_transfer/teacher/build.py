@@ -19,7 +19,8 @@ from attention_transfer.errors import ConfigError
 from attention_transfer.features.attention_discovery import find_attention
 from attention_transfer.features.attention_probabilities import AttentionLayout
 from attention_transfer.features.signals import Needs
-from attention_transfer.features.stages import split_layers, stage_names
+from attention_transfer.features.stages.choose import choose_stages, split_layers
+from attention_transfer.features.stages.stage import Stage
 from attention_transfer.logs import log_once
 from attention_transfer.modules import like_weights
 from attention_transfer.networks.class_lists import students_classes
@@ -59,11 +60,11 @@ def make_teacher(
     def make_runner(images: Tensor) -> FrozenRunner:
         images = like_weights(images, teacher_model)
         with refusing_misfits(teacher_model, images, TEACHER):
-            names = _tapped(teacher_model, images, config) if needs.stages else ()
+            stages = _tapped(teacher_model, images, config) if needs.stages else ()
             layout = _layout(teacher_model, images, config) if needs.blocks else None
         return FrozenRunner(
             teacher_model,
-            names,
+            stages,
             images,
             needs=needs,
             autocast=runtime.autocast,
@@ -125,10 +126,10 @@ def memory_format_of(teacher: nn.Module, runtime: Runtime) -> torch.memory_forma
     return runtime.memory_format if card_of(teacher) is None else torch.channels_last
 
 
-def _tapped(teacher: nn.Module, images: Tensor, config: Config) -> tuple[str, ...]:
+def _tapped(teacher: nn.Module, images: Tensor, config: Config) -> tuple[Stage, ...]:
     _, layers = split_layers(config.layers)
     try:
-        return stage_names(teacher, images, layers)
+        return choose_stages(teacher, images, layers).stages
     except ConfigError:
         if config.beta > 0:
             raise

@@ -20,6 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from attention_transfer.features.stages.stage import Stage, as_stages
 from attention_transfer.features.taps import Taps
 from attention_transfer.modules import device_of, like_weights, undisturbed, unwrapped
 from attention_transfer.networks.registry import network_name
@@ -38,7 +39,7 @@ class Pair(NamedTuple):
     norm: str
 
 
-def fold_batch_norm(model: nn.Module, images: Tensor, names: Sequence[str]) -> nn.Module:
+def fold_batch_norm(model: nn.Module, images: Tensor, stages: Sequence[Stage | str]) -> nn.Module:
     """A copy of a network, for eval mode, with batch norm folded into convolutions wherever that is safe.
 
     It is safe where a Conv2d runs once in a pass, its output goes to a BatchNorm2d and nowhere else, that runs once,
@@ -51,22 +52,22 @@ def fold_batch_norm(model: nn.Module, images: Tensor, names: Sequence[str]) -> n
     Args:
         model: any network, also inside wrappers; it is not changed.
         images: [B, 3, H, W] like those to come; the first eight are used.
-        names: tapped modules.
+        stages: tapped modules.
 
     Returns:
         the copy, on the network's device; the unwrapped network itself where nothing can be folded.
     """
-    network = unwrapped(model)
+    network, stages = unwrapped(model), as_stages(model, stages)
     device, probe = device_of(network), like_weights(images[:PROBED_IMAGES].detach().cpu(), network)
     try:
         original = network if device.type == "cpu" else copy.deepcopy(network).cpu()
-        pairs = foldable_pairs(original, probe[:1], names)
+        pairs = foldable_pairs(original, probe[:1], [stage.name for stage in stages])
         if not pairs:
             return _unfolded(network, "it has none that can be folded safely")
         folded = copy.deepcopy(original)
         for pair in pairs:
             _fold(folded, pair)
-        difference = _difference(original, folded, probe, names)
+        difference = _difference(original, folded, probe, stages)
     except Exception as error:
         # A user's network may fail in any way when it is copied, or run without one of its modules.
         return _unfolded(network, f"{type(error).__name__}: {error}".splitlines()[0])
@@ -197,15 +198,15 @@ def _fold(network: nn.Module, pair: Pair) -> None:
     network.set_submodule(pair.norm, nn.Identity().train(norm.training))
 
 
-def _difference(one: nn.Module, other: nn.Module, images: Tensor, names: Sequence[str]) -> float:
+def _difference(one: nn.Module, other: nn.Module, images: Tensor, stages: Sequence[Stage]) -> float:
     """The greatest relative difference between two networks' logits and tapped features; NaN where either has one."""
-    mine, theirs = _everything(one, images, names), _everything(other, images, names)
+    mine, theirs = _everything(one, images, stages), _everything(other, images, stages)
     differences = [(x - y).abs().max() / y.abs().max().clamp(min=1e-12) for x, y in zip(mine, theirs, strict=True)]
     return float(torch.stack(differences).max())
 
 
-def _everything(network: nn.Module, images: Tensor, names: Sequence[str]) -> list[Tensor]:
-    with undisturbed(network), _float32_on_cpu(), Taps(network, names) as taps:
+def _everything(network: nn.Module, images: Tensor, stages: Sequence[Stage]) -> list[Tensor]:
+    with undisturbed(network), _float32_on_cpu(), Taps(network, stages) as taps:
         logits = taps.run(images)
     assert logits is not None
     return [logits, *taps.features]

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attention_transfer.catalogue import canonical_network_name
+from attention_transfer.catalogue import canonical_network_name, library_of
 from attention_transfer.checkpoint import card_from, is_checkpoint, load_weights, read_plain
 from attention_transfer.devices import resolve_device
 from attention_transfer.errors import CheckpointError, ConfigError, TeacherError
 from attention_transfer.networks.class_lists import IMAGENET_CLASSES, imagenet_categories
 from attention_transfer.networks.fitting import Fit, Misfit, nearest_network
 from attention_transfer.networks.registry import HeadlessCard, ModelCard, card_of, create_model
+from attention_transfer.teacher.library import pretrained_of_library
 from attention_transfer.teacher.names import pretrained_weights, what_it_may_be
 from attention_transfer.teacher.state_dicts import Found, Reading, Weights, find_weights, matching, readings
 
@@ -45,7 +46,8 @@ def load_teacher_model(
 
     Args:
         teacher_path: a checkpoint of this library; a .pth or .safetensors file with the weights of a registered
-            network; or torchvision's pretrained weights by name, as in 'ResNet50:DEFAULT'.
+            network, or of the network of timm or torchvision that `teacher_arch` names; or pretrained weights by name:
+            'timm/NAME' (with or without a tag), 'torchvision/NAME', 'ResNet50:DEFAULT'.
         num_classes: the student's number of classes; if the teacher's differs, this is logged: attention transfer
             allows it, distillation (alpha > 0) does not.
         device: 'auto', 'cpu', 'cuda', ...
@@ -56,7 +58,8 @@ def load_teacher_model(
         TeacherError: the file is missing, no registered network has these weights, several have and
             `teacher_arch` or `teacher_key` does not say which, or reading the file would run code.
     """
-    teacher = _pretrained(str(teacher_path)) or _from_file(teacher_path, teacher_arch, teacher_key)
+    name = str(teacher_path)
+    teacher = _of_library(name) or _pretrained(name) or _from_file(teacher_path, teacher_arch, teacher_key)
     card = card_of(teacher)
     has_head = card is not None and not isinstance(card, HeadlessCard)
     if card is not None and has_head and num_classes is not None and card.num_classes != num_classes:
@@ -67,6 +70,17 @@ def load_teacher_model(
             num_classes,
         )
     return teacher.requires_grad_(False).eval().to(resolve_device(device))
+
+
+def _of_library(name: str) -> nn.Module | None:
+    """A pretrained network of timm or torchvision; None for any other name. Its prefix wins over a folder's name."""
+    name, _, weights = name.partition(":")
+    if not all(library_of(name)):
+        return None
+    try:
+        return pretrained_of_library(canonical_network_name(name), weights or "DEFAULT")
+    except ConfigError as error:
+        raise TeacherError(f"teacher_model: {error}") from error
 
 
 def _pretrained(name: str) -> nn.Module | None:
@@ -105,7 +119,7 @@ def _own(content: dict[str, Any], path: str, teacher_arch: str | None, teacher_k
         return _recognised(find_weights(content, path, OWN_KEY), path, teacher_arch)
     if teacher_arch is not None and canonical_network_name(teacher_arch) != card.name:
         raise TeacherError(f"teacher_arch is {teacher_arch!r}, but {path} holds a {card.name}; leave teacher_arch out.")
-    teacher = create_model(card.name, card.num_classes)
+    teacher = create_model(card.name, card.num_classes, image_size=card.image_size)
     teacher.card = card  # type: ignore[assignment]
     load_weights(teacher, content[OWN_KEY], path)
     return teacher

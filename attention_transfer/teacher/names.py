@@ -6,7 +6,7 @@ import difflib
 import re
 from pathlib import Path
 
-from attention_transfer.catalogue import NETWORKS, canonical_network_name
+from attention_transfer.catalogue import NETWORKS, WEIGHT_FILES, canonical_network_name
 from attention_transfer.errors import ConfigError
 from attention_transfer.networks.registry import architectures
 
@@ -43,7 +43,7 @@ def _possible() -> str:
 
 def what_it_may_be(teacher_model: str) -> str:
     """A sentence on a teacher_model that is neither a file nor the name of pretrained weights."""
-    if Path(teacher_model).suffix in (".pth", ".pt", ".safetensors", ".ckpt", ".tar", ".bin", ".pkl"):
+    if teacher_model.lower().endswith(WEIGHT_FILES):
         return f"{teacher_model} is not a file; give the path of a checkpoint."
     network = re.split(r"[:.]", teacher_model.rpartition("/")[2])[0]
     start = f"teacher_model is {teacher_model!r}, which is not a file"
@@ -55,7 +55,7 @@ def what_it_may_be(teacher_model: str) -> str:
         return f"{start}; {own} is a network without published weights: give the path of a checkpoint of one."
     library = _library_of(network)
     if library is not None:
-        return f"{start}. {_possible()} Any other network is handed over as a module: {library}."
+        return f"{start}; for the library's network with its pretrained weights write {library}. {_possible()}"
     near = difflib.get_close_matches(network.lower(), [*map(str.lower, _offered())], n=1, cutoff=0.7)
     meant = [name for name in _offered() if name.lower() in near]
     hint = f" Did you mean '{meant[0]}:DEFAULT'?" if meant else ""
@@ -73,14 +73,11 @@ def _is_ours(name: str) -> bool:
 
 
 def _library_of(name: str) -> str | None:
-    """How a network of torchvision or timm is handed over; None where neither has one of this name."""
-    from torchvision.models import list_models
+    """The prefix and name under which torchvision or timm has a network; None where neither has one of this name."""
+    from torchvision import models
 
-    if name.lower() in list_models():
-        module = f"torchvision.models.get_model('{name.lower()}', weights='DEFAULT')"
-        return f"import torchvision; train_at(config, teacher={module})"
+    if name.lower() in models.list_models(models):
+        return f"torchvision/{name.lower()}"
     import timm
 
-    if timm.is_model(name):
-        return f"import timm; train_at(config, teacher=timm.create_model('{name}', pretrained=True))"
-    return None
+    return f"timm/{name}" if timm.is_model(name) else None

@@ -17,6 +17,7 @@ from attention_transfer.features.gradients import IGNORED_LABEL, input_gradient
 from attention_transfer.features.maps import SUM_OF_SQUARES, at_least_float32, normalize
 from attention_transfer.features.probe import Probe
 from attention_transfer.features.signals import INPUT_GRADIENT, LOGITS, Needs, Signal, TeacherOutput, map_signal
+from attention_transfer.features.stages.stage import Stage, as_stages
 from attention_transfer.logs import log_once
 from attention_transfer.modules import device_of, like_weights, undisturbed, unwrapped
 from attention_transfer.networks.registry import network_name
@@ -41,7 +42,7 @@ class FrozenRunner:
 
     Args:
         model: the teacher's network, on its device, also inside wrappers.
-        names: tapped modules.
+        stages: tapped modules, with or without their readouts.
         images: [B, 3, H, W], like those to come; folding is checked on them.
         needs: the signals to compute. Without logits each pass ends after the deepest tapped module.
         autocast: makes the context that gives the number format.
@@ -52,6 +53,7 @@ class FrozenRunner:
         to_own_labels: label i of a batch is class to_own_labels[i] of the network; None: its class i.
 
     Attributes:
+        stages: the tapped modules, with their readouts.
         images_seen: images that it has run so far; neither padding nor the images of the check count.
         is_folded: whether batch norm was folded.
         depends_on_batch: whether a batch norm has no running statistics and uses those of the batch. Then batches run
@@ -68,7 +70,7 @@ class FrozenRunner:
     def __init__(
         self,
         model: nn.Module,
-        names: Sequence[str],
+        stages: Sequence[Stage | str],
         images: Tensor,
         *,
         needs: Needs = MAPS_AND_LOGITS,
@@ -79,14 +81,14 @@ class FrozenRunner:
         layout: AttentionLayout | None = None,
         to_own_labels: Sequence[int] | None = None,
     ) -> None:
-        self.names = tuple(names) if needs.stages else ()
+        self.stages = as_stages(model, stages) if needs.stages else ()
         self.needs = needs
         self.autocast = autocast
         self.chunk = chunk
         self.memory_format = memory_format
         self.device = device_of(model)
         self.images_seen = 0
-        self.network = fold_batch_norm(model, images, self.names) if fold else unwrapped(model)
+        self.network = fold_batch_norm(model, images, self.stages) if fold else unwrapped(model)
         self.is_folded = self.network is not unwrapped(model)
         if self.is_folded:
             self.network.to(memory_format=memory_format)
@@ -94,7 +96,7 @@ class FrozenRunner:
         self._unfolded = unwrapped(model)
         self.layout = layout if needs.blocks else None
         self.to_own_labels = None if to_own_labels is None else tuple(to_own_labels)
-        self._probe = Probe(self.network, needs, self.names, self.layout, stop=not needs.logits)
+        self._probe = Probe(self.network, needs, self.stages, self.layout, stop=not needs.logits)
 
     def run(self, images: Tensor, labels: Tensor | None = None, *, whole: bool = False) -> TeacherOutput:
         """The network's signals for images [B, 3, H, W] on its device.
@@ -115,7 +117,7 @@ class FrozenRunner:
         output = TeacherOutput()
         size = max(1, len(images)) if whole or self.depends_on_batch else self.chunk
         starts = range(0, max(1, len(images)), size)
-        if self.names or self.layout or self.needs.logits:
+        if self.stages or self.layout or self.needs.logits:
             with undisturbed(self.network), self.autocast(), self._probe:
                 # An empty batch still has maps [0, h, w]: one chunk of padding gives their size.
                 parts = [self._pass(images[start : start + size], size) for start in starts]
@@ -129,9 +131,14 @@ class FrozenRunner:
         return output
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the tapped modules."""
+        return tuple(stage.name for stage in self.stages)
+
+    @property
     def has_maps(self) -> bool:
         """Whether it puts out maps of any kind."""
-        return bool(self.names or self.layout or self.needs.maps_of(INPUT_GRADIENT))
+        return bool(self.stages or self.layout or self.needs.maps_of(INPUT_GRADIENT))
 
     def own_labels(self, labels: Tensor) -> Tensor:
         """Labels [B] as the network numbers its classes; those below 0, of images without a label, stay."""

@@ -21,7 +21,8 @@ from attention_transfer.features.maps import Size
 from attention_transfer.features.pairing import StagePair, pair_by_depth, pair_in_order, pair_stages
 from attention_transfer.features.probe import Probe
 from attention_transfer.features.signals import FEATURES, LOGITS, Needs, Output, Signal, StudentOutput
-from attention_transfer.features.stages import split_layers, stage_names
+from attention_transfer.features.stages.choose import choose_stages, split_layers
+from attention_transfer.features.stages.stage import Stage
 from attention_transfer.logs import log_once
 from attention_transfer.losses.classification import PLAIN, CrossEntropy, Mixed
 from attention_transfer.losses.labels import refuse_mixed_labels
@@ -182,10 +183,10 @@ class Criterion:
         is_compiled = hasattr(student, "_orig_mod")
         key = student, None if is_compiled else images.shape[1:]
         if key not in self._probes:
-            names = self._stages(student, images) if self.needs.stages else ()
+            stages = self._stages(student, images) if self.needs.stages else ()
             layout = self._layout(student, images) if self.needs.blocks else None
-            has_any = names or layout is not None
-            self._probes[key] = Probe(student, self.needs, names, layout, stay=is_compiled) if has_any else None
+            has_any = stages or layout is not None
+            self._probes[key] = Probe(student, self.needs, stages, layout, stay=is_compiled) if has_any else None
         return self._probes[key]
 
     def close(self) -> None:
@@ -203,9 +204,9 @@ class Criterion:
                 raise
             return None
 
-    def _stages(self, student: nn.Module, images: Tensor) -> tuple[str, ...]:
+    def _stages(self, student: nn.Module, images: Tensor) -> tuple[Stage, ...]:
         try:
-            return stage_names(student, images, self.student_layers)
+            return choose_stages(student, images, self.student_layers).stages
         except ConfigError:
             if not self._are_stages_optional:
                 raise

@@ -19,7 +19,7 @@ from attention_transfer.data.batches import Batch
 from attention_transfer.data.loading.sampler import EpochBatchSampler
 from attention_transfer.distributed import AcceleratedRuntime
 from attention_transfer.features.maps import SUM_OF_SQUARES, energy
-from attention_transfer.features.stages import stage_names
+from attention_transfer.features.stages.choose import choose_stages
 from attention_transfer.features.taps import Taps
 from attention_transfer.losses.map_distance import map_distance
 from attention_transfer.losses.total import default_terms, needs_of_teacher
@@ -205,8 +205,8 @@ class Ours:
         """The attention loss of one batch, forward and backward, on the features that the student has for it."""
         batch = next(self.batches())
         answer = self._teachers.train(batch)
-        names = stage_names(self.student, batch.images)
-        with self.runtime.autocast(), Taps(self.student, names) as taps:
+        stages = choose_stages(self.student, batch.images).stages
+        with self.runtime.autocast(), Taps(self.student, stages) as taps:
             self.student(batch.images)
         features = [x.detach().requires_grad_() for x in taps.features]
         maps = answer.maps(SUM_OF_SQUARES)

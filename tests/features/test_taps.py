@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from attention_transfer import ConfigError, create_model
-from attention_transfer.features.discovery import discover_stages
-from attention_transfer.features.stages import split_layers, stage_names
+from attention_transfer.features.stages.choose import choose_stages, split_layers
 from attention_transfer.features.taps import Taps
 from attention_transfer.modules import undisturbed
 
@@ -187,27 +186,27 @@ def test_a_silent_module_is_an_error_before_any_pass_is_cut_short():
 
 def test_the_stages_of_an_unknown_network_are_its_deepest_four_resolutions():
     model = Plain()
-    assert discover_stages(model, IMAGES) == ("down.1", "down.2", "down.3", "act")
+    assert choose_stages(model, IMAGES).names == ("down.1", "down.2", "down.3", "act")
     assert hooks_of(model) == 0
 
 
 def test_stages_are_found_anew_for_images_of_another_size():
     model = Plain()
-    assert len(discover_stages(model, IMAGES[..., :4, :4])) == 1
-    assert len(discover_stages(model, IMAGES)) == 4
-    assert len(discover_stages(model, IMAGES[..., :16, :64])) == 4
+    assert len(choose_stages(model, IMAGES[..., :4, :4]).names) == 1
+    assert len(choose_stages(model, IMAGES).names) == 4
+    assert len(choose_stages(model, IMAGES[..., :16, :64]).names) == 4
 
 
 def test_an_unknown_network_without_maps_is_an_error_that_names_the_key():
     flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 4))
     with pytest.raises(ConfigError, match="'layers'"):
-        discover_stages(flat, IMAGES)
+        choose_stages(flat, IMAGES)
 
 
 def test_the_stages_of_our_networks_are_known():
-    assert stage_names(create_model("ResNet50", 10), IMAGES) == ("layer1", "layer2", "layer3", "layer4")
-    assert len(stage_names(create_model("CifarResNet-20", 10), IMAGES)) == 3
-    assert stage_names(create_model("ResNet50", 10), IMAGES, ["layer2"]) == ("layer2",)
+    assert choose_stages(create_model("ResNet50", 10), IMAGES).names == ("layer1", "layer2", "layer3", "layer4")
+    assert len(choose_stages(create_model("CifarResNet-20", 10), IMAGES).names) == 3
+    assert choose_stages(create_model("ResNet50", 10), IMAGES, ["layer2"]).names == ("layer2",)
 
 
 def test_layers_name_modules_of_both_sides():

@@ -28,10 +28,10 @@ def grid(stride, first=0.0):
     ],
 )
 def test_cells_of_networks_with_odd_padded_kernels_are_centred_at_multiples_of_their_stride(name, size, names, strides):
-    from attention_transfer.features.stages import stage_names
+    from attention_transfer.features.stages.choose import choose_stages
 
     model, images = create_model(name, 10), torch.rand(1, 3, size, size)
-    names = names or stage_names(model, images)
+    names = names or choose_stages(model, images).names
     assert find_grids(model, images, names) == [grid(stride) for stride in strides]
 
 

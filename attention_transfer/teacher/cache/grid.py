@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from attention_transfer.features.maps import Size
+from attention_transfer.features.stages.stage import Stage
 from attention_transfer.features.taps import Taps
 from attention_transfer.modules import like_weights, undisturbed, unwrapped
 
@@ -35,13 +36,15 @@ class Grid(NamedTuple):
     columns: Axis
 
 
-def find_grids(model: nn.Module, images: Tensor, names: Sequence[str], sizes: Sequence[Size] = ()) -> list[Grid]:
+def find_grids(
+    model: nn.Module, images: Tensor, stages: Sequence[Stage | str], sizes: Sequence[Size] = ()
+) -> list[Grid]:
     """The grid of each tapped stage, and of maps of other sizes, from the strided layers that run before it.
 
     Args:
         model: any convolutional network; it is run once in eval mode and not changed.
         images: [B, 3, H, W] on the network's device.
-        names: of the tapped modules.
+        stages: the tapped modules.
         sizes: (H, W) of other maps.
     """
     network = unwrapped(model)
@@ -57,11 +60,11 @@ def find_grids(model: nn.Module, images: Tensor, names: Sequence[str], sizes: Se
             grids[after] = Grid(*(_through(axis, module, i) for i, axis in enumerate(grids[before])))
 
     strided = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d)]
-    with ExitStack() as hooks, undisturbed(network), Taps(network, names) as taps:
+    with ExitStack() as hooks, undisturbed(network), Taps(network, stages) as taps:
         for module in strided:
             hooks.callback(module.register_forward_hook(listen).remove)
         network(like_weights(images, network))
-    named = [(name, _size(features)) for name, features in zip(names, taps.features, strict=True)]
+    named = [(name, _size(features)) for name, features in zip(taps.names, taps.features, strict=True)]
     named += [("with the patches", size) for size in sizes]
     return [_grid_of(name, size, grids, whole) for name, size in named]
 

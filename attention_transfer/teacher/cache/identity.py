@@ -17,7 +17,9 @@ from attention_transfer.checkpoint import weights_digest
 from attention_transfer.data.dataset import ImageDataset
 from attention_transfer.features.attention_probabilities import AttentionLayout
 from attention_transfer.features.maps import MapFunction
+from attention_transfer.features.stages.stage import Stage
 from attention_transfer.modules import unwrapped
+from attention_transfer.networks.readout import NCHW
 from attention_transfer.networks.registry import network_name
 
 FORMAT = "answers 1"
@@ -29,9 +31,13 @@ def _structure(teacher: nn.Module) -> str:
     return hashlib.sha256(printed.encode()).hexdigest()
 
 
+def _tap(stage: Stage) -> str:
+    return stage.name if stage.readout.name == NCHW.name else f"{stage.name} as {stage.readout.name}"
+
+
 def cache_identity(
     teacher: nn.Module,
-    names: Sequence[str],
+    stages: Sequence[Stage],
     functions: Sequence[MapFunction],
     dataset: ImageDataset,
     data_digest: str,
@@ -48,7 +54,7 @@ def cache_identity(
 
     Args:
         teacher: the network, unfolded.
-        names: its tapped modules.
+        stages: its tapped modules, with their readouts.
         functions: the map functions.
         dataset: images as the teacher sees them.
         data_digest: of its samples; see `samples_digest`.
@@ -63,7 +69,7 @@ def cache_identity(
         "format": FORMAT,
         "weights": weights_digest(teacher),
         "architecture": [network_name(teacher), _structure(teacher)],
-        "taps": list(names),
+        "taps": [_tap(stage) for stage in stages],
         "map": f"{' and '.join(function.name for function in functions)}, L2-normalised, times sqrt(HW)",
         "data": data_digest,
         "decoding": dataset.decoder.identity(),

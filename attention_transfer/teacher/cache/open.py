@@ -127,8 +127,8 @@ def _grids(teacher: nn.Module, runner: FrozenRunner, images: Tensor) -> list[Gri
     """The grid of each map, by each map function in turn."""
     layout = runner.layout
     patches = [] if layout is None else [layout.grid] * len(layout.names)
-    every = find_grids(teacher, images[:1], runner.names, patches)
-    stages = len(runner.names)
+    every = find_grids(teacher, images[:1], runner.stages, patches)
+    stages = len(runner.stages)
     by_source = {FEATURES: every[:stages], ATTENTION: every[stages:]}
     return [grid for function in runner.needs.maps for grid in by_source[function.of]]
 
@@ -163,7 +163,7 @@ def check_under_warp(output: TeacherOutput) -> None:
 def _identity(plan: CachePlan, config: Config, teacher: nn.Module, runner: FrozenRunner, runtime: Runtime) -> str:
     return cache_identity(
         teacher,
-        runner.names,
+        runner.stages,
         runner.needs.maps,
         plan.dataset,
         plan.dataset.digest(hash_files=config.hash_files),

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from attention_transfer.config import Config
+from attention_transfer.data.frame import as_frame
 from attention_transfer.distributed import Runtime
 from attention_transfer.errors import ConfigError
+from attention_transfer.modules import unwrapped
 from attention_transfer.networks.class_lists import students_classes
-from attention_transfer.networks.registry import ModelCard, card_of, create_model
+from attention_transfer.networks.libraries import ignore_auxiliary_heads
+from attention_transfer.networks.registry import card_of, create_model
 from attention_transfer.teacher.classes import match_teacher
 from attention_transfer.teacher.loading import load_teacher_model
 from attention_transfer.training.checkpointing.state import check_can_be_kept
@@ -47,10 +51,14 @@ def open_student(config: Config, student: nn.Module | None, *, begins: bool = Tr
 def _student(config: Config, student: nn.Module | None) -> nn.Module:
     if student is not None:
         check_can_be_kept(student)
+        ignore_auxiliary_heads(unwrapped(student))
         return student
     assert config.num_classes is not None
-    network = create_model(config.model, config.num_classes, weights=config.weights)
-    network.card = ModelCard(config.model, config.num_classes, config.class_names)  # type: ignore[assignment]
+    size = as_frame(config.image_size).size
+    network = create_model(config.model, config.num_classes, weights=config.weights, image_size=size)
+    card = card_of(network)
+    assert card is not None
+    network.card = replace(card, class_names=config.class_names)  # type: ignore[assignment]
     return network
 
 

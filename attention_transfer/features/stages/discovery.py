@@ -1,0 +1,124 @@
+"""Stages of an unknown network: module boundaries before the resolution falls, found by running it once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from attention_transfer.errors import ConfigError
+from attention_transfer.features.maps import Size
+from attention_transfer.features.stages.layouts import find_layout
+from attention_transfer.features.stages.stage import MOST_STAGES, Stage
+from attention_transfer.modules import undisturbed
+from attention_transfer.networks.readout import Readout
+
+_MANY_FALLS = 2
+"""A module inside which the resolution falls this often holds several stages."""
+
+
+@dataclass
+class _Run:
+    """A module that ran in the pass.
+
+    Attributes:
+        name: of the module; empty for the network.
+        size: (H, W) of its output; None if that is no map of the image.
+        readout: of its output.
+        inside: the modules that ran directly in it, in the order in which they ended.
+    """
+
+    name: str
+    size: Size | None = None
+    readout: Readout | None = None
+    inside: list[_Run] = field(default_factory=list)
+
+
+def boundaries(network: nn.Module, image: Tensor) -> tuple[Stage, ...]:
+    """The stages of an unknown network: the last module to put out each resolution, at most the deepest four.
+
+    Only modules of the outermost chain count: a module is looked into where the resolution falls inside it twice or
+    more, as in a backbone. So a stage ends at the end of a block, and never inside the block that follows, where the
+    first layers still have the resolution of the block before.
+
+    Args:
+        network: any network that puts out maps; it is run in eval mode, and left unchanged.
+        image: [1, C, H, W] on the network's device.
+
+    Returns:
+        the stages, shallow to deep; maps of 1x1 carry no signal and are left out.
+
+    Raises:
+        ConfigError: no module puts out a map with a resolution below the image's.
+    """
+    last: dict[Size, Stage] = {}
+    for run in _chain(_watch(network, image)):
+        if run.size is not None and run.readout is not None:
+            last.pop(run.size, None)
+            last[run.size] = Stage(run.name, run.readout, run.size)
+    whole = image.shape[-2] * image.shape[-1]
+    stages = [stage for (height, width), stage in last.items() if 1 < height * width < whole]
+    if not stages:
+        raise ConfigError(
+            f"{type(network).__name__} has no module whose output is a map smaller than the image; "
+            "name the modules to compare with the key 'layers'."
+        )
+    return tuple(stages[-MOST_STAGES:])
+
+
+def _chain(run: _Run) -> Iterator[_Run]:
+    """The modules that run one after another at the outermost level, with those inside a module of several stages."""
+    for each in run.inside:
+        if _falls_inside(each) >= _MANY_FALLS:
+            yield from _chain(each)
+        yield each
+
+
+def _falls_inside(run: _Run) -> int:
+    sizes = {each.size for each in run.inside if each.size is not None and each.size != (1, 1)}
+    deeper = max((_falls_inside(each) for each in run.inside), default=0)
+    return max(len(sizes) - 1, deeper)
+
+
+def _watch(network: nn.Module, image: Tensor) -> _Run:
+    """One pass: what ran inside what, and the sizes of the maps that it put out."""
+    outermost = _Run("")
+    open_runs = [outermost]
+    outputs: dict[str, Any] = {}
+
+    def began(name: str) -> Any:
+        def listen(module: nn.Module, args: Any) -> None:
+            open_runs.append(_Run(name))
+
+        return listen
+
+    def ended(name: str) -> Any:
+        def listen(module: nn.Module, args: Any, output: Any) -> None:
+            run = open_runs.pop()
+            outputs[name] = output.detach() if isinstance(output, Tensor) and output.dim() == 4 else None
+            open_runs[-1].inside.append(run)
+
+        return listen
+
+    with ExitStack() as hooks, undisturbed(network):
+        for name, module in network.named_modules():
+            if name:
+                hooks.callback(module.register_forward_pre_hook(began(name)).remove)
+                hooks.callback(module.register_forward_hook(ended(name)).remove)
+        network(image)
+    _measure(outermost, network, image, outputs)
+    return outermost
+
+
+def _measure(run: _Run, network: nn.Module, image: Tensor, outputs: dict[str, Any]) -> None:
+    """Fill in size and readout of everything that ran; a module that ran twice counts with its last output."""
+    for each in run.inside:
+        _measure(each, network, image, outputs)
+        output = outputs[each.name]
+        each.readout = None if output is None else find_layout(network, image, each.name, output)
+        if each.readout is not None:
+            features = each.readout(each.name, output)
+            each.size = features.shape[-2], features.shape[-1]

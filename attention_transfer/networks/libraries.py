@@ -1,0 +1,193 @@
+"""Networks of timm and torchvision by name: `timm/NAME` and `torchvision/NAME`."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from attention_transfer.catalogue import TIMM, TORCHVISION, library_of
+from attention_transfer.errors import ConfigError
+from attention_transfer.logs import log_once
+from attention_transfer.networks.architecture import Architecture
+
+logger = logging.getLogger(__name__)
+
+Size = tuple[int, int]
+_PROBED_CLASSES = 7
+"""A number of classes that no layer inside a network has as its width."""
+AUXILIARY = {"GoogLeNet": ("aux1", "aux2"), "Inception3": ("AuxLogits",)}
+
+
+@lru_cache(maxsize=64)
+def library_architecture(name: str) -> Architecture:
+    """The description of a library's network, as the registry has one for each of our families.
+
+    Its taps are empty: a pass over the network finds them; see `features.stages`.
+
+    Args:
+        name: 'timm/NAME' or 'torchvision/NAME'.
+
+    Raises:
+        ConfigError: the library has no such network; the message gives the nearest names.
+    """
+    return Architecture(
+        name_pattern=re.escape(name),
+        build=lambda num_classes: build(name, num_classes),
+        taps=(),
+        head=heads_of(name)[0],
+        candidates=lambda shapes: [name],
+    )
+
+
+@lru_cache(maxsize=64)
+def heads_of(name: str) -> tuple[str, ...]:
+    """The layers that put out logits: the first is the head, others are of distillation or of auxiliary losses.
+
+    Args:
+        name: 'timm/NAME' or 'torchvision/NAME'.
+
+    Raises:
+        ConfigError: the library has no such network, or it is no classifier.
+    """
+    with torch.device("meta"):
+        network = build(name, _PROBED_CLASSES)
+    auxiliary = AUXILIARY.get(type(network).__name__, ())
+    heads = [
+        key
+        for key, module in network.named_modules()
+        if classes_of_head(module) == _PROBED_CLASSES and key.split(".")[0] not in auxiliary
+    ]
+    if not heads:
+        raise ConfigError(f"{name} has no layer that puts out logits; take a network that is a classifier.")
+    named: Any = getattr(network, "pretrained_cfg", {}).get("classifier")
+    first = named[0] if isinstance(named, tuple | list) else named
+    return tuple(sorted(heads, key=lambda head: head != first))
+
+
+def classes_of_head(head: nn.Module | None) -> int | None:
+    """The number of logits of a head, a Linear or a 1x1 convolution; None for any other module."""
+    if isinstance(head, nn.Linear):
+        return head.out_features
+    return head.out_channels if isinstance(head, nn.Conv2d) else None
+
+
+def build(name: str, num_classes: int, image_size: Size | None = None) -> nn.Module:
+    """A new network of a library, with random weights.
+
+    Args:
+        name: 'timm/NAME' or 'torchvision/NAME'.
+        num_classes: number of logits.
+        image_size: (H, W) of the images, for networks of one size; None: the network's own.
+
+    Raises:
+        ConfigError: the library has no such network, or it cannot be built for this image size.
+    """
+    library, short = library_of(name)
+    with _explaining(name, image_size):
+        if library == TIMM:
+            return build_timm(short, num_classes, image_size)
+        return _build_torchvision(short, num_classes, image_size)
+
+
+@contextmanager
+def _explaining(name: str, image_size: Size | None) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        size = "" if image_size is None else f" for images of {image_size[0]}x{image_size[1]}"
+        raise ConfigError(f"{name} cannot be built{size} ({type(error).__name__}: {error}).") from error
+
+
+def build_timm(name: str, num_classes: int, image_size: Size | None, **weights: Any) -> nn.Module:
+    import timm
+
+    sized = _timm_size(name, image_size)
+    network: nn.Module = timm.create_model(name, num_classes=num_classes, **sized, **weights)
+    return network
+
+
+def _timm_size(name: str, image_size: Size | None) -> dict[str, Any]:
+    """The argument that makes a network of timm for images of this size; none where it takes any size."""
+    own = fixed_size(f"{TIMM}/{name}")
+    if image_size is None or own in (None, image_size):
+        return {}
+    return {"img_size": image_size[0] if image_size[0] == image_size[1] else image_size}
+
+
+def _build_torchvision(name: str, num_classes: int, image_size: Size | None) -> nn.Module:
+    from torchvision import models
+
+    if name not in models.list_models(models):
+        raise ConfigError(
+            f"torchvision has no classification network {name!r}.{_near(name, models.list_models(models))}"
+        )
+    options: dict[str, Any] = {}
+    if name in ("googlenet", "inception_v3"):
+        # auxiliary heads are for torchvision's own training recipe
+        options = {"init_weights": True, "aux_logits": False}
+    own = fixed_size(f"{TORCHVISION}/{name}")
+    if image_size is not None and own not in (None, image_size):
+        options |= _torchvision_size(name, image_size)
+    network: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **options)
+    return network
+
+
+def _torchvision_size(name: str, image_size: Size) -> dict[str, Any]:
+    if name.startswith("vit_"):
+        if image_size[0] != image_size[1]:
+            raise ConfigError(f"{TORCHVISION}/{name} takes square images; image_size is {image_size}.")
+        return {"image_size": image_size[0]}
+    return {"input_size": image_size}
+
+
+def ignore_auxiliary_heads(network: nn.Module) -> None:
+    """Leave the auxiliary heads of torchvision's GoogLeNet and Inception v3 out of training; logged once.
+
+    They are for losses of torchvision's own recipe, and in train mode the network would put out a tuple with their
+    logits. Their weights are frozen, so that no process waits for gradients that never come, and stay in the state.
+
+    Args:
+        network: not wrapped; any other network is left as it is.
+    """
+    parts = AUXILIARY.get(type(network).__name__, ())
+    heads = [getattr(network, part, None) for part in parts]
+    if not getattr(network, "aux_logits", False) or not all(isinstance(head, nn.Module) for head in heads):
+        return
+    for head in heads:
+        assert isinstance(head, nn.Module)
+        head.requires_grad_(False)
+    network.aux_logits = False  # type: ignore[assignment]
+    log_once(f"the auxiliary heads of {type(network).__name__}, {' and '.join(parts)}, are frozen and ignored")
+
+
+def fixed_size(name: str) -> Size | None:
+    """The only (H, W) of images that a library's network takes as it is published; None: it takes many.
+
+    Args:
+        name: 'timm/NAME' or 'torchvision/NAME'.
+    """
+    library, short = library_of(name)
+    if library == TIMM:
+        import timm
+
+        if not timm.is_model(short):
+            raise ConfigError(f"timm has no network {short!r}.{_near(short, timm.list_models())}")
+        with _explaining(name, None):
+            config: Any = timm.get_pretrained_cfg(short)
+        return config.input_size[-2:] if config is not None and config.fixed_input_size else None
+    return (224, 224) if short.startswith(("vit_", "maxvit")) and short != "vit_h_14" else None
+
+
+def _near(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+    return f" Near are {', '.join(near)}." if near else ""

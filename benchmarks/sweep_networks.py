@@ -1,0 +1,191 @@
+"""Is attention read from the right tensors? One network of every architecture file of timm, and 20 of torchvision.
+
+    python -m benchmarks.sweep_networks --photos hymenoptera-photos.tar --out sweep.jsonl
+
+Each network is judged as student and as teacher on small photos (see `benchmarks.measuring.rightness`), and is one line
+of the file: right, refused with the reason, wrong, or left out. A network that is in the file is not run again, so that
+the sweep can be stopped and goes on. `--table` prints what the file says, as docs/networks.md has it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import tarfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from timm.models import _registry
+from torch import Tensor, nn
+
+from attention_transfer import create_model
+from attention_transfer.config import IMAGENET_MEAN, IMAGENET_STD
+from attention_transfer.errors import AttentionTransferError
+from benchmarks.measuring.rightness import judge
+
+SIDE = 224
+PHOTOS = 2
+CLASSES = 10
+MOST_PARAMETERS = 100e6
+RIGHT, REFUSED, WRONG, LEFT_OUT = "right", "refused", "wrong", "left out"
+
+TORCHVISION = """
+    alexnet convnext_tiny densenet121 efficientnet_b0 googlenet inception_v3 maxvit_t mnasnet0_5 mobilenet_v2
+    mobilenet_v3_small regnet_x_400mf resnet18 resnet50 resnext50_32x4d shufflenet_v2_x0_5 squeezenet1_1 swin_t
+    swin_v2_t vgg11 vit_b_16
+"""
+
+ALSO = ("resnet50d", "seresnet50", "vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3")
+"""Of architecture files of which another network is the smallest."""
+
+MIXING: frozenset[str] = frozenset()
+"""Networks that mix all positions from the first stage on: a shift of the image need not shift their maps."""
+
+
+def smallest_of_each_file() -> Iterator[tuple[str, float]]:
+    """timm's smallest network of each architecture file, with its number of parameters."""
+    for module in sorted(_registry._module_to_models):
+        sizes = {}
+        for name in sorted(_registry._module_to_models[module]):
+            with torch.device("meta"):
+                try:
+                    network = timm.create_model(name)
+                except Exception:
+                    continue  # one that cannot be made without its image size or weights
+            sizes[name] = sum(parameter.numel() for parameter in network.parameters())
+            if len(sizes) > 8 and min(sizes.values()) < 12e6:
+                break
+        if sizes:
+            best = min(sizes, key=lambda name: (sizes[name], name))
+            yield f"timm/{best}", sizes[best]
+
+
+def photos(archive: Path, side: int) -> Tensor:
+    """A few photos [B, 3, side, side], normalised."""
+    images = []
+    with tarfile.open(archive) as tar:
+        names = sorted(name for name in tar.getnames() if name.lower().endswith(".jpg"))
+        for name in names[:: max(1, len(names) // PHOTOS)][:PHOTOS]:
+            file = tar.extractfile(name)
+            assert file is not None
+            images.append(np.asarray(Image.open(BytesIO(file.read())).convert("RGB").resize((side, side))))
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 255
+    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    return (pixels - mean[:, None, None]) / std[:, None, None]
+
+
+def judged(name: str, archive: Path, partner: nn.Module) -> dict[str, Any]:
+    """One line of the sweep.
+
+    Args:
+        name: 'timm/NAME' or 'torchvision/NAME'.
+        archive: of photos.
+        partner: teaches the network, and learns from it.
+    """
+    started = time.perf_counter()
+    torch.manual_seed(0)
+    line: dict[str, Any] = {"network": name}
+    try:
+        side = SIDE
+        network = create_model(name, CLASSES, image_size=(side, side)).eval()
+        images = photos(archive, side)
+        with torch.no_grad():
+            network(images)
+    except Exception as error:
+        if not _is_a_matter_of_size(name):
+            return {**line, "result": REFUSED, "reason": _sentence(error)}
+        side = _published_side(name)
+        network = create_model(name, CLASSES).eval()
+        images = photos(archive, side)
+    try:
+        verdict = judge(network, images, partner, mixes_globally=name in MIXING)
+    except AttentionTransferError as error:
+        return {**line, "side": side, "result": REFUSED, "reason": _sentence(error)}
+    return {
+        **line,
+        "side": side,
+        "result": WRONG if verdict.wrong else RIGHT,
+        "stages": [stage.label for stage in verdict.stages.stages],
+        "source": verdict.stages.source,
+        "reason": "; ".join(verdict.wrong),
+        "notes": list(verdict.notes),
+        "seconds": round(time.perf_counter() - started),
+    }
+
+
+def _is_a_matter_of_size(name: str) -> bool:
+    return _published_side(name) != SIDE
+
+
+def _published_side(name: str) -> int:
+    library, _, short = name.partition("/")
+    if library != "timm":
+        return 224
+    config: Any = timm.get_pretrained_cfg(short)
+    return int(config.input_size[-1])
+
+
+def _sentence(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def table(lines: list[Mapping[str, Any]]) -> str:
+    """The counts, and every network with its stages or the reason why it is refused, in Markdown."""
+    counts = Counter(line["result"] for line in lines)
+    head = ", ".join(f"{counts[result]} {result}" for result in (RIGHT, REFUSED, WRONG, LEFT_OUT))
+    rows = [
+        f"| {line['network']} | {line['result']} | {'; '.join(line.get('stages', ()))}{line.get('reason', '')} |"
+        for line in lines
+    ]
+    return "\n".join(
+        [f"{len(lines)} networks: {head}.", "", "| network | | stages, or why not |", "|---|---|---|", *rows]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, help="hymenoptera-photos.tar")
+    parser.add_argument("--out", type=Path, required=True, help="file of results, one line a network")
+    parser.add_argument("--only", nargs="*", help="these networks alone")
+    parser.add_argument("--table", action="store_true", help="print the table, and run nothing")
+    arguments = parser.parse_args()
+    lines = [json.loads(text) for text in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
+    if not arguments.table:
+        if arguments.photos is None:
+            parser.error("--photos is needed to run the sweep")
+        logging.disable(logging.WARNING)
+        partner = create_model("timm/resnet10t", CLASSES).eval()
+        for name, parameters in _wanted(arguments.only):
+            if any(line["network"] == name for line in lines):
+                continue
+            if parameters > MOST_PARAMETERS:
+                line = {"network": name, "result": LEFT_OUT, "reason": f"{parameters / 1e6:.0f} million parameters"}
+            else:
+                line = judged(name, arguments.photos, partner)
+            lines.append(line)
+            with arguments.out.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            print(line["network"], line["result"], line.get("reason", ""), flush=True)
+    print(table(lines))
+
+
+def _wanted(only: list[str] | None) -> Iterator[tuple[str, float]]:
+    if only:
+        yield from ((name, 0) for name in only)
+        return
+    yield from ((f"torchvision/{name}", 0) for name in TORCHVISION.split())
+    yield from ((f"timm/{name}", 0) for name in ALSO)
+    yield from smallest_of_each_file()
+
+
+if __name__ == "__main__":
+    main()
