@@ -77,8 +77,12 @@ def _some(items: list[str], most: int) -> str:
     return f"{', '.join(items[:most])}{more}"
 
 
-def find_fits(shapes: Shapes) -> list[Fit]:
+def find_fits(shapes: Shapes, name: str | None = None) -> list[Fit]:
     """Every registered network that a state_dict of these shapes belongs to; only those with the best head.
+
+    Args:
+        shapes: of a state_dict.
+        name: try this network alone, which may be one of timm or torchvision.
 
     Example:
         >>> from attention_transfer import create_model
@@ -87,7 +91,7 @@ def find_fits(shapes: Shapes) -> list[Fit]:
         >>> [(fit.name, fit.num_classes) for fit in find_fits(shapes)]
         [('CifarResNet-20', None)]
     """
-    fits = [fit for candidate in _candidates(shapes) if (fit := _fit(*candidate)) is not None]
+    fits = [fit for candidate in _candidates(shapes, name) if (fit := _fit(*candidate)) is not None]
     best = min((fit.rank for fit in fits), default=0)
     return [fit for fit in fits if fit.rank == best]
 

@@ -86,8 +86,8 @@ def _tagged(name: str, weights: str) -> str:
     """
     import timm
 
-    fixed_size(f"{TIMM}/{name}")  # refuses an unknown network
     stem, _, own_tag = name.partition(".")
+    fixed_size(f"{TIMM}/{stem}")  # refuses an unknown network
     tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{stem}.*")]
     tag = own_tag if weights.upper() == "DEFAULT" else weights
     if not tags or (tag and tag not in tags):

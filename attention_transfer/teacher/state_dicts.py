@@ -199,7 +199,7 @@ def matching(weights: Weights, name: str | None = None) -> list[tuple[Reading, F
     """
     headless: list[tuple[Reading, Fit]] = []
     for level in readings(weights):
-        found = [(reading, fit) for reading in level for fit in find_fits(reading.shapes) if name in (None, fit.name)]
+        found = [(reading, fit) for reading in level for fit in find_fits(reading.shapes, name)]
         if any(fit.num_classes is not None for _, fit in found):
             return [(reading, fit) for reading, fit in found if fit.num_classes is not None]
         headless = headless or found

@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from attention_transfer.catalogue import library_of
 from attention_transfer.errors import ConfigError, TeacherError
 from attention_transfer.features.maps import at_least_float32
 from attention_transfer.features.signals import Needs
@@ -109,9 +110,15 @@ def check_has_head(card: ModelCard | None) -> None:
     Raises:
         TeacherError: it has none.
     """
-    if isinstance(card, HeadlessCard):
-        raise TeacherError(
-            f"alpha > 0 distils logits, but the teacher, a {card.name}, came without a head that can be built from its "
-            "file (none, or one of several layers); set alpha=0 (attention transfer alone), or hand the whole network "
-            "to train_at(teacher=...)."
+    if not isinstance(card, HeadlessCard):
+        return
+    remedy = "or hand the whole network to train_at(teacher=...)"
+    if any(library_of(card.name)):
+        remedy = (
+            f"or train a linear head for it on your classes (attention-transfer train --model {card.name} --weights "
+            "DEFAULT-OR-FILE --freeze backbone ...) and give the checkpoint as the teacher"
         )
+    raise TeacherError(
+        f"alpha > 0 distils logits, but the teacher, a {card.name}, came without a head that can be built from its "
+        f"file (none, or one of several layers); set alpha=0 (attention transfer alone), {remedy}."
+    )

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from attention_transfer import TeacherError, load_teacher_model
-from attention_transfer.networks.registry import card_of
+from attention_transfer.losses.logits import check_has_head
+from attention_transfer.networks.registry import HeadlessCard, card_of
 
 POSSIBLE = (
     r"Possible are ResNet18:IMAGENET1K_V1, ResNet18:DEFAULT, ResNet50:IMAGENET1K_V1, ResNet50:IMAGENET1K_V2, "
@@ -20,16 +21,15 @@ POSSIBLE = (
         ("resnet50", rf"'resnet50', which is not a file; for torchvision's .* write ResNet50:DEFAULT\. {POSSIBLE}"),
         ("ResNet18", "write ResNet18:DEFAULT"),
         ("resnet50.DEFAULT", "write ResNet50:DEFAULT"),
-        ("torchvision/resnet18", "write ResNet18:DEFAULT"),
-        (
-            "ResNet34:DEFAULT",
-            rf"not a file\. {POSSIBLE} .*torchvision\.models\.get_model\('resnet34', weights='DEFAULT'\)",
-        ),
+        ("ResNet34:DEFAULT", rf"not a file; .* pretrained weights write torchvision/resnet34\. {POSSIBLE}"),
         ("resnet50:IMAGENET1K_V9", rf"ResNet50 has no weights of this name\. {POSSIBLE}"),
         ("resnet18:", "ResNet18 has no weights of this name"),
-        ("timm/resnet26d", r"timm\.create_model\('resnet26d', pretrained=True\)"),
-        ("vit_base_patch16_224", r"timm\.create_model\('vit_base_patch16_224', pretrained=True\)"),
-        ("efficientnet_b0", r"torchvision\.models\.get_model\('efficientnet_b0'"),
+        ("vit_base_patch16_224", "write timm/vit_base_patch16_224"),
+        ("efficientnet_b0", "write torchvision/efficientnet_b0"),
+        ("timm/resnet26q", "timm has no network 'resnet26q'. Near are resnet26"),
+        ("torchvision/resnet19", "torchvision has no classification network 'resnet19'. Near are resnet1"),
+        ("timm/resnet18.xyz", "'xyz', which timm does not have for resnet18; it has .*a1_in1k"),
+        ("torchvision/resnet34:IMAGENET1K_V7", "torchvision does not have for resnet34; it has IMAGENET1K_V1, DEFAULT"),
         ("CifarResNet-56", "CifarResNet-56 is a network without published weights: give the path of a checkpoint"),
         ("wideresnet-40-2", "WideResNet-40-2 is a network without published weights"),
         ("resnt50:DEFAULT", r"Did you mean 'ResNet50:DEFAULT'\?"),
@@ -50,19 +50,46 @@ def test_a_file_wins_over_a_name(tmp_path, monkeypatch):
     assert card_of(load_teacher_model("ResNet18:DEFAULT", device="cpu")).name == "CifarResNet-8"
 
 
-def test_what_is_advised_for_another_library_can_be_built():
+def test_pretrained_weights_that_are_out_of_reach_are_told_with_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(
+        TeacherError, match=r"timm's weights resnet18.* teacher_model=PATH and teacher_arch='timm/resnet"
+    ):
+        load_teacher_model("timm/resnet18", device="cpu")
+
+
+def test_a_file_of_a_networks_weights_of_a_library_is_read_with_its_name(tmp_path):
     import timm
-    import torchvision
 
-    with torch.device("meta"):
-        assert torchvision.models.get_model("resnet34", weights=None) is not None
-        assert timm.create_model("resnet26d", pretrained=False) is not None
+    torch.manual_seed(0)
+    network = timm.create_model("test_vit", num_classes=6).eval()
+    file = tmp_path / "weights.pth"
+    torch.save({"state_dict": {f"module.{key}": value for key, value in network.state_dict().items()}}, file)
+    teacher = load_teacher_model(file, device="cpu", teacher_arch="timm/test_vit")
+    assert (card_of(teacher).name, card_of(teacher).num_classes) == ("timm/test_vit", 6)
+    images = torch.rand(2, 3, 160, 160)
+    with torch.no_grad():
+        assert torch.equal(teacher(images), network(images))
 
 
-def test_weights_that_cannot_be_fetched_are_an_error_of_the_teacher_with_the_place_for_the_file(tmp_path, monkeypatch):
-    folder = tmp_path / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
-    (folder / "resnet18-f37072fd.pth").write_bytes(b"damaged")
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(TeacherError, match=r"(?s)could not be loaded.*resnet18-f37072fd\.pth"):
-        load_teacher_model("resnet18:default", device="cpu")
+def test_a_file_that_is_of_another_network_of_the_library_is_refused(tmp_path):
+    import timm
+
+    torch.save(timm.create_model("test_resnet", num_classes=6).state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(TeacherError, match=r"teacher_arch is 'timm/test_vit', but .* has other keys or shapes"):
+        load_teacher_model(tmp_path / "weights.pth", device="cpu", teacher_arch="timm/test_vit")
+
+
+def test_a_backbone_without_a_head_is_no_teacher_for_distillation(tmp_path):
+    import timm
+
+    network = timm.create_model("test_vit", num_classes=0)
+    torch.save(network.state_dict(), tmp_path / "backbone.pth")
+    teacher = load_teacher_model(tmp_path / "backbone.pth", device="cpu", teacher_arch="timm/test_vit")
+    assert isinstance(card_of(teacher), HeadlessCard)
+    with pytest.raises(TeacherError, match=r"train --model timm/test_vit .* --freeze backbone"):
+        check_has_head(card_of(teacher))
