@@ -57,8 +57,7 @@ def heads_of(name: str) -> tuple[str, ...]:
     Raises:
         ConfigError: the library has no such network, or it is no classifier.
     """
-    with torch.device("meta"):
-        network = build(name, _PROBED_CLASSES)
+    network = _without_memory(name)
     auxiliary = AUXILIARY.get(type(network).__name__, ())
     heads = [
         key
@@ -70,6 +69,17 @@ def heads_of(name: str) -> tuple[str, ...]:
     named: Any = getattr(network, "pretrained_cfg", {}).get("classifier")
     first = named[0] if isinstance(named, tuple | list) else named
     return tuple(sorted(heads, key=lambda head: head != first))
+
+
+def _without_memory(name: str) -> nn.Module:
+    try:
+        with torch.device("meta"):
+            return build(name, _PROBED_CLASSES)
+    except ConfigError as error:
+        # a few compute with their weights while they are built
+        if isinstance(error.__cause__, NotImplementedError):
+            return build(name, _PROBED_CLASSES)
+        raise
 
 
 def classes_of_head(head: nn.Module | None) -> int | None:
