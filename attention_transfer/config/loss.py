@@ -48,6 +48,9 @@ class LossSettings(SettingsGroup):
         None, description="weights of the compared pairs of stages in AT, shallow to deep; None: all 1"
     )
 
+    hint: float = Field(
+        0.0, ge=0, description="weight of hints (FitNets): features through trained 1x1 projectors; not cached"
+    )
     alpha_schedule: WeightSchedule = Field(
         "constant",
         description="alpha over the run: constant; linear, cosine = to 0 at its end; warmup = from 0 (loss_warmup)",

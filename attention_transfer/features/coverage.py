@@ -38,19 +38,19 @@ def only_where_shown(output: TeacherOutput, shown: Tensor | None) -> TeacherOutp
     if shown is None:
         return output
     return TeacherOutput(
-        {name: _covered(signal, shown) if _is_map(signal) else signal for name, signal in output.items()}
+        {name: _covered(signal, shown) if _has_cells(signal) else signal for name, signal in output.items()}
     )
 
 
-def _is_map(signal: Signal) -> bool:
-    """Whether a signal is maps [B, h, w] of stages."""
-    return isinstance(signal.value, tuple) and all(stage.dim() == 3 for stage in signal.value)
+def _has_cells(signal: Signal) -> bool:
+    """Whether a signal is maps [B, h, w] or features [B, C, h, w] of stages."""
+    return isinstance(signal.value, tuple) and all(stage.dim() in (3, 4) for stage in signal.value)
 
 
 def _covered(signal: Signal, shown: Tensor) -> Signal:
-    """A signal of maps, with less coverage than before or as much."""
+    """A signal of maps or features, with less coverage than before or as much."""
     assert isinstance(signal.value, tuple)
-    cells = [covered_cells(shown.to(stage.device), (stage.shape[1], stage.shape[2])) for stage in signal.value]
+    cells = [covered_cells(shown.to(stage.device), (stage.shape[-2], stage.shape[-1])) for stage in signal.value]
     if signal.coverage is not None:
         cells = [torch.minimum(before, cell) for before, cell in zip(signal.coverage, cells, strict=True)]
     return replace(signal, coverage=tuple(cells))

@@ -11,11 +11,13 @@ from attention_transfer.features.gradients import GRADIENT
 from attention_transfer.features.maps import MapFunction
 from attention_transfer.features.power_maps import power_map
 from attention_transfer.losses.attention import AttentionTransfer
+from attention_transfer.losses.hint import Hint
 from attention_transfer.losses.logits.dist import RelationDistillation
 from attention_transfer.losses.logits.dkd import DecoupledDistillation
 from attention_transfer.losses.logits.kd import KnowledgeDistillation
 from attention_transfer.losses.logits.term import LogitDistillation
 from attention_transfer.losses.schedules import Kind, WeightSchedule
+from attention_transfer.losses.term import LossTerm
 
 
 def logit_term(config: Config) -> LogitDistillation:
@@ -40,6 +42,11 @@ def attention_term(config: Config, map_function: MapFunction | None = None) -> A
     maps = chosen_map_function(config, map_function)
     schedule = _schedule(config, config.beta_schedule)
     return AttentionTransfer(config.beta, maps, config.stage_weights, config.attention_reduction, schedule)
+
+
+def feature_terms(config: Config) -> list[LossTerm]:
+    """Hints, where their weight is above 0; a term that needs features keeps the teacher from being cached."""
+    return [Hint(config.hint)] if config.hint > 0 else []
 
 
 def _schedule(config: Config, kind: Kind) -> WeightSchedule:

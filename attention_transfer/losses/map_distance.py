@@ -52,9 +52,9 @@ def map_distance(
             "give it one number for each of theirs."
         )
     size = size or common_size(size_of(student), size_of(teacher))
-    student, teacher = _pool(at_least_float32(student), size), _pool(at_least_float32(teacher), size)
+    student, teacher = pool(at_least_float32(student), size), pool(at_least_float32(teacher), size)
     if mask is not None:
-        covered = _pool(mask.to(teacher.dtype), size) >= WHOLE
+        covered = whole_cells(mask, size)
         student, teacher = student * covered, teacher * covered
     rows = student.flatten(1), teacher.flatten(1)
     if reduction == "paper":
@@ -133,8 +133,18 @@ def _through_unit(gradient: Tensor, unit: Tensor, norm: Tensor) -> Tensor:
     return torch.addcmul(gradient, unit, along, value=-1).div_(norm)
 
 
-def _pool(maps: Tensor, size: Size) -> Tensor:
-    return maps if size_of(maps) == size else F.adaptive_avg_pool2d(maps.unsqueeze(1), size).squeeze(1)
+def pool(maps: Tensor, size: Size) -> Tensor:
+    """Maps [B, H, W] or features [B, C, H, W], averaged to a size (h, w): [B, h, w] or [B, C, h, w]."""
+    if size_of(maps) == size:
+        return maps
+    if maps.dim() == 4:
+        return F.adaptive_avg_pool2d(maps, size)
+    return F.adaptive_avg_pool2d(maps.unsqueeze(1), size).squeeze(1)
+
+
+def whole_cells(mask: Tensor, size: Size) -> Tensor:
+    """The cells of `size` (h, w) that lie wholly where a mask [B, H, W] is 1: bool [B, h, w]."""
+    return pool(mask.float(), size) >= WHOLE
 
 
 def size_of(maps: Tensor) -> Size:

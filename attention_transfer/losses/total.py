@@ -14,7 +14,7 @@ from attention_transfer.features.maps import MapFunction
 from attention_transfer.features.pairing import StagePair
 from attention_transfer.features.signals import LOGITS, Needs, StudentOutput, TeacherOutput
 from attention_transfer.losses.classification import PLAIN
-from attention_transfer.losses.configured import attention_term, logit_term
+from attention_transfer.losses.configured import attention_term, feature_terms, logit_term
 from attention_transfer.losses.logits.term import LogitDistillation
 from attention_transfer.losses.term import RESERVED, LossInputs, LossTerm
 
@@ -67,7 +67,7 @@ class Losses(_LossesTuple):
 
 
 def default_terms(config: Config, map_function: MapFunction | None = None) -> list[LossTerm]:
-    """The loss terms that the settings name: alpha KD and beta AT.
+    """The loss terms that the settings name: alpha KD and beta AT, and hints where their weight is above 0.
 
     Args:
         config: the settings of the loss are used.
@@ -76,7 +76,7 @@ def default_terms(config: Config, map_function: MapFunction | None = None) -> li
     Raises:
         ConfigError: there is one, and the settings name another.
     """
-    return [logit_term(config), attention_term(config, map_function)]
+    return [logit_term(config), attention_term(config, map_function), *feature_terms(config)]
 
 
 def needs_of_teacher(terms: Sequence[LossTerm]) -> Needs:

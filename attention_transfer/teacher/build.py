@@ -131,7 +131,7 @@ def _tapped(teacher: nn.Module, images: Tensor, config: Config) -> tuple[Stage, 
     try:
         return choose_stages(teacher, images, layers).stages
     except ConfigError:
-        if config.beta > 0:
+        if config.beta > 0 or config.hint > 0:
             raise
         return ()
 

@@ -173,6 +173,11 @@ def _set_up(
     trains: bool = False,
 ) -> tuple[Criterion, Runtime]:
     config = resolve_config(config)
+    if config.hint > 0:
+        raise ConfigError(
+            "hint is above 0: its projectors are built and trained by train_at alone; set hint=0 in a loop of your "
+            "own, or bring a term with layers of your own."
+        )
     of_settings = default_terms(config)
     if epoch is None:
         _check_weights_are_constant(of_settings)

@@ -31,12 +31,15 @@ def prefill_caches(config: Mapping[str, Any] | Config | None = None) -> dict[str
         the number of teacher outputs that were computed, by split: train and val.
 
     Raises:
-        ConfigError: there is no teacher, or its outputs cannot be cached because every epoch has new views.
+        ConfigError: there is no teacher, or its outputs cannot be cached because every epoch has new views, or because
+            the loss needs features.
         CacheError: there is no room for them.
     """
     config = resolve_config(config).model_copy(update={"pixel_cache": "on", "teacher_cache": "on"})
     if config.teacher_model is None:
         raise ConfigError("teacher_model is None: name the teacher whose outputs are to be cached.")
+    if config.hint > 0:
+        raise ConfigError("hint is above 0: it needs the teacher's features, which are not cached; leave hint out.")
     if config.augment and config.augment_views is None:
         raise ConfigError(
             "augment_views is None: every epoch has new views, and no output could be used twice; set augment_views "

@@ -19,6 +19,7 @@ from attention_transfer.data.batches import Batch
 from attention_transfer.distributed import Runtime
 from attention_transfer.features.signals import Needs, Signal
 from attention_transfer.logs import log_once
+from attention_transfer.losses.term import LossTerm
 from attention_transfer.losses.total import default_terms, needs_of_teacher
 from attention_transfer.modules import unwrapped
 from attention_transfer.networks.class_lists import students_classes
@@ -150,7 +151,7 @@ def training_step(
         part = Batch(batch.images[:count], batch.labels[:count])
         with _quiet():
             run_training_epoch(
-                Criterion(config, repeated, alone, match_logits=matched), trainee, [part], optimizer, alone
+                Criterion(config, repeated, alone, _timed_terms(config), matched), trainee, [part], optimizer, alone
             )
 
     return step
@@ -177,6 +178,11 @@ def answering_step(config: Config, runtime: Runtime, teacher: nn.Module, shape: 
     return step
 
 
+def _timed_terms(config: Config) -> list[LossTerm]:
+    """The terms of the settings, but for those with layers of their own, which are not built yet."""
+    return [term for term in default_terms(config) if type(term).build is LossTerm.build]
+
+
 def _copy(student: nn.Module) -> nn.Module:
     try:
         copied = copy.deepcopy(student)
@@ -200,7 +206,7 @@ def _random_batch(shape: Shape) -> Batch:
 def _first_output(config: Config, runtime: Runtime, teacher: nn.Module, batch: Batch) -> TeacherOutput:
     image = batch.images[:1].contiguous(memory_format=runtime.memory_format)
     try:
-        needs = Needs.union(term.needs for term in default_terms(config))
+        needs = Needs.union(term.needs for term in _timed_terms(config))
         return make_teacher(teacher, config, runtime, needs)(Batch(image, batch.labels[:1]))
     except Exception as error:
         raise NotComparedError(f"the teacher fails ({in_a_line(error)})") from error

@@ -16,7 +16,7 @@ def warn_of_idle_loss_settings(config: Config) -> None:
     Args:
         config: the settings of the loss, and epochs.
     """
-    if config.alpha == 0 and config.beta == 0:
+    if config.alpha == 0 and config.beta == 0 and config.hint == 0:
         logger.warning("alpha and beta are 0: the teacher is compared with, but teaches nothing")
     default = Config()
     of_logits = ("logit_loss", "logit_standardization", "kd_balance")

@@ -47,7 +47,7 @@ OTHERS = {
     "attention": "max", "attention_power": 3.0, "logit_loss": "dkd", "logit_standardization": True,
     "kd_balance": "paper", "dkd_target": 2.0, "dkd_nontarget": 2.0, "dkd_warmup": 2.0,
     "attention_reduction": "sum", "stage_weights": (1.0, 0.5, 2.0),
-    "alpha_schedule": "linear", "beta_schedule": "cosine", "loss_warmup": 0.5,
+    "alpha_schedule": "linear", "beta_schedule": "cosine", "loss_warmup": 0.5, "hint": 1.0,
     "label_smoothing": 0.1, "class_weights": (1.0,) * 10, "sampler": "balanced", "best_by": "loss",
     "freeze": ("layer1",),
     "optimizer": "adamw", "nesterov": True, "weight_decay_norms": False, "schedule": "cosine", "milestones": (3,),
