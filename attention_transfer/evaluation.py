@@ -17,7 +17,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from attention_transfer.class_names import Classes, Match, match
 from attention_transfer.config import Config, resolve_config
 from attention_transfer.data.loading.relabelled import Relabelled
-from attention_transfer.data.loading.user_loaders import Received, check_labels, classes_of, warn_of_unusual_values
+from attention_transfer.data.loading.user_loaders import (
+    Received,
+    check_labels,
+    classes_of,
+    labelled_part,
+    warn_of_unusual_values,
+)
 from attention_transfer.errors import DataError, DivergenceError
 from attention_transfer.modules import count_logits, device_of, like_weights, undisturbed, unwrapped
 from attention_transfer.networks.class_lists import network_classes
@@ -38,7 +44,7 @@ def evaluate_model(
 
     Args:
         model: maps images [B, C, H, W] to logits [B, K], K at least 2.
-        test_loader: any iterable of (images [B, C, H, W], labels [B]).
+        test_loader: any iterable of (images [B, C, H, W], labels [B]); images with label -100 are left out.
         config: uses class_names: the network's classes; by default those that it was trained with. If the loader's
             data set has class names too, both are matched by name: the data may have them in another order, and may
             have few of them. A network without names gets those of the data, in their order; without any, classes are
@@ -72,7 +78,7 @@ def evaluate_model(
     names, test_loader = _in_networks_numbers(network, test_loader)
     tally: Tally | None = None
     with undisturbed(model):
-        for batch in progress_bar(Received(test_loader), desc="evaluating", unit="batch"):
+        for batch in map(labelled_part, progress_bar(Received(test_loader), desc="evaluating", unit="batch")):
             if not len(batch.labels):
                 continue
             images = like_weights(batch.images.to(clock.device), model)

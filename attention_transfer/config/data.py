@@ -26,6 +26,14 @@ class DataSettings(SettingsGroup):
     heading: ClassVar = "Data"
 
     data_dir: Path = Field("data", description="train/, val/ and test/ folders, or a folder of class folders")
+    unlabelled_dir: Path | None = Field(
+        None,
+        description="any tree of images without labels, of which each batch has some more; cross-entropy passes them "
+        "over",
+    )
+    unlabelled_ratio: float = Field(
+        1.0, gt=0, description="unlabelled images to each labelled batch, as a fraction of batch_size"
+    )
     num_classes: int | None = Field(None, ge=2, description="number of classes; None reads it from the data")
     class_names: Names | None = Field(
         None, description="names of the classes, in the order of their numbers; None reads them from the data"

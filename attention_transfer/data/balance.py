@@ -10,6 +10,7 @@ import numpy as np
 from torch.utils.data import Subset
 
 from attention_transfer.data.loading.relabelled import Relabelled
+from attention_transfer.features.gradients import IGNORED_LABEL as UNLABELLED
 
 IMBALANCED = 5
 """Ratio of the largest class to the smallest from which accuracy alone is misleading."""
@@ -38,6 +39,7 @@ def class_counts(loader: object) -> dict[int, int] | None:
         if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != len(dataset):
             return None
         labels = labels if chosen is None else labels[chosen]
+        labels = labels[labels != UNLABELLED]
         if isinstance(loader, Relabelled):
             labels = loader.positions.numpy()[labels]
     except (TypeError, ValueError, IndexError):

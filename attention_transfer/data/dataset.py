@@ -47,6 +47,7 @@ class ImageDataset(Dataset[Example]):
     Attributes:
         frame: what image_size, resize and crop_pct come to.
         source: holds the images; classes: names of the classes; class_to_idx: their labels; targets: label of each.
+        num_labelled: images that have a label; they come first, and those with label -100 after them.
         decoder: from a file to the picture that views are rendered from.
         store: the cached pictures; None: they are decoded each time.
 
@@ -73,6 +74,7 @@ class ImageDataset(Dataset[Example]):
         self.classes = tuple(source.classes)
         self.class_to_idx = {name: label for label, name in enumerate(self.classes)}
         self.targets = [int(label) for label in source.labels]
+        self.num_labelled = sum(label >= 0 for label in self.targets)
         self.frame = as_frame(image_size, resize, crop_pct)
         self.mean = mean
         self.std = std
@@ -114,7 +116,7 @@ class ImageDataset(Dataset[Example]):
         """Views mixed with those of other images."""
         assert self.augmentation is not None
         alphas, size = (self.augmentation.mixup, self.augmentation.cutmix), self.frame.size
-        mixes = [draw_mix(alphas, self.seed, view, index, range(len(self)), size) for view, index in where]
+        mixes = [draw_mix(alphas, self.seed, view, index, self._alike(index), size) for view, index in where]
         others, _ = self._render([(view, mix.partner) for (view, _), mix in zip(where, mixes, strict=True)])
         shown = examples.shown
         if shown is not None and others.shown is not None:
@@ -125,6 +127,10 @@ class ImageDataset(Dataset[Example]):
         )
         images, labels = mixed(examples.images, others.images, mixes), [label for _, label in examples]
         return Examples(images, labels, where, examples.matrices, shown, mixing)
+
+    def _alike(self, index: int) -> range:
+        """The labelled images for a labelled one, else the others."""
+        return range(self.num_labelled) if index < self.num_labelled else range(self.num_labelled, len(self))
 
     def digest(self, *, hash_files: bool = False) -> str:
         """A digest that identifies the images in later runs; see `Source.fingerprint`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from torch import Tensor
@@ -46,6 +46,12 @@ class Signal:
     coverage: tuple[Tensor, ...] | None = None
     depends_on_label: bool = False
     exact_under_warp: bool = False
+
+    def rows(self, which: Tensor) -> Signal:
+        """The signal of some images of the batch, by their positions [n]."""
+        value = self.value[which] if isinstance(self.value, Tensor) else tuple(stage[which] for stage in self.value)
+        coverage = None if self.coverage is None else tuple(cells[which] for cells in self.coverage)
+        return replace(self, value=value, coverage=coverage)
 
 
 @dataclass(frozen=True)

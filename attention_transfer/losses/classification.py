@@ -40,13 +40,16 @@ class CrossEntropy:
         """Whether classes have weights, so that the mean is over their sum and not over the images."""
         return self._weights is not None
 
-    def __call__(self, logits: Tensor, labels: Tensor, mixed: Mixed | None = None) -> Tensor:
+    def __call__(
+        self, logits: Tensor, labels: Tensor, mixed: Mixed | None = None, *, are_all_labelled: bool = True
+    ) -> Tensor:
         """The mean over a batch: a scalar [], not negative.
 
         Args:
             logits: [B, K], float32.
-            labels: int64 [B], in 0 .. K - 1.
+            labels: int64 [B], in 0 .. K - 1; -100 for an image without a label, which is left out.
             mixed: of images that are mixed of two, the labels [B] of the second and the shares [B] of the first.
+            are_all_labelled: whether every image has a label; if not, the mean over none is 0.
 
         Raises:
             ConfigError: the number of weights is not K.
@@ -58,26 +61,30 @@ class CrossEntropy:
                 "give one for each, in the order of the classes."
             )
         settings: dict[str, Any] = {"weight": weights, "label_smoothing": self.label_smoothing}
-        if mixed is None:
+        if mixed is None and are_all_labelled:
             return F.cross_entropy(logits, labels, **settings)
+        weight = self.sum_of_weights(labels, mixed).clamp_min(torch.finfo(torch.float32).tiny)
+        if mixed is None:
+            return F.cross_entropy(logits, labels, **settings, reduction="sum") / weight
         partners, shares = mixed
         own, others = (F.cross_entropy(logits, y, **settings, reduction="none") for y in (labels, partners))
-        return (shares * own + (1 - shares) * others).sum() / self.sum_of_weights(labels, mixed)
+        return (shares * own + (1 - shares) * others).sum() / weight
 
     def sum_of_weights(self, labels: Tensor, mixed: Mixed | None = None) -> Tensor:
         """The sum over a batch of its labels' weights, a scalar []: what the mean divides by.
 
         Args:
-            labels: int64 [B].
+            labels: int64 [B]; -100 for an image without a label.
             mixed: as for the mean.
         """
-        weights = self._on(labels)
+        is_labelled, weights = labels >= 0, self._on(labels)
         if weights is None:
-            return labels.new_tensor(len(labels), dtype=torch.float32)
-        if mixed is None:
-            return weights[labels].sum()
-        partners, shares = mixed
-        return (shares * weights[labels] + (1 - shares) * weights[partners]).sum()
+            return is_labelled.sum(dtype=torch.float32)
+        own = weights[labels.clamp_min(0)]
+        if mixed is not None:
+            partners, shares = mixed
+            own = shares * own + (1 - shares) * weights[partners.clamp_min(0)]
+        return (own * is_labelled).sum()
 
     def _on(self, like: Tensor) -> Tensor | None:
         if self._weights is not None and self._weights.device != like.device:

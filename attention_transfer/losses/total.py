@@ -15,6 +15,7 @@ from attention_transfer.features.pairing import StagePair
 from attention_transfer.features.signals import LOGITS, Needs, StudentOutput, TeacherOutput
 from attention_transfer.losses.classification import PLAIN
 from attention_transfer.losses.configured import attention_term, feature_terms, logit_term
+from attention_transfer.losses.labels import Labelled, needs_labels, only_labelled
 from attention_transfer.losses.logits.term import LogitDistillation
 from attention_transfer.losses.term import RESERVED, LossInputs, LossTerm
 
@@ -40,30 +41,39 @@ class Losses(_LossesTuple):
         per_stage: AT of each compared pair of stages, shallow to deep; empty without a teacher.
         logits: [B, K] of the student.
         scalars: classification and everything the terms report, by name, unweighted.
+        of_labelled: the names of the scalars that are means over the labelled images alone.
     """
 
     scalars: dict[str, Tensor]
+    of_labelled: frozenset[str]
 
     @classmethod
-    def of(cls, total: Tensor, scalars: dict[str, Tensor], logits: Tensor) -> Losses:
+    def of(
+        cls,
+        total: Tensor,
+        scalars: dict[str, Tensor],
+        logits: Tensor,
+        of_labelled: frozenset[str] = frozenset({"classification"}),
+    ) -> Losses:
         """Build the losses from named scalars.
 
         Args:
             total: scalar tensor, with gradient.
             scalars: classification and everything the terms report, by name; scalar tensors.
             logits: [B, K] of the student.
+            of_labelled: the scalars that are means over the labelled images alone.
         """
         zero = total.new_zeros(())
         stages = tuple(value for name, value in scalars.items() if name.startswith("attention_stage_"))
         kd, attention = scalars.get("kd", zero), scalars.get("attention", zero)
         losses = cls(total, scalars["classification"], kd, attention, stages, logits)
-        losses.scalars = scalars
+        losses.scalars, losses.of_labelled = scalars, of_labelled
         return losses
 
     def as_nothing(self) -> Losses:
         """The losses of a stand-in batch: all zero, and logits [0, K], so that they add nothing to any mean."""
         zero = torch.zeros_like(self.total)
-        return Losses.of(zero, dict.fromkeys(self.scalars, zero), self.logits[:0])
+        return Losses.of(zero, dict.fromkeys(self.scalars, zero), self.logits[:0], self.of_labelled)
 
 
 def default_terms(config: Config, map_function: MapFunction | None = None) -> list[LossTerm]:
@@ -98,18 +108,20 @@ def combine(
     epoch: float = 0.0,
     cross_entropy: Callable[[Tensor, Tensor], Tensor] = PLAIN,
     map_pairs: Mapping[str, tuple[StagePair, ...]] | None = None,
+    labelled: Labelled | None = None,
 ) -> Losses:
     """Compute the losses from the outputs of student and teacher; a pure function of tensors.
 
     Args:
         student: its logits [B, K], and the signals that the terms need.
         teacher: its signals; empty without a teacher.
-        labels: [B], in 0 .. K - 1.
+        labels: [B], in 0 .. K - 1; UNLABELLED for an image without one, which terms that need labels do not see.
         terms: the loss terms.
         pairs: the stages to compare.
         epoch: from 0, including the fraction of the current one.
         cross_entropy: from logits [B, K] in float32 and labels [B] to the mean over the batch.
         map_pairs: the maps to compare that are not of features; see `LossInputs`.
+        labelled: how many images have a label; None: all.
 
     Returns:
         the losses: scalars, and the student's logits [B, K].
@@ -121,6 +133,7 @@ def combine(
     logits = student.tensor(LOGITS)
     classification = cross_entropy(logits.float(), labels)
     scalars, weighted, share = {"classification": classification}, [], 1.0
+    of_labelled = {"classification"}
     for term in terms:
         inputs = LossInputs(
             student,
@@ -130,17 +143,24 @@ def combine(
             epoch if term.needs.epoch else None,
             map_pairs or {},
         )
+        factor = 1.0
+        if labelled is not None and not labelled.is_all and needs_labels(term):
+            inputs, some = only_labelled(inputs, labels, term.needs)
+            factor = labelled.share if some else 0.0
         is_silent = term.is_silent(inputs)
         reported = {term.name: classification.new_zeros(())} if is_silent else _scalars_of(term, inputs)
         if taken := sorted(reported.keys() & (RESERVED | scalars.keys())):
             raise ConfigError(f"the loss term {type(term).__name__} reports {taken[0]!r}, which is taken; rename it.")
+        if factor != 1:
+            reported = {name: factor * value for name, value in reported.items()}
         scalars |= reported
+        of_labelled |= reported.keys() if needs_labels(term) else set()
         if term.weight > 0:
             weighted.append(term.weight_at(epoch) * reported[term.name])
         if not is_silent:
             share *= term.cross_entropy_weight_at(epoch)
     total = sum(weighted, start=classification if share == 1 else share * classification)
-    return Losses.of(total, scalars, logits)
+    return Losses.of(total, scalars, logits, frozenset(of_labelled))
 
 
 def _scalars_of(term: LossTerm, inputs: LossInputs) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from attention_transfer.features.stages.choose import choose_stages, split_layer
 from attention_transfer.features.stages.stage import Stage
 from attention_transfer.logs import log_once
 from attention_transfer.losses.classification import PLAIN, CrossEntropy, Mixed
-from attention_transfer.losses.labels import refuse_mixed_labels
+from attention_transfer.losses.labels import Labelled, refuse_mixed_labels
 from attention_transfer.losses.term import LossTerm
 from attention_transfer.losses.total import Losses, combine, default_terms
 from attention_transfer.modules import count_logits, like_weights
@@ -80,7 +80,15 @@ class Criterion:
         """K of the student's logits [B, K]; None before its first forward pass. Labels are checked against it."""
         return self._num_classes
 
-    def __call__(self, student: nn.Module, batch: Batch, epoch: float = 0.0, *, is_stand_in: bool = False) -> Losses:
+    def __call__(
+        self,
+        student: nn.Module,
+        batch: Batch,
+        epoch: float = 0.0,
+        *,
+        is_stand_in: bool = False,
+        labelled: Labelled | None = None,
+    ) -> Losses:
         """Compute the losses of a batch.
 
         Args:
@@ -88,7 +96,9 @@ class Criterion:
             batch: images [B, C, H, W] and labels [B], on the student's device.
             epoch: from 0, including the fraction of the current one.
             is_stand_in: the batch takes the place of an empty share, and counts for nothing.
+            labelled: how many of the images have a label; None: they are counted, where labels are on the CPU.
         """
+        labelled = labelled or Labelled.of(batch.labels)
         try:
             teacher = self.ask_teacher(batch)
             output = self.observe(student, batch, is_compared=bool(teacher))
@@ -97,22 +107,24 @@ class Criterion:
             raise
         if batch.mixing is not None:
             refuse_mixed_labels(self.terms)
-        classify = partial(self._classification, mixed=batch.mixing, is_stand_in=is_stand_in)
+        classify = partial(self._classification, mixed=batch.mixing, labelled=labelled, is_stand_in=is_stand_in)
         pairs, map_pairs = self.pairs(output, teacher), self.map_pairs(output, teacher)
-        return combine(output, teacher, batch.labels, self.terms, pairs, epoch, classify, map_pairs)
+        return combine(output, teacher, batch.labels, self.terms, pairs, epoch, classify, map_pairs, labelled)
 
-    def _classification(self, logits: Tensor, labels: Tensor, *, mixed: Mixed | None, is_stand_in: bool) -> Tensor:
+    def _classification(
+        self, logits: Tensor, labels: Tensor, *, mixed: Mixed | None, labelled: Labelled, is_stand_in: bool
+    ) -> Tensor:
         """The cross-entropy []; with weighted classes, this process's part of the mean over the global batch.
 
         Processes are averaged by their numbers of images, while a weighted mean divides by the sum of the weights: so
         it is multiplied by the mean weight here, over the mean weight in the global batch.
         """
-        mean = self._cross_entropy(logits, labels, mixed)
+        mean = self._cross_entropy(logits, labels, mixed, are_all_labelled=labelled.is_all)
         if not self._cross_entropy.is_weighted or self.runtime.world_size == 1:
-            return mean
+            return mean if labelled.share == 1 else mean * labelled.share
         mine = torch.stack([labels.new_tensor(len(labels)).float(), self._cross_entropy.sum_of_weights(labels, mixed)])
         images, weights = self.runtime.sum_over_processes(torch.zeros_like(mine) if is_stand_in else mine.clone())
-        share: Tensor = (mine[1] / mine[0]) / (weights / images)
+        share: Tensor = (mine[1] / mine[0]) / (weights / images).clamp_min(torch.finfo(torch.float32).tiny)
         return mean * share
 
     def ask_teacher(self, batch: Batch) -> TeacherOutput:

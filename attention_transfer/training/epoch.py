@@ -17,6 +17,7 @@ from attention_transfer.data.loading.loaders import own_sampler
 from attention_transfer.data.loading.user_loaders import Received, check_labels, warn_of_unusual_values
 from attention_transfer.distributed import Runtime
 from attention_transfer.logs import log_once
+from attention_transfer.losses.labels import Labelled
 from attention_transfer.losses.total import Losses
 from attention_transfer.modules import undisturbed, unwrapped
 from attention_transfer.training.criterion import Criterion
@@ -35,10 +36,34 @@ class LocalBatch(NamedTuple):
     Attributes:
         batch: on the process's device; may be empty.
         global_size: images in the global batch.
+        num_labelled: images in the batch that have a label; None where labels came on a GPU.
+        global_labelled: images in the global batch that have one; likewise.
     """
 
     batch: Batch
     global_size: int
+    num_labelled: int | None
+    global_labelled: int | None
+
+    @property
+    def size(self) -> int:
+        """Images in the batch."""
+        return len(self.batch.labels)
+
+    @property
+    def labelled(self) -> Labelled:
+        """How many images have a label."""
+        if self.num_labelled is None or not self.global_labelled or not self.size:
+            return Labelled(self.num_labelled, self.size)
+        share = self.num_labelled * self.global_size / (self.size * self.global_labelled)
+        return Labelled(self.num_labelled, self.size, share)
+
+    @property
+    def weight_of_labelled(self) -> float | None:
+        """The weight of means over labelled images; None where all have a label, or it is unknown."""
+        if self.global_labelled is None or self.global_labelled == self.global_size:
+            return None
+        return self.size * self.global_labelled / self.global_size
 
 
 def local_batches(loader: Iterable[Any], runtime: Runtime, criterion: Criterion) -> Iterator[LocalBatch]:
@@ -57,9 +82,10 @@ def local_batches(loader: Iterable[Any], runtime: Runtime, criterion: Criterion)
     """
     sampler = own_sampler(loader, runtime.world_size)
     if sampler is not None:
-        sizes = sampler.global_sizes()[sampler.start_batch :]
-        for batch, size in zip(Received(loader), sizes, strict=True):
-            yield LocalBatch(_arrived(batch, runtime, criterion), size)
+        sizes = zip(sampler.global_sizes(), sampler.labelled_sizes(), strict=True)
+        rest = itertools.islice(sizes, sampler.start_batch, None)
+        for batch, (size, labelled) in zip(Received(loader), rest, strict=True):
+            yield LocalBatch(_arrived(batch, runtime, criterion), size, _count(batch), labelled)
         return
     for number, batch in enumerate(Received(loader)):
         if number == 0 and runtime.is_main and batch.indices is None:
@@ -67,7 +93,14 @@ def local_batches(loader: Iterable[Any], runtime: Runtime, criterion: Criterion)
         mine = slice(runtime.rank, None, runtime.world_size)
         part = batch.part(mine)
         if len(batch.labels):
-            yield LocalBatch(_arrived(part, runtime, criterion), len(batch.labels))
+            yield LocalBatch(_arrived(part, runtime, criterion), len(batch.labels), _count(part), _count(batch))
+
+
+def _count(batch: Batch) -> int | None:
+    count = Labelled.of(batch.labels).count
+    if count == 0 and len(batch.labels):
+        log_once("a batch has no labelled image: its cross-entropy is 0")
+    return count
 
 
 def _arrived(batch: Batch, runtime: Runtime, criterion: Criterion) -> Batch:
@@ -119,7 +152,7 @@ def run_training_epoch(
             losses = _compute_gradients(criterion, student, local, runtime, progress.epochs, share)
         progress.waiting = updates.waiting
         progress.detector.update(losses, progress.batches)
-        progress.meter.add(losses, local.batch.labels)
+        progress.meter.add(losses, local.batch.labels, local.weight_of_labelled)
         if progress.batches % STEPS_BETWEEN_CHECKS == 0:
             progress.check()
         progress.batches += 1
@@ -139,7 +172,8 @@ def _compute_gradients(
     size = len(local.batch.labels)
     batch = local.batch if size else _stand_in(local.batch)
     with _batch_norm_by_size([student, criterion.modules], len(batch.labels)):
-        losses = criterion(student, batch, epoch, is_stand_in=not size)
+        labelled = local.labelled if size else None
+        losses = criterion(student, batch, epoch, is_stand_in=not size, labelled=labelled)
     # gradients are averaged over processes: each is weighted by its share of the global batch
     weight = size * runtime.world_size / local.global_size * share
     runtime.backward(losses.total if weight == 1 else losses.total * weight)
@@ -200,10 +234,11 @@ def run_validation_epoch(
     with undisturbed(network), undisturbed(criterion.modules):
         for step, local in enumerate(local_batches(loader, runtime, criterion)):
             is_empty = not len(local.batch.labels)
-            losses = criterion(network, _stand_in(local.batch) if is_empty else local.batch, epoch)
+            batch, labelled = (_stand_in(local.batch), None) if is_empty else (local.batch, local.labelled)
+            losses = criterion(network, batch, epoch, labelled=labelled)
             losses = losses.as_nothing() if is_empty else losses
             detector.update(losses, step)
-            meter.add(losses, local.batch.labels)
+            meter.add(losses, local.batch.labels, local.weight_of_labelled)
             if on_batch is not None:
                 on_batch(step + 1)
     check_finite(detector, runtime)

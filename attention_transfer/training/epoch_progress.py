@@ -21,6 +21,7 @@ class ProgressState(TypedDict):
         images: completed images, over all processes.
         sums: of losses and correct predictions, over all processes; see `MeanMeter`.
         names: of the sums; absent in checkpoints of version 0.1.
+        of_labelled: those of the names that are means over labelled images alone; likewise.
         seconds: time spent on the epoch so far.
         lr: the learning rate at the start of the epoch; absent in checkpoints of version 0.1.
     """
@@ -29,6 +30,7 @@ class ProgressState(TypedDict):
     images: int
     sums: Tensor | None
     names: NotRequired[list[str] | None]
+    of_labelled: NotRequired[list[str]]
     seconds: float
     lr: NotRequired[float | None]
 
@@ -44,6 +46,7 @@ def as_progress(state: Mapping[str, Any]) -> ProgressState:
         "images": state["images"],
         "sums": state["sums"],
         "names": state.get("names"),
+        "of_labelled": state.get("of_labelled", ["classification"]),
         "seconds": state["seconds"],
         "lr": state.get("lr"),
     }
@@ -107,6 +110,7 @@ class EpochProgress:
             "images": self.images,
             "sums": self.meter.over_processes(self._runtime),
             "names": None if names is None else list(names),
+            "of_labelled": sorted(self.meter.of_labelled),
             "seconds": self.seconds,
             "lr": self.lr,
         }
@@ -119,7 +123,8 @@ class EpochProgress:
         self._began = time.perf_counter() - state["seconds"]
         sums = state["sums"]
         if sums is not None:
-            self.meter.load_state(sums if self._runtime.is_main else torch.zeros_like(sums), state.get("names"))
+            mine = sums if self._runtime.is_main else torch.zeros_like(sums)
+            self.meter.load_state(mine, state.get("names"), state.get("of_labelled", ["classification"]))
 
     def check(self) -> None:
         """Raise if the loss was not finite in any process; all processes must call this.

@@ -59,7 +59,9 @@ class MeanMeter:
             validation, which is never resumed in the middle.
 
     Attributes:
-        names: of the sums after count, correct and loss; None before the first batch.
+        names: of the sums after count, correct and loss; None before the first batch. After them comes the number of
+            labelled images.
+        of_labelled: those of the names that are means over labelled images alone.
     """
 
     def __init__(self, device: torch.device, *, by_class: bool = False) -> None:
@@ -68,11 +70,18 @@ class MeanMeter:
         self._device = device
         self._sums: Tensor | None = None
         self.names: tuple[str, ...] | None = None
+        self.of_labelled = frozenset({"classification"})
         self._counts_classes = by_class
         self._by_class: Tensor | None = None
 
-    def add(self, losses: Losses, labels: Tensor) -> None:
-        """Add a batch: its losses, with logits [B, K], and its labels [B], on the same device.
+    def add(self, losses: Losses, labels: Tensor, labelled: float | None = None) -> None:
+        """Add a batch.
+
+        Args:
+            losses: with logits [B, K].
+            labels: [B], on the same device; below 0 for an image without one, which accuracy does not count.
+            labelled: the weight of means over labelled images alone: their number, of several processes the global
+                batch's fraction of them times B; None: all images are labelled.
 
         Raises:
             ConfigError: the loss terms report other scalars than for the batches before.
@@ -83,23 +92,38 @@ class MeanMeter:
                     f"the loss terms report {', '.join(losses.scalars)} for this batch, and "
                     f"{', '.join(self.names or ())} for those before; every batch of an epoch must report the same."
                 )
-            self.names = tuple(losses.scalars)
+            self.names, self.of_labelled = tuple(losses.scalars), losses.of_labelled
             count = len(labels)
+            labelled = count if labelled is None else labelled
             means = torch.stack([losses.total, *losses.scalars.values()])
             hits = losses.logits.argmax(dim=1) == labels
             correct = hits.sum()
             counts = torch.stack([correct.new_tensor(count), correct])
-            new = torch.cat([counts.to(self._dtype), means.to(self._dtype) * count])
+            sums = means.to(self._dtype) * self._weights_of(count, labelled)
+            new = torch.cat([counts.to(self._dtype), sums, self._filled(labelled)])
             self._sums = new if self._sums is None else self._sums + new
             if self._counts_classes:
                 self._add_by_class(hits, labels, losses.logits.shape[1])
+
+    def _weights_of(self, count: int, labelled: float) -> Tensor | int:
+        """What the means over a batch are multiplied by: loss, and everything by its name."""
+        if labelled == count:
+            return count
+        weights = [labelled if name in self.of_labelled else count for name in self.names or ()]
+        return torch.cat([self._filled(weight) for weight in (count, *weights)])
+
+    def _filled(self, value: float) -> Tensor:
+        """[1], on the device; a copy from the CPU would synchronise."""
+        return torch.full((1,), value, dtype=self._dtype, device=self._device)
 
     def _add_by_class(self, hits: Tensor, labels: Tensor, num_classes: int) -> None:
         """Add the hits [B] of labels [B] to [2, K]: images and correct predictions per class."""
         if self._by_class is None:
             self._by_class = torch.zeros(2, num_classes, dtype=self._dtype, device=self._device)
         # bincount would synchronise, to find the size of its output
-        self._by_class.index_add_(1, labels, torch.stack([torch.ones_like(hits), hits]).to(self._dtype))
+        is_labelled = labels >= 0
+        new = torch.stack([is_labelled, hits & is_labelled]).to(self._dtype)
+        self._by_class.index_add_(1, labels.clamp_min(0), new)
 
     def means(self, runtime: Runtime) -> Means:
         """Means over all samples of all processes; all processes must call this.
@@ -111,11 +135,13 @@ class MeanMeter:
         if totals is None or not totals[0] or self.names is None:
             raise DataError("the loader gave no batch; it must give at least one.")
         by_class = [] if self._by_class is None else totals[-self._by_class.numel() :]
-        count, correct, loss, *sums = totals[: len(totals) - len(by_class)]
-        figures = {"loss": loss / count, "accuracy": correct / count}
+        count, correct, loss, *sums, labelled = totals[: len(totals) - len(by_class)]
+        labelled = max(labelled, 1.0)  # of no image nothing is right
+        figures = {"loss": loss / count, "accuracy": correct / labelled}
         if by_class:
             figures["balanced_accuracy"] = mean_recall(*_halves(by_class))
-        figures |= {name: value / count for name, value in zip(self.names, sums, strict=True)}
+        for name, value in zip(self.names, sums, strict=True):
+            figures[name] = value / (labelled if name in self.of_labelled else count)
         return Means(int(count), figures)
 
     def _all(self, sums: Tensor) -> Tensor:
@@ -131,17 +157,27 @@ class MeanMeter:
         """The sums [S] over all processes, on the CPU, for a checkpoint; all processes must call this."""
         return None if self._sums is None else runtime.sum_over_processes(self._sums).cpu()
 
-    def load_state(self, sums: Tensor | None, names: Sequence[str] | None = None) -> None:
+    def load_state(
+        self,
+        sums: Tensor | None,
+        names: Sequence[str] | None = None,
+        of_labelled: Sequence[str] = ("classification",),
+    ) -> None:
         """Restore the sums of a checkpoint.
 
         Args:
             sums: [S], see `over_processes`; or None.
             names: of the sums after count, correct and loss; None for a checkpoint of version 0.1, which had two terms.
+            of_labelled: those of them that are means over labelled images alone.
         """
         self._sums = None if sums is None else sums.to(self._device)
-        if sums is not None:
-            stages = (f"attention_stage_{i}" for i in range(len(sums) - 6))
+        if self._sums is not None:
+            stages = (f"attention_stage_{i}" for i in range(len(self._sums) - 6))
             self.names = ("classification", "kd", "attention", *stages) if names is None else tuple(names)
+            self.of_labelled = frozenset(of_labelled)
+            if len(self._sums) == 3 + len(self.names):
+                # of a checkpoint that knows no images without labels
+                self._sums = torch.cat([self._sums, self._sums[:1]])
 
 
 def _halves(values: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:

@@ -15,6 +15,7 @@ from attention_transfer.devices import resolve_device
 from attention_transfer.distributed import Runtime
 from attention_transfer.errors import ConfigError
 from attention_transfer.losses.classification import PLAIN, CrossEntropy
+from attention_transfer.losses.labels import Labelled
 from attention_transfer.losses.term import LossTerm
 from attention_transfer.losses.total import Losses, default_terms, needs_of_teacher
 from attention_transfer.modules import device_of
@@ -48,7 +49,7 @@ def compute_at_loss(
         student_model: run in its current mode; set it to train mode for training.
         teacher_model: run in eval mode without gradients, and left unchanged; None makes kd and attention zero.
         x: images [B, 3, H, W]; moved to the student's device.
-        y: labels [B], integers in 0 .. K - 1; moved to the student's device.
+        y: labels [B], integers in 0 .. K - 1, or -100 for an image without one; moved to the student's device.
         config: uses the settings of the loss, label_smoothing, class_weights (as a list), layers and class_names (of
             the student, if it has no names itself); a partial dict is completed by the defaults.
         terms: further loss terms, beside alpha KD and beta AT.
@@ -75,7 +76,8 @@ def compute_at_loss(
     device = device_of(student_model)
     criterion, runtime = _set_up(student_model, teacher_model, device, config, terms, epoch, trains=True)
     with closing(criterion):
-        return criterion(student_model, Batch(x, y).to(runtime.device), epoch or 0.0)
+        batch = Batch(x, y).to(runtime.device)
+        return criterion(student_model, batch, epoch or 0.0, labelled=Labelled.of(y))
 
 
 def train_epoch(

@@ -116,7 +116,8 @@ def test_counting_classes_does_not_wait_for_the_device():
 def test_training_counts_no_classes_so_that_checkpoints_inside_an_epoch_stay_as_they_are():
     sums = MeanMeter(torch.device("cpu"))
     sums.add(losses_of(torch.randn(8, 1000)), torch.arange(8))
-    assert len(sums.over_processes(Runtime(torch.device("cpu")))) == 4  # count, correct, loss and classification
+    # count, correct, loss, classification and the number of labelled images
+    assert len(sums.over_processes(Runtime(torch.device("cpu")))) == 5
     images, labels = torch.rand(8, 3, 32, 32), torch.arange(8) % 3
     from attention_transfer import create_model
 

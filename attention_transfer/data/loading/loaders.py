@@ -27,6 +27,7 @@ from attention_transfer.data.loading.workers import end_workers, prepare_worker
 from attention_transfer.data.sources.base import Source
 from attention_transfer.data.sources.files import FileSource
 from attention_transfer.data.sources.folder import Sample, find_splits
+from attention_transfer.data.sources.unlabelled import WithUnlabelled, find_unlabelled
 from attention_transfer.data.views import Augmentation
 from attention_transfer.errors import DataError
 from attention_transfer.logs import log_once
@@ -56,6 +57,8 @@ def prepare_dataloaders(
     resize: Resize = "squash",
     crop_pct: float = CROP_PCT,
     mask_rotation: bool = False,
+    unlabelled_dir: str | os.PathLike[str] | None = None,
+    unlabelled_ratio: float = 1.0,
 ) -> tuple[DataLoader[Example], DataLoader[Example], DataLoader[Example]]:
     """The (train, val, test) loaders of an image folder.
 
@@ -93,6 +96,8 @@ def prepare_dataloaders(
         crop_pct: the share of the shorter side that 'crop' shows.
         mask_rotation: whether batches tell which corners a rotation has emptied, so that attention is not compared
             there; they always do where anything else may leave a part of a view empty.
+        unlabelled_dir: any tree of images, of which each training batch has some more, labelled -100; None: none.
+        unlabelled_ratio: unlabelled images to each labelled one of a batch.
 
     Raises:
         DataError: a value is out of range, or the folder is not what `find_splits` expects. While iterating: a
@@ -122,13 +127,16 @@ def prepare_dataloaders(
         resize=resize,
         crop_pct=crop_pct,
         mask_rotation=mask_rotation,
+        unlabelled_ratio=unlabelled_ratio,
     )
     check_integer("split_seed", split_seed, 0)
     chosen_range = checked_range(pixel_range)
     splits = find_splits(data_dir, split_seed)
     warn_anew()
     found_range = choose_pixel_range(splits.train, (splits.val, splits.test), chosen_range)
-    sources = [FileSource(samples, splits.classes) for samples in (splits.train, splits.val, splits.test)]
+    sources: list[Source] = [FileSource(samples, splits.classes) for samples in (splits.train, splits.val, splits.test)]
+    if unlabelled_dir is not None:
+        sources[0] = WithUnlabelled(sources[0], FileSource(find_unlabelled(unlabelled_dir), splits.classes))
     train, val, test = (
         _loader_of(source, role, options, found_range)
         for source, role in zip(sources, ("train", "val", "test"), strict=True)
@@ -196,11 +204,13 @@ def _loader_of(source: Source, role: str, options: LoaderOptions, pixel_range: R
         mask_rotation=options.mask_rotation,
     )
     repeated = options.augment_views if isinstance(options.augment_views, int) else None
+    labelled = dataset.num_labelled
     batches = EpochBatchSampler(
-        len(dataset),
+        labelled,
         options.batch_size,
         shuffle=is_training,
-        balance=dataset.targets if is_training and options.sampler == "balanced" else None,
+        balance=dataset.targets[:labelled] if is_training and options.sampler == "balanced" else None,
+        unlabelled=options.order_of_unlabelled(len(dataset) - labelled),
         seed=options.seed,
         views=1 if augmentation is None else repeated,
         rank=0 if is_test else options.rank,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from attention_transfer.config import IMAGENET_MEAN, IMAGENET_STD
 from attention_transfer.data.decoding.images import Triple
 from attention_transfer.data.frame import CROP_PCT, ImageSize, Resize, check_image_size
+from attention_transfer.data.loading.unlabelled import UnlabelledOrder
 from attention_transfer.data.views import Augmentation
 from attention_transfer.errors import DataError
 
@@ -66,6 +68,7 @@ class LoaderOptions:
     resize: Resize = "squash"
     crop_pct: float = CROP_PCT
     mask_rotation: bool = False
+    unlabelled_ratio: float = 1.0
 
     def __post_init__(self) -> None:
         check_integer("batch_size", self.batch_size, 1)
@@ -84,6 +87,24 @@ class LoaderOptions:
                 "augment_views is 'warp', but the augmentation mixes images, on which the attention is not that on the "
                 "two whole images; set augment_views to a number or None, or mixup and cutmix to 0."
             )
+        if not 0 < self.unlabelled_ratio < math.inf:
+            raise DataError(f"unlabelled_ratio is {self.unlabelled_ratio}; it must be a number above 0.")
         if min(three_numbers("std", self.std)) <= 0:
             raise DataError(f"std is {self.std}; each standard deviation must be greater than 0.")
         three_numbers("mean", self.mean)
+
+    def order_of_unlabelled(self, count: int) -> UnlabelledOrder | None:
+        """The order of the unlabelled images of a training set; None if there are none.
+
+        Raises:
+            DataError: no batch would have one.
+        """
+        if not count:
+            return None
+        order = UnlabelledOrder(count, self.unlabelled_ratio, self.seed)
+        if not order.beside(self.batch_size):
+            raise DataError(
+                f"unlabelled_ratio is {self.unlabelled_ratio:g}, which is less than one unlabelled image to a batch of "
+                f"{self.batch_size}; raise it, raise batch_size, or leave unlabelled_dir out."
+            )
+        return order

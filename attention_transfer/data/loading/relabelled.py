@@ -11,6 +11,7 @@ import torch
 from attention_transfer.data.batches import Batch
 from attention_transfer.data.loading.user_loaders import unpack
 from attention_transfer.errors import DataError
+from attention_transfer.features.gradients import IGNORED_LABEL as UNLABELLED
 
 
 class Relabelled:
@@ -42,16 +43,20 @@ class Relabelled:
         for raw in self.loader:
             batch = raw if isinstance(raw, Batch) else unpack(raw)
             labels = batch.labels.cpu()
-            if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.positions):
-                wrong = next(label for label in labels.tolist() if not 0 <= label < len(self.positions))
+            given = labels[labels != UNLABELLED]
+            if len(given) and not 0 <= int(given.min()) <= int(given.max()) < len(self.positions):
+                wrong = next(label for label in given.tolist() if not 0 <= label < len(self.positions))
                 raise DataError(
                     f"{self._role} has a label {wrong}, but names {len(self.positions)} classes (labels 0 to "
                     f"{len(self.positions) - 1}); correct its labels or its `dataset.classes`."
                 )
-            partners = batch.partner_labels
-            if partners is not None:
-                partners = self.positions[partners.cpu()].to(partners.device)
+            partners = None if batch.partner_labels is None else self._renumbered(batch.partner_labels)
             yield replace(batch, labels=self.positions[labels].to(batch.labels.device), partner_labels=partners)
+
+    def _renumbered(self, labels: torch.Tensor) -> torch.Tensor:
+        """Labels [B] by their new numbers; those of images without one stay."""
+        old = labels.cpu()
+        return torch.where(old < 0, old, self.positions[old.clamp_min(0)]).to(labels.device)
 
     def __len__(self) -> int:
         return len(self.loader)  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from attention_transfer.data.loading.balanced import balanced_order
+from attention_transfer.data.loading.unlabelled import UnlabelledOrder
 
 Key = tuple[int, int]
 """(view, index): which view of which sample."""
@@ -29,6 +30,7 @@ class EpochBatchSampler(Sampler[list[Key]]):
         balance: the label of each sample: with `shuffle`, an epoch has as many samples as before, and as many of each
             class; see `balanced_order`. None: each sample once.
         seed: seed of the orders, at least 0.
+        unlabelled: of samples after the first num_samples, of which each batch has some more; None: there are none.
         views: number of different views. The view is the epoch modulo `views`; None: the epoch itself.
         rank: this process, from 0 to world_size - 1.
         world_size: number of processes.
@@ -42,6 +44,7 @@ class EpochBatchSampler(Sampler[list[Key]]):
         shuffle: bool,
         balance: Sequence[int] | None = None,
         seed: int = 0,
+        unlabelled: UnlabelledOrder | None = None,
         views: int | None = None,
         rank: int = 0,
         world_size: int = 1,
@@ -51,6 +54,7 @@ class EpochBatchSampler(Sampler[list[Key]]):
         self.shuffle = shuffle
         self._balance = None if balance is None else np.asarray(balance, dtype=np.int64)
         self.seed = seed
+        self.unlabelled = unlabelled
         self.views = views
         self.rank = rank
         self.world_size = world_size
@@ -67,8 +71,18 @@ class EpochBatchSampler(Sampler[list[Key]]):
         self.next_epoch = epoch
         self.start_batch = start_batch
 
+    @property
+    def has_every_sample(self) -> bool:
+        """Whether an epoch has each sample of the data set once."""
+        return not self.is_balanced and self.unlabelled is None
+
     def global_sizes(self) -> list[int]:
         """The number of samples in each batch of a whole epoch, over all processes."""
+        sizes = self.labelled_sizes()
+        return sizes if self.unlabelled is None else [size + self.unlabelled.beside(size) for size in sizes]
+
+    def labelled_sizes(self) -> list[int]:
+        """The number of samples with a label in each batch of a whole epoch, over all processes."""
         return [min(self.batch_size, self.num_samples - first) for first in range(0, self.num_samples, self.batch_size)]
 
     def __len__(self) -> int:
@@ -83,7 +97,15 @@ class EpochBatchSampler(Sampler[list[Key]]):
         view = epoch if self.views is None else epoch % self.views
         for first in range(start_batch * self.batch_size, self.num_samples, self.batch_size):
             batch = order[first : first + self.batch_size]
-            yield [(view, index) for index in self._share(batch)]
+            yield [(view, index) for index in (*self._share(batch), *self._share(self._unlabelled(epoch, first)))]
+
+    def _unlabelled(self, epoch: int, first: int) -> list[int]:
+        """The samples without a label of the batch that begins at the epoch's sample `first`."""
+        if self.unlabelled is None:
+            return []
+        number, sizes = first // self.batch_size, [self.unlabelled.beside(size) for size in self.labelled_sizes()]
+        begin = epoch * sum(sizes) + sum(sizes[:number])
+        return [self.num_samples + index for index in self.unlabelled.taken(begin, sizes[number])]
 
     def _order(self, epoch: int) -> list[int]:
         if not self.shuffle:

@@ -17,6 +17,7 @@ from attention_transfer.data.batches import Batch
 from attention_transfer.data.decoding.once import warn_once
 from attention_transfer.data.loading.workers import one_pass
 from attention_transfer.errors import DataError
+from attention_transfer.features.gradients import IGNORED_LABEL as UNLABELLED
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ def lacks_labels(batch: object, names: Sequence[str] = ()) -> bool:
 
     Args:
         batch: of a loader. Without labels are images [B, C, H, W] alone, a dict without a usual key of labels, and
-            images with None, with strings (names of files) or with -1 each, as torchvision marks unlabelled images.
+            images with None, with strings (names of files) or with -1 or -100 each, as unlabelled images are marked.
         names: of the classes; a string that is one of them is a label, though one that `unpack` refuses.
     """
     if isinstance(batch, Mapping):
@@ -125,7 +126,10 @@ def lacks_labels(batch: object, names: Sequence[str] = ()) -> bool:
     if isinstance(labels, list | tuple):
         return bool(labels) and all(each is None or (isinstance(each, str) and each not in names) for each in labels)
     return labels is None or (
-        isinstance(labels, Tensor) and labels.ndim == 1 and len(labels) > 0 and bool((labels == -1).all())
+        isinstance(labels, Tensor)
+        and labels.ndim == 1
+        and len(labels) > 0
+        and any(bool((labels == mark).all()) for mark in (-1, UNLABELLED))
     )
 
 
@@ -211,7 +215,7 @@ def count_classes(loader: Iterable[Any]) -> int:
     logger.info("the loader does not name its classes; they are counted in one pass over its labels")
     seen: set[int] = set()
     for batch in Received(loader):
-        labels = batch.labels
+        labels = batch.labels[batch.labels != UNLABELLED]
         if not len(labels):
             continue
         if labels.min() < 0:
@@ -267,12 +271,17 @@ def warn_of_unusual_values(images: Tensor) -> None:
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:
-    """Check that labels [B] are classes of the network; those on a GPU are not checked, as that would stall each step.
+    """Check that labels [B] are classes of the network, or -100, which marks an image without one.
+
+    Those on a GPU are not checked, as that would stall each step.
 
     Raises:
         DataError: one is not; the message names it.
     """
-    if labels.device.type != "cpu" or not labels.numel():
+    if labels.device.type != "cpu":
+        return
+    labels = labels[labels != UNLABELLED]
+    if not labels.numel():
         return
     lowest, highest = (int(label) for label in torch.aminmax(labels))
     if lowest < 0 or highest >= num_classes:
@@ -282,3 +291,11 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
             f"a label is {lowest if lowest < 0 else highest}, but the network tells {num_classes} classes apart "
             f"(labels 0 to {num_classes - 1}); {remedy}, or take a network with a logit for each class."
         )
+
+
+def labelled_part(batch: Batch) -> Batch:
+    """The images of a batch that have a label; the batch itself where all have."""
+    is_labelled = batch.labels != UNLABELLED
+    if bool(is_labelled.all()):
+        return batch
+    return Batch(batch.images[is_labelled.to(batch.images.device)], batch.labels[is_labelled])

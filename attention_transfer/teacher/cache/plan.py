@@ -23,7 +23,7 @@ class CachePlan:
         dataset: the images.
         views: number of views of each image; 'warp'; or None for new ones in every epoch.
         epochs: of the whole run.
-        is_balanced: an epoch need not have every image.
+        is_partial: an epoch need not have every image, and may have one twice.
         positions: label i of the data set is positions[i] in the loader's batches, int64 [K]; None: the same.
     """
 
@@ -31,7 +31,7 @@ class CachePlan:
     dataset: ImageDataset
     views: int | str | None
     epochs: int
-    is_balanced: bool = False
+    is_partial: bool = False
     positions: Tensor | None = None
 
     @property
@@ -45,14 +45,14 @@ class CachePlan:
     @property
     def repeats(self) -> bool:
         """Whether some output is used twice."""
-        return self.is_balanced or self.epochs > (self.views if isinstance(self.views, int) else 1)
+        return self.is_partial or self.epochs > (self.views if isinstance(self.views, int) else 1)
 
     @property
     def teacher_epochs(self) -> str:
         """When the network runs if its outputs are cached, in words."""
         if self.views == "warp":
             return "once on each whole image and its mirror image, as they come up first"
-        if self.is_balanced:
+        if self.is_partial:
             return "once on each image" + ("" if self.views == 1 else " and view") + ", as they come up first"
         count = min(self.epochs, self.views) if isinstance(self.views, int) else self.epochs
         return "in the first epoch alone" if count == 1 else f"in the first {count} epochs alone"
@@ -82,6 +82,6 @@ def plan_for(role: str, loader: Iterable[Any], epochs: int, world_size: int) -> 
         return None
     positions = loader.positions if isinstance(loader, Relabelled) else None
     if dataset.augmentation is None:
-        return CachePlan(role, dataset, 1, epochs, sampler.is_balanced, positions)
+        return CachePlan(role, dataset, 1, epochs, not sampler.has_every_sample, positions)
     views = "warp" if dataset.tells_matrices else sampler.views
-    return CachePlan(role, dataset, views, epochs, sampler.is_balanced, positions)
+    return CachePlan(role, dataset, views, epochs, not sampler.has_every_sample, positions)

@@ -17,7 +17,7 @@ from attention_transfer.config import Config, resolve_config
 from attention_transfer.distributed import Runtime
 from attention_transfer.errors import CheckpointError, ConfigError, DataError, TeacherError, VersionError
 from attention_transfer.training.checkpointing.paths import RunPaths
-from attention_transfer.training.checkpointing.state import RunState
+from attention_transfer.training.checkpointing.state import MAP_FUNCTION, NO_IMAGES, UNLABELLED_IMAGES, RunState
 from attention_transfer.training.optim.schedules import SMOOTH
 
 logger = logging.getLogger(__name__)
@@ -27,15 +27,12 @@ MAY_CHANGE = frozenset(
     {
         "epochs", "early_stopping", "device", "num_workers", "data_dir", "experiment_name", "print_freq", "save_freq",
         "save_minutes", "figure_freq", "save_dir", "log_dir", "resume", "overwrite", "teacher_model", "teacher_arch",
-        "teacher_key", "init_from", "trackers",
+        "teacher_key", "init_from", "trackers", "unlabelled_dir",
         "pixel_cache", "teacher_cache", "cache_dir", "cache_limit", "hash_files", "compile",
     }
 )  # fmt: skip
 """Settings that may differ from the checkpoint's, but `epochs` only where no rate of the schedule depends on it; the
 teacher and the data are compared by their content."""
-
-MAP_FUNCTION = "map function"
-"""Its key in a run's recipe."""
 
 
 @dataclass(frozen=True)
@@ -248,9 +245,10 @@ def refuse_another_recipe(recipe: Mapping[str, str], point: ResumePoint, config:
         ConfigError: names both.
     """
     training = None if point.checkpoint is None else point.checkpoint["training"]
-    for name, there in ({} if training is None else training.get("recipe", {})).items():
+    then = {} if training is None else {UNLABELLED_IMAGES: NO_IMAGES, **training.get("recipe", {})}
+    for name, there in then.items():
         here = recipe.get(name)
-        if here != there and (name != MAP_FUNCTION or point.goes_on(config)):
+        if here != there and (name not in (MAP_FUNCTION, UNLABELLED_IMAGES) or point.goes_on(config)):
             raise ConfigError(
                 f"{point.source} was trained with the {name} {there}, but this run has {here}; pass the same to "
                 "train_at, or start a new run."

@@ -32,6 +32,12 @@ EpochRecord = dict[str, float]
 STUDENT, EMA = "student", "ema"
 """Whose weights a checkpoint offers to be used: those that are trained, or their average."""
 
+MAP_FUNCTION, UNLABELLED_IMAGES = "map function", "unlabelled images"
+"""Their keys in a run's recipe."""
+
+NO_IMAGES = "none"
+"""What a recipe has in place of a digest where there are no unlabelled images."""
+
 
 class Stateful(Protocol):
     """An object whose state is saved in checkpoints: loss terms with parameters of their own, callbacks."""

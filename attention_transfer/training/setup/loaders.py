@@ -18,9 +18,11 @@ from attention_transfer.data.batches import Batch
 from attention_transfer.data.loading.loaders import close_loader, own_dataset, own_sampler, prepare_dataloaders
 from attention_transfer.data.loading.user_loaders import check_loader
 from attention_transfer.data.pixel_cache import cache_pixels, make_stores, open_stores
+from attention_transfer.data.sources.unlabelled import WithUnlabelled
 from attention_transfer.data.views import Augmentation
 from attention_transfer.distributed import Runtime, all_or_raise
 from attention_transfer.errors import ConfigError, DataError
+from attention_transfer.training.checkpointing.state import NO_IMAGES
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +75,9 @@ class Loaders:
 
 
 def _samples(loader: Loader) -> int | None:
+    dataset = own_dataset(loader)
+    if dataset is not None:
+        return dataset.num_labelled
     try:
         return len(loader.dataset)  # type: ignore[attr-defined]
     except (AttributeError, TypeError):
@@ -168,6 +173,8 @@ def open_folder(config: Config, rank: int = 0, world_size: int = 1) -> dict[str,
         std=config.std,
         augmentation=augmentation_of(config),
         mask_rotation=config.mask_rotation,
+        unlabelled_dir=config.unlabelled_dir,
+        unlabelled_ratio=config.unlabelled_ratio,
         augment_views=config.augment_views,
         augment_seed=config.augment_seed,
         rank=rank,
@@ -176,6 +183,20 @@ def open_folder(config: Config, rank: int = 0, world_size: int = 1) -> dict[str,
         sampler=config.sampler,
     )
     return dict(zip(("train", "val", "test"), loaders, strict=True))
+
+
+def data_digests(loaders: Loaders) -> tuple[str | None, str]:
+    """Hashes of the training images' names and sizes: of those with labels, and of those without.
+
+    Returns:
+        the first, None for a loader of the user's; and the second, 'none' where there are no such images.
+    """
+    dataset = own_dataset(loaders.train)
+    if dataset is None:
+        return None, NO_IMAGES
+    if isinstance(dataset.source, WithUnlabelled):
+        return dataset.source.labelled.fingerprint("size"), dataset.source.unlabelled.fingerprint("size")
+    return dataset.source.fingerprint("size"), NO_IMAGES
 
 
 def augmentation_of(config: Config) -> Augmentation:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from attention_transfer.cache.folder import cache_folder
 from attention_transfer.checkpoint import weights_digest
 from attention_transfer.config import Config
-from attention_transfer.data.loading.loaders import own_dataset, own_sampler
+from attention_transfer.data.loading.loaders import own_sampler
 from attention_transfer.distributed import AcceleratedRuntime, all_or_raise
 from attention_transfer.losses.configured import chosen_map_function
 from attention_transfer.losses.term import LossTerm
@@ -31,7 +31,6 @@ from attention_transfer.training.checkpointing.disk_space import (
 from attention_transfer.training.checkpointing.paths import RunPaths
 from attention_transfer.training.checkpointing.resume import (
     AUTO,
-    MAP_FUNCTION,
     ResumePoint,
     checkpoints_beyond,
     find_resume_point,
@@ -41,7 +40,13 @@ from attention_transfer.training.checkpointing.resume import (
     refuse_other_data,
     refuse_to_go_back,
 )
-from attention_transfer.training.checkpointing.state import RunState, Stateful, check_states
+from attention_transfer.training.checkpointing.state import (
+    MAP_FUNCTION,
+    UNLABELLED_IMAGES,
+    RunState,
+    Stateful,
+    check_states,
+)
 from attention_transfer.training.context import RunContext
 from attention_transfer.training.optim import make_optimizer, make_scheduler, parameter_groups
 from attention_transfer.training.optim.ema import EmaWeights
@@ -53,6 +58,7 @@ from attention_transfer.training.setup.loaders import (
     Loaders,
     batches_of,
     cache_pixels_of,
+    data_digests,
 )
 from attention_transfer.training.setup.loss_settings import log_stretched_schedules
 from attention_transfer.training.setup.naming import take_name, with_name
@@ -132,8 +138,7 @@ def prepare(
         if not is_auto:
             paths.refuse_to_overwrite()
     teacher_digest = None if teacher is None else weights_digest(teacher)
-    dataset = own_dataset(loaders.train)
-    data_digest = None if dataset is None else dataset.source.fingerprint("size")
+    data_digest, unlabelled_digest = data_digests(loaders)
     weights = {term.name: term.weight for term in terms}
     _refuse_another_run(point, config, teacher_digest=teacher_digest, data_digest=data_digest, weights=weights)
 
@@ -142,7 +147,7 @@ def prepare(
     teachers = build_teachers(config, teacher, loaders.train, loaders.val, runtime, needs_of_teacher(terms))
     cleanup.callback(teachers.close)
     build_terms(terms, config, student, teacher, images, runtime)
-    state = _first_state(config, student, terms, callbacks, parts, batches_of(loaders.train))
+    state = _first_state(config, student, terms, callbacks, parts, batches_of(loaders.train), unlabelled_digest)
     refuse_another_recipe(state.recipe, point, config)
     state.class_weights, state.frozen = class_weights, frozen
     state.teacher_digest, state.data_digest, state.data_classes = teacher_digest, data_digest, data_classes
@@ -230,8 +235,9 @@ def _first_state(
     callbacks: Mapping[str, Callback],
     parts: UserParts,
     batches: int | None,
+    unlabelled: str,
 ) -> RunState:
-    """The run before its first epoch, of `batches` batches each."""
+    """The run before its first epoch, of `batches` batches each, with unlabelled images of this digest."""
     of_terms = [parameter for term in terms for parameter in term.parameters()]
     groups = parameter_groups(student, of_terms, config, only_trained=config.freeze is not None)
     optimizer = make_optimizer(config, groups, parts.optimizer)
@@ -251,6 +257,7 @@ def _first_state(
             "optimizer": _class_name(optimizer),
             "scheduler": _class_name(scheduler.scheduler),
             MAP_FUNCTION: chosen_map_function(config, parts.map_function).name,
+            UNLABELLED_IMAGES: unlabelled,
         },
         stateful=stateful,
         ema=None if config.ema is None else EmaWeights(student, config.ema),
