@@ -49,13 +49,16 @@ def three_steps(options) -> None:
     """Train on a tiny folder for one epoch of three steps; write weights, last gradients and figures."""
     layers = ["network.layer2", "network.layer3"]
     attention = options.get("attention", "sum")
-    config = resolve_config({"alpha": 0.5, "device": "cpu", "layers": layers, "attention": attention})
+    loss = {"attention": attention, **options.get("loss", {})}
+    config = resolve_config({"alpha": 0.5, "device": "cpu", "layers": layers, **loss})
     runtime = AcceleratedRuntime(config)
     loader, val, _ = prepare_dataloaders(
         options["data"],
         options["batch_size"],
         num_workers=0,
         image_size=32,
+        unlabelled_dir=options.get("unlabelled_dir"),
+        unlabelled_ratio=0.7,
         rank=0 if options.get("whole_loader") else runtime.rank,
         world_size=1 if options.get("whole_loader") else runtime.world_size,
         sampler=options.get("sampler", "shuffle"),

@@ -109,6 +109,34 @@ def test_weights_balance_and_gradient_attention_are_those_of_the_global_batch(tm
         assert both[part]["figures"] == pytest.approx(alone[part]["figures"], rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"loss": {"logit_loss": "dkd", "dkd_warmup": 0}},
+        {"class_weights": [0.2, 3.0, 1.0, 0.5, 2.0, 1.0, 0.1, 0.7, 1.0, 0.5]},
+        {"whole_loader": True},
+    ],
+)
+def test_images_without_labels_count_in_two_processes_as_in_one(tmp_path, digits_folder, recipe):
+    cut(digits_folder, tmp_path / "data", 49)
+    files = sorted(digits_folder.rglob("*.png"))[5::60]
+    (tmp_path / "unlabelled").mkdir()
+    for file in files:
+        shutil.copy(file, tmp_path / "unlabelled")
+    common = {
+        "do": "three_steps", "data": str(tmp_path / "data"), "unlabelled_dir": str(tmp_path / "unlabelled"),
+        "batch_size": 24, **recipe,
+    }  # fmt: skip
+    alone = torch.load(launch(tmp_path, 1, "alone", **common)[0], weights_only=True)
+    both = torch.load(launch(tmp_path, 2, "both", **common)[0], weights_only=True)
+    assert alone["train"]["samples"] == both["train"]["samples"] == 49 + 17 + 17 + 1
+    for part in ("weights", "gradients"):
+        for key, value in alone[part].items():
+            torch.testing.assert_close(both[part][key], value, rtol=1e-6, atol=1e-6)
+    for part in ("train", "val"):
+        assert both[part]["figures"] == pytest.approx(alone[part]["figures"], rel=1e-6)
+
+
 @pytest.mark.parametrize("knows_length", [True, False])
 def test_two_processes_that_accumulate_and_clip_take_the_steps_of_one_with_larger_batches(
     tmp_path, digits_folder, knows_length

@@ -21,6 +21,7 @@ RECIPES = {
     "frozen": {"freeze": ("conv1", "bn1", "layer1")},
     "linear probe": {"freeze": "backbone", "beta": 0.0},
     "parts of augmentation": {"augment": True, "augmentation": ("pad_crop", "erasing", "trivial")},
+    "unlabelled": {"alpha": 1.0, "logit_loss": "dkd", "unlabelled_ratio": 0.7},
     "mixed": {"augment": True, "mixup": 0.4, "cutmix": 1.0, "label_smoothing": 0.1, "augment_views": 2, "alpha": 1.0},
     "padded": {"augment": True, "augment_views": "warp", "image_size": (32, 40), "resize": "pad"},
     "balanced": {"sampler": "balanced", "augment": True, "augment_views": 2},
@@ -62,8 +63,10 @@ def stop_at(network, passes):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("passes", [3, 8])
-def test_a_stopped_run_ends_as_one_that_nobody_stops(settings, teacher, tmp_path, recipe, passes):
+def test_a_stopped_run_ends_as_one_that_nobody_stops(settings, teacher, tmp_path, eighty_digits, recipe, passes):
     settings = {**settings, **RECIPES[recipe]}
+    if recipe == "unlabelled":
+        settings["unlabelled_dir"] = str(eighty_digits / "3")
     whole = train_at({**settings, "experiment_name": "whole"}, student=student(), teacher=teacher)
     stopped = student()
     stop_at(stopped, passes)
