@@ -35,8 +35,9 @@ class StagePair(NamedTuple):
 def pair_stages(student: Sequence[Size], teacher: Sequence[Size]) -> list[StagePair]:
     """Pair the stages of two networks by the sizes of their maps, each stage at most once.
 
-    Stages of equal size pair first; the rest pair from the deepest, in order. Pairs come in the order of
-    the student's stages, those without signal (1x1) among them.
+    Stages of equal size pair first; the rest pair from the deepest, in order. Where one network has a single
+    resolution, as a vision transformer has, sizes say nothing about depth: stages pair by relative depth. Pairs come in
+    the order of the student's stages, those without signal (1x1) among them.
 
     Args:
         student: (H, W) of the student's stages, shallow to deep.
@@ -45,7 +46,11 @@ def pair_stages(student: Sequence[Size], teacher: Sequence[Size]) -> list[StageP
     Example:
         >>> [(pair.student, pair.teacher) for pair in pair_stages([(32, 32), (8, 8)], [(16, 16), (8, 8)])]
         [(0, 0), (1, 1)]
+        >>> [(pair.student, pair.teacher) for pair in pair_stages([(8, 8), (4, 4)], [(4, 4)] * 4)]
+        [(0, 1), (1, 3)]
     """
+    if _has_one_resolution(student) or _has_one_resolution(teacher):
+        return pair_by_depth(student, teacher)
     left = list(range(len(teacher)))
     partner: dict[int, int] = {}
     for stage in reversed(range(len(student))):
@@ -56,6 +61,10 @@ def pair_stages(student: Sequence[Size], teacher: Sequence[Size]) -> list[StageP
     unpaired = [stage for stage in range(len(student)) if stage not in partner]
     partner.update(zip(reversed(unpaired), reversed(left), strict=False))
     return [StagePair(s, t, common_size(student[s], teacher[t])) for s, t in sorted(partner.items())]
+
+
+def _has_one_resolution(sizes: Sequence[Size]) -> bool:
+    return len(sizes) > 1 and len(set(sizes)) == 1
 
 
 def pair_in_order(student: Sequence[Size], teacher: Sequence[Size]) -> list[StagePair]:

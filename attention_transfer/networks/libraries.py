@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -57,7 +57,7 @@ def heads_of(name: str) -> tuple[str, ...]:
     Raises:
         ConfigError: the library has no such network, or it is no classifier.
     """
-    network = _without_memory(name)
+    network = without_memory(partial(build, name, _PROBED_CLASSES))
     auxiliary = AUXILIARY.get(type(network).__name__, ())
     heads = [
         key
@@ -71,15 +71,15 @@ def heads_of(name: str) -> tuple[str, ...]:
     return tuple(sorted(heads, key=lambda head: head != first))
 
 
-def _without_memory(name: str) -> nn.Module:
+def without_memory(build_network: Callable[[], nn.Module]) -> nn.Module:
+    """A network on the meta device; on the CPU if it computes with its weights while it is built, as RegNet does."""
     try:
         with torch.device("meta"):
-            return build(name, _PROBED_CLASSES)
+            return build_network()
     except ConfigError as error:
-        # a few compute with their weights while they are built
-        if isinstance(error.__cause__, NotImplementedError):
-            return build(name, _PROBED_CLASSES)
-        raise
+        if not isinstance(error.__cause__, NotImplementedError):
+            raise
+    return build_network()
 
 
 def classes_of_head(head: nn.Module | None) -> int | None:

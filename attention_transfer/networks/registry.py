@@ -11,7 +11,6 @@ import re
 from dataclasses import dataclass
 from importlib import import_module
 
-import torch
 from torch import nn
 
 from attention_transfer.catalogue import NETWORKS, NetworkFamily, canonical_network_name, library_of
@@ -225,8 +224,7 @@ def _build(architecture: Architecture, name: str, num_classes: int) -> nn.Module
 
 
 def _on_meta(architecture: Architecture, name: str, num_classes: int) -> nn.Module:
-    with torch.device("meta"):
-        return _build(architecture, name, num_classes)
+    return libraries.without_memory(lambda: _build(architecture, name, num_classes))
 
 
 def _fits(architecture: Architecture, name: str, num_classes: int, shapes: Shapes) -> bool:

@@ -33,6 +33,7 @@ STUDENT, EMA = "student", "ema"
 """Whose weights a checkpoint offers to be used: those that are trained, or their average."""
 
 MAP_FUNCTION, UNLABELLED_IMAGES = "map function", "unlabelled images"
+STUDENT_STAGES, TEACHER_STAGES = "stages of the student", "stages of the teacher"
 """Their keys in a run's recipe."""
 
 NO_IMAGES = "none"
@@ -94,7 +95,7 @@ class RunState:
     data_digest: str | None = None
     data_classes: tuple[str, ...] | None = None
     loss_weights: Mapping[str, float] = field(default_factory=dict)
-    recipe: Mapping[str, str] = field(default_factory=dict)
+    recipe: dict[str, str] = field(default_factory=dict)
     stateful: Mapping[str, Stateful] = field(default_factory=dict)
     class_weights: tuple[float, ...] | None = None
     frozen: tuple[str, ...] = ()

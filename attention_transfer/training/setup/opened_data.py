@@ -14,6 +14,7 @@ from attention_transfer.config import Config
 from attention_transfer.data.balance import class_counts, imbalance_warning
 from attention_transfer.data.batches import Batch
 from attention_transfer.data.class_table import ClassCounts, class_table, images_per_class
+from attention_transfer.data.loading.loaders import own_dataset
 from attention_transfer.data.loading.user_loaders import classes_of
 from attention_transfer.distributed import AcceleratedRuntime, all_or_raise
 from attention_transfer.training.checkpointing.best_epoch import check_can_be_measured
@@ -21,7 +22,13 @@ from attention_transfer.training.checkpointing.resume import ResumePoint, resume
 from attention_transfer.training.setup.checking import check_first_images
 from attention_transfer.training.setup.classes import with_classes
 from attention_transfer.training.setup.first_batches import check_first_labels, look_at_first_batches
-from attention_transfer.training.setup.loaders import Loaders, images_to_draw, open_loaders, with_pixel_range
+from attention_transfer.training.setup.loaders import (
+    DRAWN_IMAGES,
+    Loaders,
+    images_to_draw,
+    open_loaders,
+    with_pixel_range,
+)
 from attention_transfer.training.setup.numbering import number_alike
 from attention_transfer.training.setup.schedule import fading_warning
 from attention_transfer.training.setup.user_parts import UserParts
@@ -63,8 +70,8 @@ def describe_data(
     config: Config,
     loaders: Loaders,
     counts: ClassCounts | None,
+    parts: UserParts,
     *,
-    has_own_schedule: bool,
     goes_on: bool,
 ) -> None:
     """Log the classes in a table, and warn of a learning rate that fades early and of imbalanced classes.
@@ -73,13 +80,13 @@ def describe_data(
         config: uses lr, epochs, schedule, step_size, milestones, gamma and class_names.
         loaders: of the run.
         counts: images per class of each split, if known.
-        has_own_schedule: the scheduler is the user's own.
+        parts: the user's own scheduler, if any.
         goes_on: the run is resumed.
     """
     for line in class_table(counts) if counts else ():
         logger.info("%s", line)
     faded = None
-    if not has_own_schedule:
+    if parts.scheduler is None:
         faded = fading_warning(config, goes_on=goes_on)
     imbalanced = imbalance_warning(class_counts(loaders.train) or {}, config.class_names or ())
     for sentence in filter(None, (faded, imbalanced)):
@@ -111,3 +118,19 @@ def check_images(
         if images is not None and len(images):
             check_first_images(student, teacher, images.to(runtime.device), ours=split not in first)
     return drawn
+
+
+def images_of(loaders: Loaders, first: Mapping[str, Batch], drawn: Tensor | None) -> Tensor | None:
+    """Some images [B, C, H, W] of a run: of validation, else of training; None where none can be had without a batch.
+
+    Args:
+        loaders: of the run.
+        first: the first batch of each user's loader, by split.
+        drawn: the validation images to draw attention on, or None.
+    """
+    if drawn is not None and len(drawn):
+        return drawn
+    if "train" in first:
+        return first["train"].images[:DRAWN_IMAGES]
+    dataset = own_dataset(loaders.train)
+    return None if dataset is None else dataset.whole(range(min(DRAWN_IMAGES, len(dataset))))

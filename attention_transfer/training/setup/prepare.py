@@ -54,6 +54,7 @@ from attention_transfer.training.optim.optimizers import optimizer_in_words, sta
 from attention_transfer.training.optim.recipe import check_recipe
 from attention_transfer.training.precision.choose import batch_shape, choose_precision, with_teacher_precision
 from attention_transfer.training.setup.checking import check_trainable
+from attention_transfer.training.setup.comparison import compare, log_comparison
 from attention_transfer.training.setup.loaders import (
     Loaders,
     batches_of,
@@ -63,7 +64,7 @@ from attention_transfer.training.setup.loaders import (
 from attention_transfer.training.setup.loss_settings import log_stretched_schedules
 from attention_transfer.training.setup.naming import take_name, with_name
 from attention_transfer.training.setup.networks import open_student, open_teacher, prefer_channels_last
-from attention_transfer.training.setup.opened_data import check_images, describe_data, open_data
+from attention_transfer.training.setup.opened_data import check_images, describe_data, images_of, open_data
 from attention_transfer.training.setup.start.class_weights import choose_class_weights
 from attention_transfer.training.setup.start.freezing import freeze, warn_of_useless_freezing
 from attention_transfer.training.setup.terms import build_terms, check_are_terms, check_terms
@@ -112,8 +113,7 @@ def prepare(
     seed_everything(config.seed)
     config, loaders, first, counts, data_classes = open_data(config, runtime, parts, point, cleanup)
     if runtime.is_main:
-        is_own = parts.scheduler is not None
-        describe_data(config, loaders, counts, has_own_schedule=is_own, goes_on=point.checkpoint is not None)
+        describe_data(config, loaders, counts, parts, goes_on=point.checkpoint is not None)
     class_weights = choose_class_weights(config, counts, point)
     check_are_terms(parts.terms)
     distils = config.alpha > 0 or needs_of_teacher(parts.terms).logits
@@ -148,6 +148,7 @@ def prepare(
     cleanup.callback(teachers.close)
     build_terms(terms, config, student, teacher, images, runtime)
     state = _first_state(config, student, terms, callbacks, parts, batches_of(loaders.train), unlabelled_digest)
+    state.recipe |= _compare(config, terms, student, teacher, images_of(loaders, first, images), runtime)
     refuse_another_recipe(state.recipe, point, config)
     state.class_weights, state.frozen = class_weights, frozen
     state.teacher_digest, state.data_digest, state.data_classes = teacher_digest, data_digest, data_classes
@@ -166,6 +167,25 @@ def prepare(
         captured_logs=captured_logs,
     )
     return PreparedRun(run, loaders, teachers, terms, list(callbacks.values()))
+
+
+def _compare(
+    config: Config,
+    terms: Sequence[LossTerm],
+    student: nn.Module,
+    teacher: nn.Module | None,
+    images: Tensor | None,
+    runtime: AcceleratedRuntime,
+) -> dict[str, str]:
+    """What the run compares, logged in the main process; the choice in words, for the run's recipe."""
+    comparison = None
+    if teacher is not None and images is not None:
+        comparison = compare(config, terms, student, teacher, images, runtime)
+    if comparison is None:
+        return {}
+    if runtime.is_main:
+        log_comparison(comparison)
+    return comparison.recipe
 
 
 def _callbacks(config: Config, parts: UserParts, runtime: AcceleratedRuntime) -> dict[str, Callback]:

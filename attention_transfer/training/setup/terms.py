@@ -92,18 +92,39 @@ def build_terms(
     if to_build and images is None:
         raise ConfigError(f"the loss term {to_build[0].name!r} is built with a few images; give a val_loader.")
     if to_build and images is not None:
-        some = images[:FEW_IMAGES].to(runtime.device)
-        batch = Batch(some, torch.zeros(len(some), dtype=torch.int64, device=runtime.device))
-        matched = match_logits(teacher, students_classes(config), distils=needs_of_teacher(terms).logits)
-        criterion = Criterion(config, make_teacher(teacher, config, runtime), runtime, terms, matched)
-        criterion.teacher = make_teacher(teacher, config, runtime, criterion.needs)
-        with undisturbed(unwrapped(student)):
-            teacher_output = criterion.ask_teacher(batch)
-            output = criterion.observe(student, batch, is_compared=bool(teacher_output))
-        inputs = LossInputs(output, teacher_output, criterion.pairs(output, teacher_output), batch.labels, 0.0)
+        inputs = first_inputs(terms, config, student, teacher, images[:FEW_IMAGES], runtime)
         for term in to_build:
             term.build(inputs)
     for term in terms:
         term.to(runtime.device)
         # a term may have drawn them before the seed was set, in each process anew
         runtime.align_weights(term)
+
+
+def first_inputs(
+    terms: Sequence[LossTerm],
+    config: Config,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    images: Tensor,
+    runtime: Runtime,
+) -> LossInputs:
+    """What the terms get for some images before training: student and teacher run once, in eval mode.
+
+    Args:
+        terms: the loss terms of the run.
+        config: uses beta and layers.
+        student: on the device; left unchanged.
+        teacher: likewise, or None.
+        images: some [B, C, H, W] of the run.
+        runtime: gives the device.
+    """
+    some = images.to(runtime.device)
+    batch = Batch(some, torch.zeros(len(some), dtype=torch.int64, device=runtime.device))
+    matched = match_logits(teacher, students_classes(config), distils=needs_of_teacher(terms).logits)
+    criterion = Criterion(config, make_teacher(teacher, config, runtime), runtime, terms, matched)
+    criterion.teacher = make_teacher(teacher, config, runtime, criterion.needs)
+    with undisturbed(unwrapped(student)):
+        teacher_output = criterion.ask_teacher(batch)
+        output = criterion.observe(student, batch, is_compared=bool(teacher_output))
+    return LossInputs(output, teacher_output, criterion.pairs(output, teacher_output), batch.labels, 0.0)
