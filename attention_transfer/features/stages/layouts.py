@@ -16,6 +16,11 @@ from attention_transfer.modules import undisturbed
 from attention_transfer.networks.readout import NCHW, NHWC, Readout, described
 
 _REMEDY = "name another module with the key 'layers'"
+_SPATIAL = (
+    nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.InstanceNorm2d, nn.MaxPool2d, nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample, nn.PixelShuffle,
+)  # fmt: skip
+_ELEMENTWISE = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish, nn.LeakyReLU, nn.ELU, nn.Identity, nn.Dropout)
 _ROUNDING = 2
 """Cells by which valid convolutions and rounded strides may shorten a side more than the other."""
 
@@ -76,7 +81,8 @@ def _size(features: Tensor) -> Size:
 def find_layout(network: nn.Module, image: Tensor, name: str, output: Any) -> Readout | None:
     """NCHW or NHWC, whichever has sides in proportion to the image's; None if neither has.
 
-    Where both have, a second pass on an image twice as wide shows which side is the width.
+    Where both have, convolutions, pools and batch norms are NCHW by definition, and so is a module that ends with one;
+    for any other a second pass on an image twice as wide shows which side is the width.
 
     Args:
         network: not wrapped; left unchanged.
@@ -91,6 +97,8 @@ def find_layout(network: nn.Module, image: Tensor, name: str, output: Any) -> Re
     fitting = [readout for readout in (NCHW, NHWC) if _fits(readout, output, whole)]
     if len(fitting) < 2:
         return fitting[0] if fitting else None
+    if _is_spatial(network.get_submodule(name)):
+        return NCHW
     try:
         [wider] = outputs_of(network, torch.cat([image, image], dim=3), [name]).values()
     except Exception as error:
@@ -98,6 +106,13 @@ def find_layout(network: nn.Module, image: Tensor, name: str, output: Any) -> Re
             f"module {name!r} puts out {described(output)}, which may be {NCHW.shape} or {NHWC.shape}; {_REMEDY}."
         ) from error
     return NCHW if wider.shape[3] > output.shape[3] else NHWC
+
+
+def _is_spatial(module: nn.Module) -> bool:
+    """Whether a module is, or ends with, a layer for [B, C, H, W]; activations and dropout do not count."""
+    layers = [each for each in module.modules() if not list(each.children())]
+    shaping = [each for each in layers if not isinstance(each, _ELEMENTWISE)]
+    return bool(shaping) and isinstance(shaping[-1], _SPATIAL)
 
 
 def outputs_of(network: nn.Module, image: Tensor, names: Sequence[str]) -> dict[str, Any]:

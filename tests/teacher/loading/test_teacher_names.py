@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from attention_transfer import TeacherError, load_teacher_model
-from attention_transfer.losses.logits import check_has_head
+from attention_transfer.losses.logits.term import check_has_head
 from attention_transfer.networks.registry import HeadlessCard, card_of
 
 POSSIBLE = (
