@@ -40,8 +40,8 @@ class _Run:
 def boundaries(network: nn.Module, image: Tensor) -> tuple[Stage, ...]:
     """The stages of an unknown network: the last module to put out each resolution, at most the deepest four.
 
-    Only modules of the outermost chain count: a module is looked into where the resolution falls inside it twice or
-    more, as in a backbone. So a stage ends at the end of a block, and never inside the block that follows, where the
+    Only modules of the outermost chain count: a module is looked into where it puts out no map, or where the resolution
+    falls inside it twice or more, as in a backbone. So a stage ends at the end of a block, and never inside the block that follows, where the
     first layers still have the resolution of the block before.
 
     Args:
@@ -72,7 +72,7 @@ def boundaries(network: nn.Module, image: Tensor) -> tuple[Stage, ...]:
 def _chain(run: _Run) -> Iterator[_Run]:
     """The modules that run one after another at the outermost level, with those inside a module of several stages."""
     for each in run.inside:
-        if _falls_inside(each) >= _MANY_FALLS:
+        if each.size is None or _falls_inside(each) >= _MANY_FALLS:
             yield from _chain(each)
         yield each
 
