@@ -41,8 +41,8 @@ def boundaries(network: nn.Module, image: Tensor) -> tuple[Stage, ...]:
     """The stages of an unknown network: the last module to put out each resolution, at most the deepest four.
 
     Only modules of the outermost chain count: a module is looked into where it puts out no map, or where the resolution
-    falls inside it twice or more, as in a backbone. So a stage ends at the end of a block, and never inside the block that follows, where the
-    first layers still have the resolution of the block before.
+    falls inside it twice or more, as in a backbone. So a stage ends at the end of a block, and never inside the block
+    that follows, where the first layers still have the resolution of the block before.
 
     Args:
         network: any network that puts out maps; it is run in eval mode, and left unchanged.
