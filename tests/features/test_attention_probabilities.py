@@ -9,6 +9,7 @@ import torch
 from support.transformers import NAMES, tiny_vit, torchvisions, transformer
 from torch import nn
 
+from attention_transfer import train_epoch
 from attention_transfer.errors import ConfigError
 from attention_transfer.features.attention_discovery import equal_depths, find_attention
 from attention_transfer.features.attention_probabilities import AttentionTaps, class_token_map
@@ -218,3 +219,17 @@ def test_blocks_at_equal_depths_are_paired_by_relative_depth():
         (2, 3),
     ]
     assert [(pair.student, pair.teacher) for pair in pair_by_depth([(7, 7)] * 4, [(7, 7)])] == [(3, 0)]
+
+
+def test_a_compiled_student_is_read_in_every_batch():
+    generator = torch.Generator().manual_seed(0)
+    batches = [(torch.randn(4, 3, 32, 32, generator=generator), torch.arange(4)) for _ in range(3)]
+    found = []
+    for wrap in (lambda network: network, lambda network: torch.compile(network, backend="eager")):
+        network = tiny_vit(0)
+        optimizer = torch.optim.SGD(network.parameters(), 0.1)
+        settings = {"attention": "class_token", "beta": 1e4}
+        found.append(train_epoch(wrap(network), tiny_vit(1), batches, optimizer, "cpu", settings))
+        assert not any(module._forward_hooks for module in network.modules())
+    assert found[0]["attention"] == pytest.approx(found[1]["attention"], rel=1e-5)
+    assert found[0]["attention"] > 0
