@@ -23,6 +23,7 @@ from attention_transfer import (
     source_loaders,
     train_at,
 )
+from attention_transfer.cache.folder import entries
 
 pytestmark = pytest.mark.slow
 
@@ -108,6 +109,10 @@ class Drawn:
         return f"{self.place} {mark}"
 
 
+def maps_kept(recipe):
+    return [entry for entry in entries(Path(recipe["cache_dir"])) if entry.kind == "maps"]
+
+
 def drawn(turned=0):
     train, val, _ = source_loaders(
         Drawn("train", turned),
@@ -120,13 +125,15 @@ def drawn(turned=0):
 
 def test_images_with_other_labels_do_not_get_the_gradient_maps_of_the_old_ones(recipe):
     own = {key: value for key, value in recipe.items() if key not in ("data_dir", "image_size")}
-    for kind, misses in (("gradient", [12, 12, 0]), ("sum", [12, 0, 0])):
+    for kind, misses, caches in (("gradient", [12, 12, 0], 4), ("sum", [12, 0, 0], 2)):
+        before = len(maps_kept(recipe))
         for name, turned in (("first", 0), ("relabelled", 1), ("again", 1)):
             parts = networks(kind, classes=3)
             settings = {**own, "attention": parts.pop("attention"), "experiment_name": f"{kind}_{name}"}
             train_at(settings, **drawn(turned), **parts)
         first_epochs = [answered(recipe, f"{kind}_{name}")[0][1] for name in ("first", "relabelled", "again")]
         assert first_epochs == misses, kind
+        assert len(maps_kept(recipe)) - before == caches, kind  # of train and val, by their labels
 
 
 def test_a_teacher_of_other_classes_has_no_gradient_by_these_labels(recipe):
