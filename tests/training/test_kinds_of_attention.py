@@ -19,11 +19,18 @@ from attention_transfer import (
     LossTerm,
     Needs,
     TeacherError,
+    attention_figure,
     create_model,
+    extract_attention_maps,
     source_loaders,
     train_at,
 )
 from attention_transfer.cache.folder import entries
+from attention_transfer.config import resolve_config
+from attention_transfer.distributed import Runtime
+from attention_transfer.teacher.base import NoTeacher
+from attention_transfer.training.criterion import Criterion
+from attention_transfer.training.precision.trial import answering_step, training_step
 
 pytestmark = pytest.mark.slow
 
@@ -192,3 +199,33 @@ def test_attention_of_the_class_token_needs_transformers_on_both_sides(recipe, s
 def test_a_power_goes_with_sum_and_max_alone(recipe):
     with pytest.raises(ConfigError, match="attention_power is 4, but attention='gradient' has no power"):
         train_at({**recipe, "attention": "gradient", "attention_power": 4.0})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_steps_of_the_trial_of_number_formats_are_those_of_the_run(kind):
+    parts = networks(kind)
+    config = resolve_config({"attention": parts["attention"], "device": "cpu", "num_classes": 10})
+    alone, shape = Runtime(torch.device("cpu")), (4, 3, 32, 32)
+    training = training_step(config, alone, parts["student"], parts["teacher"], shape)
+    answering = answering_step(config, alone, parts["teacher"], shape)
+    for precision in ("fp32", "bf16"):
+        training(precision, 4)
+        answering(precision, 2)
+
+
+def test_the_gradient_by_the_input_is_not_taken_in_fp16():
+    config = resolve_config({"attention": "gradient"})
+    with pytest.raises(ConfigError, match="gradient by the input, which vanishes in fp16"):
+        Criterion(config, NoTeacher(), Runtime(torch.device("cpu"), "fp16"))
+    Criterion(resolve_config({"attention": "gradient", "beta": 0.0}), NoTeacher(), Runtime(torch.device("cpu"), "fp16"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_figures_and_maps_show_the_attention_that_is_compared(kind):
+    parts = networks(kind)
+    maps = extract_attention_maps(parts["student"], torch.rand(2, 3, 32, 32), {"attention": kind})
+    side = 8 if kind == "gradient" else 4
+    assert [tuple(stage.shape) for stage in maps] == [(2, side, side)] * KINDS[kind]
+    for stage in maps:
+        torch.testing.assert_close(stage.flatten(1).norm(dim=1), torch.ones(2))
+    attention_figure(parts["student"], torch.rand(2, 3, 32, 32), {"attention": kind}, teacher=parts["teacher"])

@@ -166,14 +166,14 @@ def answering_step(config: Config, runtime: Runtime, teacher: nn.Module, shape: 
         teacher: on the device.
         shape: [B, C, H, W] of a batch.
     """
-    images, formats = _random_batch(shape).images, ["fp32"]
+    batch, formats = _random_batch(shape), ["fp32"]
     needs = needs_of_teacher(default_terms(config))
     with _quiet():
-        runner = make_runner(config, teacher, images, runtime, lambda: runtime.autocast(formats[0]), needs)
+        runner = make_runner(config, teacher, batch.images, runtime, lambda: runtime.autocast(formats[0]), needs)
 
     def step(precision: str, count: int) -> None:
         formats[0], runner.chunk = precision, count
-        runner.run(images[:count])
+        runner.run(batch.images[:count], batch.labels[:count])
 
     return step
 
