@@ -160,6 +160,33 @@ def _torchvision_size(name: str, image_size: Size) -> dict[str, Any]:
     return {"input_size": image_size}
 
 
+def weights_for_size(name: str, weights: dict[str, Any], image_size: Size) -> dict[str, Any]:
+    """Weights of a library's network of one size, resampled for images of another.
+
+    Args:
+        name: 'timm/NAME' or 'torchvision/NAME'.
+        weights: of the network as it is published.
+        image_size: (H, W) of the images.
+
+    Raises:
+        ConfigError: the network cannot resample its weights.
+    """
+    classes = {len(weights[f"{head}.weight"]) for head in heads_of(name) if f"{head}.weight" in weights}
+    network = build(name, classes.pop() if len(classes) == 1 else 1)
+    resize: Any = getattr(network, "set_input_size", None)
+    if resize is None:
+        own = fixed_size(name)
+        raise ConfigError(f"{name} has its weights for images of {own} alone; set image_size, or take a new network.")
+    heads = tuple(f"{head}." for head in heads_of(name))
+    missing = {key: value for key, value in network.state_dict().items() if key not in weights}
+    if unexpected := [key for key in missing if not key.startswith(heads)]:
+        raise ConfigError(f"the weights do not fit {name}: {unexpected[0]} is missing.")
+    with torch.no_grad():
+        network.load_state_dict({**missing, **weights})
+        resize(img_size=image_size)
+    return {key: value for key, value in network.state_dict().items() if key not in missing}
+
+
 def ignore_auxiliary_heads(network: nn.Module) -> None:
     """Leave the auxiliary heads of torchvision's GoogLeNet and Inception v3 out of training; logged once.
 

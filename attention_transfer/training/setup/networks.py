@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from attention_transfer.catalogue import is_path
 from attention_transfer.config import Config
 from attention_transfer.data.frame import as_frame
 from attention_transfer.distributed import Runtime
@@ -20,7 +21,7 @@ from attention_transfer.teacher.classes import match_teacher
 from attention_transfer.teacher.loading import load_teacher_model
 from attention_transfer.training.checkpointing.state import check_can_be_kept
 from attention_transfer.training.setup.loss_settings import warn_of_idle_loss_settings
-from attention_transfer.training.setup.start.initial_weights import load_initial_weights
+from attention_transfer.training.setup.start.initial_weights import load_initial_weights, network_in
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +45,27 @@ def open_student(config: Config, student: nn.Module | None, *, begins: bool = Tr
         )
     network = _student(config, student)
     if config.init_from is not None and begins:
-        load_initial_weights(network, config)
+        load_initial_weights(network, config, config.init_from)
+    if config.weights is not None and begins and student is None and is_path(config.weights):
+        load_initial_weights(network, config, config.weights, "weights")
     return network
+
+
+def with_named_student(config: Config) -> Config:
+    """The settings with the student's network by name, where the setting `model` is a file: it begins with its weights.
+
+    Raises:
+        CheckpointError: the file fits no registered network, or several.
+        ConfigError: the setting `weights` is set, too.
+    """
+    if not is_path(config.model):
+        return config
+    if config.weights is not None:
+        raise ConfigError(
+            f"model is the file {config.model!r}, and weights is {config.weights!r}: the student can begin with one of "
+            "them; leave weights out, or name the network in model."
+        )
+    return config.model_copy(update={"model": network_in(config.model), "weights": config.model})
 
 
 def _student(config: Config, student: nn.Module | None) -> nn.Module:
@@ -55,7 +75,8 @@ def _student(config: Config, student: nn.Module | None) -> nn.Module:
         return student
     assert config.num_classes is not None
     size = as_frame(config.image_size).size
-    network = create_model(config.model, config.num_classes, weights=config.weights, image_size=size)
+    published = None if config.weights is None or is_path(config.weights) else config.weights
+    network = create_model(config.model, config.num_classes, weights=published, image_size=size)
     card = card_of(network)
     assert card is not None
     network.card = replace(card, class_names=config.class_names)  # type: ignore[assignment]

@@ -63,7 +63,12 @@ from attention_transfer.training.setup.loaders import (
 )
 from attention_transfer.training.setup.loss_settings import log_stretched_schedules
 from attention_transfer.training.setup.naming import take_name, with_name
-from attention_transfer.training.setup.networks import open_student, open_teacher, prefer_channels_last
+from attention_transfer.training.setup.networks import (
+    open_student,
+    open_teacher,
+    prefer_channels_last,
+    with_named_student,
+)
 from attention_transfer.training.setup.opened_data import check_images, describe_data, images_of, open_data
 from attention_transfer.training.setup.start.class_weights import choose_class_weights
 from attention_transfer.training.setup.start.freezing import freeze, warn_of_useless_freezing
@@ -104,6 +109,7 @@ def prepare(
     Raises:
         ConfigError, DataError, TeacherError, CheckpointError, CacheError: with the value at fault.
     """
+    config = with_named_student(config)
     is_auto = config.resume == AUTO
     if is_auto:
         # before the search: the checkpoint found must not be a living run's

@@ -1,4 +1,4 @@
-"""The weights that a new run begins with, from any checkpoint: the setting `init_from`."""
+"""The weights that a new run begins with, from any checkpoint: `init_from`, and `weights` or `model` that are files."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from attention_transfer.errors import CheckpointError, ConfigError, DataError, T
 from attention_transfer.modules import unwrapped
 from attention_transfer.networks.fitting import COUNTER
 from attention_transfer.networks.heads import head_names
+from attention_transfer.networks.libraries import weights_for_size
 from attention_transfer.networks.registry import card_of
 from attention_transfer.teacher.loading import OWN_KEY
 from attention_transfer.teacher.state_dicts import Weights, find_weights, matching, readings
@@ -32,8 +33,8 @@ class _Found(NamedTuple):
     classes: Classes
 
 
-def load_initial_weights(student: nn.Module, config: Config) -> None:
-    """Load the weights of the file that the setting `init_from` names into the student; what is done is logged.
+def load_initial_weights(student: nn.Module, config: Config, path: str, setting: str = "init_from") -> None:
+    """Load the weights of a file into the student; what is done is logged.
 
     The file is a checkpoint of this library, or one of another training script, with the weights under any usual key
     and prefix. The head is matched by the names of the classes; where they are not the student's, and where their
@@ -41,17 +42,18 @@ def load_initial_weights(student: nn.Module, config: Config) -> None:
 
     Args:
         student: filled in place.
-        config: uses init_from, num_classes and class_names.
+        config: uses num_classes and class_names.
+        path: of the file.
+        setting: that names it, for messages.
 
     Raises:
         CheckpointError: the file cannot be read, or holds another network.
     """
-    path = str(config.init_from)
     try:
         content = read_plain(path)
         found = _own(content, student, path) if is_checkpoint(content) else _foreign(content, student, path)
     except (CheckpointError, TeacherError) as error:
-        raise CheckpointError(f"init_from: {error}") from error
+        raise CheckpointError(f"{setting}: {error}") from error
     network = unwrapped(student)
     heads = _heads(network, config)
     own = network.state_dict()
@@ -59,7 +61,7 @@ def load_initial_weights(student: nn.Module, config: Config) -> None:
     head, sentence = _head(found, of_head, heads, config)
     body = {key: value for key, value in found.weights.items() if key not in of_head}
     kept = {key: value for key, value in own.items() if key in of_head or key.endswith(f".{COUNTER}")}
-    load_weights(network, {**kept, **body, **head}, f"init_from: {path}")
+    load_weights(network, {**kept, **body, **head}, f"{setting}: {path}")
     logger.info("the student begins with the weights of %s; %s", path, sentence)
 
 
@@ -94,8 +96,30 @@ def _foreign(content: object, student: nn.Module, path: str) -> _Found:
         keys = ", ".join(list(found)[:_SHOWN])
         raise CheckpointError(f"{path} does not fit the student, a {card.name} (its first keys are {keys}).")
     reading, fit = fits[0]
-    weights = {key: reading.weights[original] for key, original in fit.keys.items()}
+    weights: dict[str, Any] = {key: reading.weights[original] for key, original in fit.keys.items()}
+    if card.image_size is not None:
+        weights = weights_for_size(card.name, weights, card.image_size)
     return _Found(weights, Classes(path, count=fit.num_classes))
+
+
+def network_in(path: str) -> str:
+    """The name of the network whose weights are in a file.
+
+    Raises:
+        CheckpointError: the file cannot be read, or fits no registered network, or several.
+    """
+    try:
+        content = read_plain(path)
+        card = card_from(content) if is_checkpoint(content) else None
+        if card is not None:
+            return card.name
+        names = sorted({fit.name for _, fit in matching(find_weights(content, path).weights)})
+    except (CheckpointError, TeacherError) as error:
+        raise CheckpointError(f"model: {error}") from error
+    if len(names) != 1:
+        fits = f"fits {', '.join(names)}" if names else "fits no registered network"
+        raise CheckpointError(f"model: {path} {fits}; say which with model=NAME, and set weights={path!r}.")
+    return names[0]
 
 
 def _by_keys(weights: Weights, network: nn.Module) -> Weights:
