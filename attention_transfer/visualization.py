@@ -26,6 +26,7 @@ from attention_transfer.files import write_atomically
 from attention_transfer.losses.configured import chosen_map_function
 from attention_transfer.modules import undisturbed, unwrapped
 from attention_transfer.networks.input_shapes import refusing_misfits
+from attention_transfer.networks.preprocessing import preprocessing_of
 from attention_transfer.networks.registry import card_of
 from attention_transfer.overlays import PIXELS, Page, denormalise, enlarge, overlay, png_of
 
@@ -221,7 +222,9 @@ def _rows(
     draw = partial(_row, images=images, map_function=chosen_map_function(config))
     rows = [draw("" if is_alone else "student", student, layers=student_layers)]
     if teacher is not None:
-        rows.insert(0, draw("teacher", teacher, layers=teacher_layers))
+        rows.insert(
+            0, draw("teacher", teacher, images=preprocessing_of(teacher, config, images)(images), layers=teacher_layers)
+        )
     return rows + [draw(name, model, layers=None) for name, model in others.items()]
 
 

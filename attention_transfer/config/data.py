@@ -6,18 +6,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from attention_transfer.config.group import Fraction, Names, Path, SettingsGroup, Triple, as_tuple
+from attention_transfer.config.group import Fraction, Names, Path, SettingsGroup, Side, Triple, as_size, as_tuple
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-Side = Annotated[int, Field(ge=8, le=4096)]
-
-
-def _as_size(value: object) -> object:
-    """A pair of equal sides as one, and a list as a tuple; anything else unchanged."""
-    pair = as_tuple(value)
-    return pair[0] if isinstance(pair, tuple) and len(pair) == 2 and pair[0] == pair[1] else pair
 
 
 class DataSettings(SettingsGroup):
@@ -39,7 +31,7 @@ class DataSettings(SettingsGroup):
         None, description="names of the classes, in the order of their numbers; None reads them from the data"
     )
     # the pair first, so that the flag takes one number or two
-    image_size: Annotated[tuple[Side, Side] | Side, BeforeValidator(_as_size)] = Field(
+    image_size: Annotated[tuple[Side, Side] | Side, BeforeValidator(as_size)] = Field(
         128, description="side of the square images in pixels, or height and width"
     )
     resize: Literal["squash", "crop", "pad"] = Field(

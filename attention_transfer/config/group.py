@@ -46,12 +46,19 @@ def modules_or(word: str) -> Callable[[object], object]:
     return check
 
 
+def as_size(value: object) -> object:
+    """A pair of equal sides as one, and a list as a tuple; anything else unchanged."""
+    pair = as_tuple(value)
+    return pair[0] if isinstance(pair, tuple) and len(pair) == 2 and pair[0] == pair[1] else pair
+
+
 def _as_path(value: object) -> object:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 Path = Annotated[str, BeforeValidator(_as_path), Field(min_length=1)]
 Triple = Annotated[tuple[float, float, float], BeforeValidator(as_tuple)]
+Side = Annotated[int, Field(ge=8, le=4096)]
 Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
 Weights = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(as_tuple), Field(min_length=2)]
 NotNegative = Annotated[tuple[Annotated[float, Field(ge=0)], ...], BeforeValidator(as_tuple), Field(min_length=1)]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from attention_transfer.catalogue import canonical_network_name, is_path
-from attention_transfer.config.group import Names, Path, SettingsGroup
+from attention_transfer.config.group import Names, Path, SettingsGroup, Side, Triple, as_size
 
 
 class NetworkSettings(SettingsGroup):
@@ -43,10 +43,30 @@ class NetworkSettings(SettingsGroup):
         min_length=1,
         description="where the teacher's checkpoint keeps its weights, as in 'ema.model'; None finds it",
     )
+    teacher_mean: Triple | Literal["auto", "run"] = Field(
+        "auto",
+        description="mean of each channel for the teacher; auto = as it was trained, where it tells; run = mean",
+    )
+    teacher_std: Triple | Literal["auto", "run"] = Field(
+        "auto", description="standard deviation of each channel for the teacher; auto and run as for teacher_mean"
+    )
+    # the pair first, so that the flag takes one number or two
+    teacher_image_size: Annotated[tuple[Side, Side] | Side, BeforeValidator(as_size)] | Literal["auto", "run"] = Field(
+        "auto",
+        description="side, or height and width, to which images are resized for the teacher; auto = that of a network "
+        "of one size; run = image_size",
+    )
     layers: Names | None = Field(
         None,
         description="modules to compare, instead of the stages: 'layer3', or 'student.module:teacher.module'",
     )
+
+    @field_validator("teacher_std")
+    @classmethod
+    def _positive_teacher_std(cls, std: Any) -> Any:
+        if isinstance(std, tuple) and min(std) <= 0:
+            raise ValueError("each standard deviation must be greater than 0")
+        return std
 
     @field_validator("model", "teacher_arch")
     @classmethod

@@ -25,6 +25,7 @@ from attention_transfer.logs import log_once
 from attention_transfer.modules import like_weights
 from attention_transfer.networks.class_lists import students_classes
 from attention_transfer.networks.input_shapes import TEACHER, refusing_misfits
+from attention_transfer.networks.preprocessing import preprocessing_of
 from attention_transfer.networks.registry import card_of
 from attention_transfer.teacher.base import NoTeacher, Teacher
 from attention_transfer.teacher.cache.open import open_cache, probed_images
@@ -58,10 +59,11 @@ def make_teacher(
     own_labels = _own_labels(teacher_model, needs, student or students_classes(config))
 
     def make_runner(images: Tensor) -> FrozenRunner:
-        images = like_weights(images, teacher_model)
-        with refusing_misfits(teacher_model, images, TEACHER):
-            stages = _tapped(teacher_model, images, config) if needs.stages else ()
-            layout = _layout(teacher_model, images, config) if needs.blocks else None
+        preprocess = preprocessing_of(teacher_model, config, images)
+        seen = like_weights(preprocess(images), teacher_model)
+        with refusing_misfits(teacher_model, seen, TEACHER):
+            stages = _tapped(teacher_model, seen, config) if needs.stages else ()
+            layout = _layout(teacher_model, seen, config) if needs.blocks else None
         return FrozenRunner(
             teacher_model,
             stages,
@@ -72,6 +74,7 @@ def make_teacher(
             fold=False,
             layout=layout,
             to_own_labels=own_labels,
+            preprocess=preprocess,
         )
 
     return OnlineTeacher(make_runner)
@@ -95,16 +98,18 @@ def make_runner(
         autocast: makes the context that gives the number format.
         needs: the signals that the loss needs.
     """
-    images = like_weights(images, teacher)
+    preprocess = preprocessing_of(teacher, config, images)
+    seen = like_weights(preprocess(images), teacher)
     return FrozenRunner(
         teacher,
-        _tapped(teacher, images, config) if needs.stages else (),
+        _tapped(teacher, seen, config) if needs.stages else (),
         images,
         needs=needs,
         autocast=autocast,
         memory_format=memory_format_of(teacher, runtime),
-        layout=_layout(teacher, images, config) if needs.blocks else None,
+        layout=_layout(teacher, seen, config) if needs.blocks else None,
         to_own_labels=_own_labels(teacher, needs, students_classes(config)),
+        preprocess=preprocess,
     )
 
 
@@ -237,7 +242,8 @@ def _maker(config: Config, teacher: nn.Module, runtime: Runtime, needs: Needs) -
     def make(images: Tensor) -> FrozenRunner:
         if not made:
             in_precision = partial(runtime.autocast, config.teacher_precision)
-            with refusing_misfits(teacher, images, TEACHER):
+            seen = preprocessing_of(teacher, config, images)(images)
+            with refusing_misfits(teacher, seen, TEACHER):
                 made.append(make_runner(config, teacher, images, runtime, in_precision, needs))
         return made[0]
 

@@ -10,7 +10,8 @@ from torch import nn
 from attention_transfer.catalogue import TIMM, library_of
 from attention_transfer.networks.class_lists import IMAGENET_CLASSES, imagenet_categories
 from attention_transfer.networks.libraries import heads_of
-from attention_transfer.networks.published import published_classes
+from attention_transfer.networks.preprocessing import TrainedOn
+from attention_transfer.networks.published import published_classes, torchvision_weights
 from attention_transfer.networks.registry import HeadlessCard, ModelCard, create_model
 
 
@@ -28,12 +29,25 @@ def pretrained_of_library(name: str, weights: str = "DEFAULT") -> nn.Module:
     """
     classes = published_classes(name, weights)
     teacher = create_model(name, classes or 1, weights=weights)
+    if library_of(name)[0] != TIMM:
+        teacher.trained_on = transforms_of(name, weights)  # type: ignore[assignment]
     if classes:
         teacher.card = ModelCard(name, classes, _class_names(name, weights, classes, teacher))  # type: ignore[assignment]
         return teacher
     empty_heads(teacher, name)
     teacher.card = HeadlessCard(name, 1)  # type: ignore[assignment]
     return teacher
+
+
+def transforms_of(name: str, weights: str) -> TrainedOn:
+    """The normalisation of torchvision's pretrained weights.
+
+    Args:
+        name: 'torchvision/NAME'.
+        weights: 'DEFAULT' or an entry.
+    """
+    transforms = torchvision_weights(library_of(name)[1], weights).transforms()
+    return TrainedOn(tuple(transforms.mean), tuple(transforms.std), "torchvision's weights")
 
 
 def empty_heads(network: nn.Module, name: str) -> None:

@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attention_transfer.catalogue import canonical_network_name, library_of
+from attention_transfer.catalogue import TORCHVISION, canonical_network_name, library_of
 from attention_transfer.checkpoint import card_from, is_checkpoint, load_weights, read_plain
+from attention_transfer.config import resolve_config
 from attention_transfer.devices import resolve_device
 from attention_transfer.errors import CheckpointError, ConfigError, TeacherError
 from attention_transfer.networks.class_lists import IMAGENET_CLASSES, imagenet_categories
 from attention_transfer.networks.fitting import Fit, Misfit, nearest_network
+from attention_transfer.networks.preprocessing import TrainedOn
 from attention_transfer.networks.registry import HeadlessCard, ModelCard, card_of, create_model
-from attention_transfer.teacher.library import pretrained_of_library
+from attention_transfer.teacher.library import pretrained_of_library, transforms_of
 from attention_transfer.teacher.names import pretrained_weights, what_it_may_be
 from attention_transfer.teacher.state_dicts import Found, Reading, Weights, find_weights, matching, readings
 
@@ -92,6 +94,7 @@ def _pretrained(name: str) -> nn.Module | None:
     except ConfigError as error:
         raise TeacherError(str(error)) from error
     teacher.card = ModelCard(named[0], IMAGENET_CLASSES, imagenet_categories())  # type: ignore[assignment]
+    teacher.trained_on = transforms_of(f"{TORCHVISION}/{named[0].lower()}", named[1])  # type: ignore[assignment]
     return teacher
 
 
@@ -122,6 +125,8 @@ def _own(content: dict[str, Any], path: str, teacher_arch: str | None, teacher_k
     teacher = create_model(card.name, card.num_classes, image_size=card.image_size)
     teacher.card = card  # type: ignore[assignment]
     load_weights(teacher, content[OWN_KEY], path)
+    seen = resolve_config({key: content["config"][key] for key in ("mean", "std") if key in content["config"]})
+    teacher.trained_on = TrainedOn(seen.mean, seen.std, f"its checkpoint {path}")  # type: ignore[assignment]
     return teacher
 
 

@@ -20,6 +20,7 @@ from attention_transfer.features.signals import INPUT_GRADIENT, LOGITS, Needs, S
 from attention_transfer.features.stages.stage import Stage, as_stages
 from attention_transfer.logs import log_once
 from attention_transfer.modules import device_of, like_weights, undisturbed, unwrapped
+from attention_transfer.networks.preprocessing import UNCHANGED, Preprocessing
 from attention_transfer.networks.registry import network_name
 from attention_transfer.teacher.folding import fold_batch_norm
 
@@ -51,6 +52,7 @@ class FrozenRunner:
         fold: fold batch norm where that is safe, see `fold_batch_norm`.
         layout: of its attention modules; None where attention is not needed.
         to_own_labels: label i of a batch is class to_own_labels[i] of the network; None: its class i.
+        preprocess: done to the images of each chunk first.
 
     Attributes:
         stages: the tapped modules, with their readouts.
@@ -80,7 +82,9 @@ class FrozenRunner:
         fold: bool = True,
         layout: AttentionLayout | None = None,
         to_own_labels: Sequence[int] | None = None,
+        preprocess: Preprocessing = UNCHANGED,
     ) -> None:
+        self.preprocess = preprocess
         self.stages = as_stages(model, stages) if needs.stages else ()
         self.needs = needs
         self.autocast = autocast
@@ -88,7 +92,7 @@ class FrozenRunner:
         self.memory_format = memory_format
         self.device = device_of(model)
         self.images_seen = 0
-        self.network = fold_batch_norm(model, images, self.stages) if fold else unwrapped(model)
+        self.network = fold_batch_norm(model, preprocess(images), self.stages) if fold else unwrapped(model)
         self.is_folded = self.network is not unwrapped(model)
         if self.is_folded:
             self.network.to(memory_format=memory_format)
@@ -175,7 +179,7 @@ class FrozenRunner:
         shape = (size, *images.shape[1:])
         padded = torch.zeros(shape, dtype=images.dtype, device=images.device).to(memory_format=self.memory_format)
         padded[: len(images)] = images
-        return like_weights(padded, self.network)
+        return like_weights(self.preprocess(padded), self.network).contiguous(memory_format=self.memory_format)
 
 
 def _trimmed(output: Tensor, count: int) -> Tensor:

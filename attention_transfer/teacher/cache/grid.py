@@ -28,12 +28,20 @@ class Axis(NamedTuple):
     stride: float
     first: float
 
+    def scaled(self, factor: float) -> Axis:
+        """The same cells along an image so many times as long; pixel centres lie half a pixel from the edges."""
+        return self if factor == 1 else Axis(self.stride * factor, (self.first + 0.5) * factor - 0.5)
+
 
 class Grid(NamedTuple):
     """The cells of a map, along height and width."""
 
     rows: Axis
     columns: Axis
+
+    def scaled(self, by_height: float, by_width: float) -> Grid:
+        """The same cells on an image so many times as high and as wide."""
+        return Grid(self.rows.scaled(by_height), self.columns.scaled(by_width))
 
 
 def find_grids(

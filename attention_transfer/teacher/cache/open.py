@@ -127,7 +127,9 @@ def _grids(teacher: nn.Module, runner: FrozenRunner, images: Tensor) -> list[Gri
     """The grid of each map, by each map function in turn."""
     layout = runner.layout
     patches = [] if layout is None else [layout.grid] * len(layout.names)
-    every = find_grids(teacher, images[:1], runner.stages, patches)
+    seen = runner.preprocess(images[:1])
+    scale = images.shape[2] / seen.shape[2], images.shape[3] / seen.shape[3]
+    every = [grid.scaled(*scale) for grid in find_grids(teacher, seen, runner.stages, patches)]
     stages = len(runner.stages)
     by_source = {FEATURES: every[:stages], ATTENTION: every[stages:]}
     return [grid for function in runner.needs.maps for grid in by_source[function.of]]
@@ -176,6 +178,7 @@ def _identity(plan: CachePlan, config: Config, teacher: nn.Module, runner: Froze
         device=runtime.device.type,
         memory_format=str(runner.memory_format),
         map_precision=config.map_precision,
+        **runner.preprocess.identity,
     )
 
 

@@ -8,7 +8,7 @@ from attention_transfer.data.loading.user_loaders import warn_of_unusual_values
 from attention_transfer.errors import ConfigError
 from attention_transfer.modules import unwrapped
 from attention_transfer.networks.input_shapes import TEACHER, find_misfit
-from attention_transfer.networks.registry import card_of
+from attention_transfer.networks.registry import taps_of
 from attention_transfer.seeding import random_state, restore_random_state
 
 
@@ -30,7 +30,9 @@ def check_trainable(student: nn.Module) -> None:
     )
 
 
-def check_fit(student: nn.Module, teacher: nn.Module | None, images: Tensor, *, ours: bool = False) -> None:
+def check_fit(
+    student: nn.Module, teacher: nn.Module | None, images: Tensor, seen: Tensor | None = None, *, ours: bool = False
+) -> None:
     """Check that student and teacher can take the images.
 
     Each runs once on one image, in eval mode; networks and random generators are left unchanged.
@@ -39,6 +41,7 @@ def check_fit(student: nn.Module, teacher: nn.Module | None, images: Tensor, *, 
         student: the network to train.
         teacher: or None.
         images: some [B, C, H, W] of the run, on the networks' device.
+        seen: the same [B, C, H, W] as the teacher sees them; None: as they are.
         ours: the images are from our own loaders, which networks of ours can always take.
 
     Raises:
@@ -47,23 +50,29 @@ def check_fit(student: nn.Module, teacher: nn.Module | None, images: Tensor, *, 
     """
     before = random_state()
     try:
-        for role, network in (("student", student), (TEACHER, teacher)):
-            if network is None or (ours and card_of(network) is not None):
+        for role, network, given in (
+            ("student", student, images),
+            (TEACHER, teacher, images if seen is None else seen),
+        ):
+            if network is None or (ours and taps_of(network) is not None):
                 continue
-            misfit = find_misfit(network, images, role)
+            misfit = find_misfit(network, given, role)
             if misfit is not None:
                 raise misfit
     finally:
         restore_random_state(before)
 
 
-def check_first_images(student: nn.Module, teacher: nn.Module | None, images: Tensor, *, ours: bool) -> None:
+def check_first_images(
+    student: nn.Module, teacher: nn.Module | None, images: Tensor, seen: Tensor, *, ours: bool
+) -> None:
     """Check a first batch of images before training; see `check_fit` and `warn_of_unusual_values`.
 
     Args:
         student: the network to train.
         teacher: or None.
         images: [B, C, H, W], on the networks' device.
+        seen: the same [B, C, H, W] as the teacher sees them.
         ours: the images are from our own loaders.
 
     Raises:
@@ -71,4 +80,4 @@ def check_first_images(student: nn.Module, teacher: nn.Module | None, images: Te
     """
     if not ours:
         warn_of_unusual_values(images)
-    check_fit(student, teacher, images, ours=ours)
+    check_fit(student, teacher, images, seen, ours=ours)

@@ -16,6 +16,7 @@ from attention_transfer.features.stages.stage import Stage, in_words
 from attention_transfer.losses.attention import AttentionTransfer
 from attention_transfer.losses.term import LossTerm
 from attention_transfer.modules import like_weights
+from attention_transfer.networks.preprocessing import preprocessing_of
 from attention_transfer.training.checkpointing.state import STUDENT_STAGES, TEACHER_STAGES
 from attention_transfer.training.setup.terms import first_inputs
 
@@ -106,7 +107,8 @@ def compare(
     mine, theirs = split_layers(config.layers)
     some = images[:1].to(runtime.device)
     stages = choose_stages(student, like_weights(some, student), mine)
-    of_teacher = choose_stages(teacher, like_weights(some, teacher), theirs)
+    seen = preprocessing_of(teacher, config, some)(some)
+    of_teacher = choose_stages(teacher, like_weights(seen, teacher), theirs)
     maps = inputs.teacher.maps(term.map_function)
     return Comparison(
         stages, of_teacher, inputs.pairs, _shares(term(inputs)), tuple(_concentrated(of_teacher.stages, maps))

@@ -17,6 +17,7 @@ from attention_transfer.data.class_table import ClassCounts, class_table, images
 from attention_transfer.data.loading.loaders import own_dataset
 from attention_transfer.data.loading.user_loaders import classes_of
 from attention_transfer.distributed import AcceleratedRuntime, all_or_raise
+from attention_transfer.networks.preprocessing import preprocessing_of
 from attention_transfer.training.checkpointing.best_epoch import check_can_be_measured
 from attention_transfer.training.checkpointing.resume import ResumePoint, resumed_classes
 from attention_transfer.training.setup.checking import check_first_images
@@ -99,6 +100,7 @@ def check_images(
     student: nn.Module,
     teacher: nn.Module | None,
     runtime: AcceleratedRuntime,
+    config: Config,
 ) -> Tensor | None:
     """Check that the networks can take the first images of each loader.
 
@@ -108,15 +110,18 @@ def check_images(
         student: on the device.
         teacher: likewise, or None.
         runtime: gives the device.
+        config: uses the teacher's preprocessing.
 
     Returns:
         the validation images to draw attention on, [B, C, H, W]; None without validation.
     """
     drawn = images_to_draw(loaders.val, first.get("val"))
     of_train = first["train"].images if "train" in first else None
-    for split, images in (("train", of_train), ("val", drawn)):
-        if images is not None and len(images):
-            check_first_images(student, teacher, images.to(runtime.device), ours=split not in first)
+    for split, some in (("train", of_train), ("val", drawn)):
+        if some is not None and len(some):
+            images = some.to(runtime.device)
+            seen = images if teacher is None else preprocessing_of(teacher, config, images)(images)
+            check_first_images(student, teacher, images, seen, ours=split not in first)
     return drawn
 
 

@@ -133,7 +133,7 @@ def prepare(
     check_gradient_terms(terms, config)
     callbacks = _callbacks(config, parts, runtime)
     prefer_channels_last(runtime, student, teacher)
-    images = check_images(loaders, first, student, teacher, runtime)
+    images = check_images(loaders, first, student, teacher, runtime, config)
     config = with_name(config, runtime, student, has_teacher=teacher is not None)
     paths = RunPaths(config)
     _check_room(config, paths, student, runtime, parts)
