@@ -1,7 +1,7 @@
 """The teacher's own preprocessing: its normalisation and, for a network of one size, its image size.
 
-The run's images are normalised for the student. A teacher that was trained with another mean or standard deviation, or at
-another size, sees the same pixels as it was trained to.
+The run's images are normalised for the student. A teacher that was trained with another mean or standard deviation, or
+at another size, sees the same pixels as it was trained to.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def network(classes=10, seed=3, name=NAME, names=None):
 
 def load(student, path, **settings):
     config = resolve_config({"init_from": str(path), "num_classes": 10, **settings})
-    load_initial_weights(student, config)
+    load_initial_weights(student, config, config.init_from)
     return student
 
 
