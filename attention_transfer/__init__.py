@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from attention_transfer.losses.logits.kd import distillation_loss
     from attention_transfer.losses.term import LossInputs, LossTerm
     from attention_transfer.networks.architecture import Architecture
-    from attention_transfer.networks.readout import Readout
+    from attention_transfer.networks.readout import NCHW, NHWC, Readout, tokens
     from attention_transfer.networks.registry import create_model, register_network
     from attention_transfer.teacher.loading import load_teacher_model
     from attention_transfer.training.callbacks.base import Callback
@@ -56,11 +56,14 @@ _HOMES = {
     "LossInputs": "losses.term",
     "LossTerm": "losses.term",
     "MapFunction": "features.maps",
+    "NCHW": "networks.readout",
+    "NHWC": "networks.readout",
     "Needs": "features.signals",
     "LoaderOptions": "data.loading.options",
     "Readout": "networks.readout",
     "Source": "data.sources.base",
     "source_loaders": "data.loading.loaders",
+    "tokens": "networks.readout",
     "attention_figure": "visualization",
     "attention_loss": "losses.attention",
     "attention_map": "features.maps",
@@ -81,6 +84,8 @@ _HOMES = {
 
 __all__ = [
     "DEFAULT_CONFIG",
+    "NCHW",
+    "NHWC",
     "Architecture",
     "AttentionTransferError",
     "CacheError",
@@ -113,6 +118,7 @@ __all__ = [
     "prepare_dataloaders",
     "register_network",
     "source_loaders",
+    "tokens",
     "train_at",
     "train_epoch",
     "validate",

@@ -26,6 +26,7 @@ from torch.nn import functional
 from attention_transfer import create_model, train_at
 from attention_transfer.data import pixel_cache as keeping
 from attention_transfer.data.pixel_store import PixelStore
+from attention_transfer.distributed import AcceleratedRuntime
 from attention_transfer.teacher.cache.store import TeacherCache
 from attention_transfer.training import epoch
 from attention_transfer.training.callbacks import checkpoints
@@ -67,7 +68,8 @@ def take_notes(notes: Notes) -> None:
     """Wrap the functions that the phases are."""
     keeping.fill_store = notes.during(Phase.PIXELS, keeping.fill_store)
     TeacherCache.keep = notes.during(Phase.FILLING, TeacherCache.keep)  # type: ignore[method-assign]
-    epoch._train_step = notes.during(Phase.EPOCH, epoch._train_step)
+    epoch._compute_gradients = notes.during(Phase.EPOCH, epoch._compute_gradients)
+    AcceleratedRuntime.update = notes.during(Phase.EPOCH, AcceleratedRuntime.update)  # type: ignore[method-assign]
     checkpoints.write_checkpoint = notes.during(Phase.CHECKPOINT, checkpoints.write_checkpoint)
 
 
@@ -112,7 +114,7 @@ class Suicide:
 PIECES: dict[Phase, tuple[Any, str]] = {
     Phase.PIXELS: (PixelStore, "keep"),
     Phase.FILLING: (TeacherCache, "keep"),
-    Phase.EPOCH: (epoch, "_train_step"),
+    Phase.EPOCH: (AcceleratedRuntime, "update"),
 }
 
 

@@ -8,7 +8,6 @@ from support.transformers import tiny_vit
 from torch.nn import functional as F
 
 from attention_transfer import ConfigError, LossTerm, MapFunction, Needs, create_model, train_at
-from attention_transfer.features.maps import ATTENTION
 
 pytestmark = pytest.mark.slow
 
@@ -61,7 +60,7 @@ def test_attention_probabilities_of_a_convolutional_network_are_an_error(recipe)
 
 
 def test_a_map_function_of_attention_is_cached_like_any_other(recipe, tmp_path):
-    own = MapFunction("attention that each patch is given", received, of=ATTENTION)
+    own = MapFunction("attention that each patch is given", received, of="attention_probabilities")
     train_at(recipe, student=tiny_vit(0), teacher=tiny_vit(1), map_function=own)
     again = {**recipe, "experiment_name": "again"}
     record = train_at(again, student=tiny_vit(0), teacher=tiny_vit(1), map_function=own)["training_history"][0]

@@ -6,10 +6,18 @@ import pytest
 import torch
 from torch import nn
 
-from attention_transfer import Architecture, ConfigError, MapFunction, create_model, register_network, train_at
+from attention_transfer import (
+    NHWC,
+    Architecture,
+    ConfigError,
+    MapFunction,
+    create_model,
+    register_network,
+    tokens,
+    train_at,
+)
 from attention_transfer.cache.folder import entries
 from attention_transfer.features.taps import Taps
-from attention_transfer.networks.readout import NHWC, tokens
 
 pytestmark = pytest.mark.slow
 

@@ -17,6 +17,7 @@ from attention_transfer.cli.networks import open_network
 from attention_transfer.cli.settings_file import read_settings
 from attention_transfer.data.decoding.decoder import Decoder
 from attention_transfer.data.decoding.depth import FULL
+from attention_transfer.data.frame import Frame
 from attention_transfer.data.loading.loaders import prepare_dataloaders
 
 pytestmark = pytest.mark.slow
@@ -81,7 +82,9 @@ def test_visualize_reads_files_with_the_range_of_the_checkpoint(write_folder, se
 
 def test_images_of_8_bits_keep_their_pixels_their_cache_and_the_setting(settings, few_digits):
     decoder = prepare_dataloaders(few_digits, num_workers=0, image_size=32)[0].dataset.decoder
-    assert decoder == Decoder(32)
+    assert decoder == Decoder(decoder.frame)
+    assert decoder.frame == Frame(32, 32)
+    assert decoder.identity() == Decoder(32).identity()
     # as it was before there was a range: the pixels that are kept today are found tomorrow
     assert set(decoder.identity()) == {"size", "shorter side", "filter", "pillow"}
     path = few_digits / "3" / sorted(file.name for file in (few_digits / "3").iterdir())[0]
