@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -50,6 +50,18 @@ def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def check_modules(network: nn.Module, names: Sequence[str]) -> None:
+    """Refuse names that no module of a network has.
+
+    Raises:
+        ConfigError: names the first, and the modules that there are.
+    """
+    modules = dict(network.named_modules())
+    if missing := [name for name in names if name not in modules]:
+        known = ", ".join(name for name in modules if name and name.count(".") < 2)
+        raise ConfigError(f"{type(network).__name__} has no module {missing[0]!r}; it has {known}.")
 
 
 def count_logits(logits: object) -> int:

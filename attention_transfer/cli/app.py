@@ -18,6 +18,7 @@ from attention_transfer.cli.commands.cache import cache
 from attention_transfer.cli.commands.demo import demo
 from attention_transfer.cli.commands.evaluate import evaluate
 from attention_transfer.cli.commands.info import info
+from attention_transfer.cli.commands.layers import layers
 from attention_transfer.cli.commands.train import train
 from attention_transfer.cli.commands.visualize import visualize
 from attention_transfer.cli.repeated import tell
@@ -32,7 +33,7 @@ app = App(
     help_format="plaintext",
     error_formatter=tell,
 )
-commands: list[Callable[..., int]] = [train, evaluate, visualize, demo, info]
+commands: list[Callable[..., int]] = [train, evaluate, visualize, layers, demo, info]
 for order, command in enumerate(commands):
     app.command(command, sort_key=order)
 app.command(cache)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from attention_transfer.errors import ConfigError
 from attention_transfer.features.stages.stage import Stage, as_stages
-from attention_transfer.modules import unwrapped
+from attention_transfer.modules import check_modules, unwrapped
 
 
 class _AllCollected(BaseException):
@@ -51,14 +51,11 @@ class Taps:
         self._network = unwrapped(model)
         self.stages = as_stages(model, stages)
         self.names = tuple(stage.name for stage in self.stages)
-        modules = dict(self._network.named_modules())
-        missing = [name for name in self.names if name not in modules]
-        if missing:
-            known = ", ".join(name for name in modules if name and name.count(".") < 2)
-            raise ConfigError(f"{type(model).__name__} has no module {missing[0]!r}; it has {known}.")
+        check_modules(self._network, self.names)
         self.stop = stop
         self.stay = stay
         self._is_hooked = False
+        modules = dict(self._network.named_modules())
         self._modules = {name: modules[name] for name in self.names}
         self._outputs: dict[int, Tensor] = {}
         self._calls: Counter[str] = Counter()

@@ -123,6 +123,15 @@ def preprocessing_of(teacher: nn.Module, config: Config, images: Tensor) -> Prep
     return Preprocessing(factor, shift, target)
 
 
+def size_to_build_for(config: Config) -> Size | None:
+    """The (H, W) for which a teacher of one size is built, by teacher_image_size; None: its own."""
+    setting = config.teacher_image_size
+    if setting == "auto":
+        return None
+    chosen: Any = config.image_size if setting == "run" else setting
+    return (chosen, chosen) if isinstance(chosen, int) else chosen
+
+
 def trained_on(network: nn.Module) -> TrainedOn | None:
     """The images that a network was trained on, as far as it tells; None if it does not."""
     told: Any = getattr(network, "trained_on", None)

@@ -9,13 +9,13 @@ from torch import nn
 
 from attention_transfer.catalogue import TIMM, library_of
 from attention_transfer.networks.class_lists import IMAGENET_CLASSES, imagenet_categories
-from attention_transfer.networks.libraries import heads_of
+from attention_transfer.networks.libraries import Size, heads_of
 from attention_transfer.networks.preprocessing import TrainedOn
 from attention_transfer.networks.published import published_classes, torchvision_weights
-from attention_transfer.networks.registry import HeadlessCard, ModelCard, create_model
+from attention_transfer.networks.registry import HeadlessCard, ModelCard, card_of, create_model
 
 
-def pretrained_of_library(name: str, weights: str = "DEFAULT") -> nn.Module:
+def pretrained_of_library(name: str, weights: str = "DEFAULT", image_size: Size | None = None) -> nn.Module:
     """A pretrained teacher of timm or torchvision: images [B, 3, H, W] to the logits [B, K] of its own classes.
 
     A backbone without a head, as DINO's, has a `HeadlessCard`: its one logit is always 0.
@@ -23,20 +23,28 @@ def pretrained_of_library(name: str, weights: str = "DEFAULT") -> nn.Module:
     Args:
         name: 'timm/NAME' or 'torchvision/NAME'.
         weights: 'DEFAULT', a tag of timm, an entry of torchvision.
+        image_size: (H, W) for which a network of one size is built; None: its own.
 
     Raises:
         ConfigError: there is no such network, or its weights can be neither read nor fetched.
     """
     classes = published_classes(name, weights)
-    teacher = create_model(name, classes or 1, weights=weights)
+    teacher = create_model(name, classes or 1, weights=weights, image_size=image_size)
+    size = image_size_of(teacher)
     if library_of(name)[0] != TIMM:
         teacher.trained_on = transforms_of(name, weights)  # type: ignore[assignment]
     if classes:
-        teacher.card = ModelCard(name, classes, _class_names(name, weights, classes, teacher))  # type: ignore[assignment]
+        teacher.card = ModelCard(name, classes, _class_names(name, weights, classes, teacher), size)  # type: ignore[assignment]
         return teacher
     empty_heads(teacher, name)
-    teacher.card = HeadlessCard(name, 1)  # type: ignore[assignment]
+    teacher.card = HeadlessCard(name, 1, image_size=size)  # type: ignore[assignment]
     return teacher
+
+
+def image_size_of(network: nn.Module) -> Size | None:
+    """The image size for which a network was built by name; None for its own, or any."""
+    card = card_of(network)
+    return None if card is None else card.image_size
 
 
 def transforms_of(name: str, weights: str) -> TrainedOn:

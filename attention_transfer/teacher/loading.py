@@ -17,9 +17,10 @@ from attention_transfer.devices import resolve_device
 from attention_transfer.errors import CheckpointError, ConfigError, TeacherError
 from attention_transfer.networks.class_lists import IMAGENET_CLASSES, imagenet_categories
 from attention_transfer.networks.fitting import Fit, Misfit, nearest_network
+from attention_transfer.networks.libraries import Size, weights_for_size
 from attention_transfer.networks.preprocessing import TrainedOn
 from attention_transfer.networks.registry import HeadlessCard, ModelCard, card_of, create_model
-from attention_transfer.teacher.library import pretrained_of_library, transforms_of
+from attention_transfer.teacher.library import image_size_of, pretrained_of_library, transforms_of
 from attention_transfer.teacher.names import pretrained_weights, what_it_may_be
 from attention_transfer.teacher.state_dicts import Found, Reading, Weights, find_weights, matching, readings
 
@@ -38,6 +39,7 @@ def load_teacher_model(
     *,
     teacher_arch: str | None = None,
     teacher_key: str | None = None,
+    image_size: tuple[int, int] | None = None,
 ) -> nn.Module:
     """A frozen teacher in eval mode, with its own head.
 
@@ -55,13 +57,16 @@ def load_teacher_model(
         device: 'auto', 'cpu', 'cuda', ...
         teacher_arch: the network's name, where the weights fit more than one.
         teacher_key: the key of the weights in the file, dotted where they are nested, if it holds several.
+        image_size: (H, W) for which a network of timm or torchvision of one size is built, its weights resampled; None:
+            its own.
 
     Raises:
         TeacherError: the file is missing, no registered network has these weights, several have and
             `teacher_arch` or `teacher_key` does not say which, or reading the file would run code.
     """
     name = str(teacher_path)
-    teacher = _of_library(name) or _pretrained(name) or _from_file(teacher_path, teacher_arch, teacher_key)
+    teacher = _of_library(name, image_size) or _pretrained(name)
+    teacher = teacher or _from_file(teacher_path, teacher_arch, teacher_key, image_size)
     card = card_of(teacher)
     has_head = card is not None and not isinstance(card, HeadlessCard)
     if card is not None and has_head and num_classes is not None and card.num_classes != num_classes:
@@ -74,13 +79,13 @@ def load_teacher_model(
     return teacher.requires_grad_(False).eval().to(resolve_device(device))
 
 
-def _of_library(name: str) -> nn.Module | None:
+def _of_library(name: str, image_size: Size | None) -> nn.Module | None:
     """A pretrained network of timm or torchvision; None for any other name. Its prefix wins over a folder's name."""
     name, _, weights = name.partition(":")
     if not all(library_of(name)):
         return None
     try:
-        return pretrained_of_library(canonical_network_name(name), weights or "DEFAULT")
+        return pretrained_of_library(canonical_network_name(name), weights or "DEFAULT", image_size)
     except ConfigError as error:
         raise TeacherError(f"teacher_model: {error}") from error
 
@@ -98,7 +103,9 @@ def _pretrained(name: str) -> nn.Module | None:
     return teacher
 
 
-def _from_file(path: str | os.PathLike[str], teacher_arch: str | None, teacher_key: str | None) -> nn.Module:
+def _from_file(
+    path: str | os.PathLike[str], teacher_arch: str | None, teacher_key: str | None, image_size: Size | None
+) -> nn.Module:
     if not Path(path).is_file():
         raise TeacherError(what_it_may_be(str(path)))
     try:
@@ -107,7 +114,7 @@ def _from_file(path: str | os.PathLike[str], teacher_arch: str | None, teacher_k
             return _own(content, str(path), teacher_arch, teacher_key)
     except CheckpointError as error:
         raise TeacherError(f"teacher_model: {error}") from error
-    return _recognised(find_weights(content, str(path), teacher_key), str(path), teacher_arch)
+    return _recognised(find_weights(content, str(path), teacher_key), str(path), teacher_arch, image_size)
 
 
 def _own(content: dict[str, Any], path: str, teacher_arch: str | None, teacher_key: str | None) -> nn.Module:
@@ -130,7 +137,7 @@ def _own(content: dict[str, Any], path: str, teacher_arch: str | None, teacher_k
     return teacher
 
 
-def _recognised(found: Found, path: str, teacher_arch: str | None) -> nn.Module:
+def _recognised(found: Found, path: str, teacher_arch: str | None, image_size: Size | None = None) -> nn.Module:
     wanted = None if teacher_arch is None else canonical_network_name(teacher_arch)
     fits = matching(found.weights, wanted)
     if not fits:
@@ -147,7 +154,7 @@ def _recognised(found: Found, path: str, teacher_arch: str | None) -> nn.Module:
         raise TeacherError(f"{path} fits {names}; say which with the key teacher_arch.")
     [(reading, fit)] = fits
     _log_recognised(reading, fit)
-    return _built(reading.weights, fit, path)
+    return _built(reading.weights, fit, path, image_size)
 
 
 def _log_recognised(reading: Reading, fit: Fit) -> None:
@@ -167,13 +174,16 @@ def _log_recognised(reading: Reading, fit: Fit) -> None:
     logger.info("the teacher is recognised as %s with %d classes%s", fit.name, fit.num_classes, head)
 
 
-def _built(weights: Weights, fit: Fit, path: str) -> nn.Module:
+def _built(weights: Weights, fit: Fit, path: str, image_size: Size | None) -> nn.Module:
     classes = fit.num_classes or 1
-    teacher = create_model(fit.name, classes)
-    teacher.card = (ModelCard if fit.num_classes else HeadlessCard)(fit.name, classes)  # type: ignore[assignment]
+    teacher = create_model(fit.name, classes, image_size=image_size)
+    size = image_size_of(teacher)
+    kind = ModelCard if fit.num_classes else HeadlessCard
+    teacher.card = kind(fit.name, classes, image_size=size)  # type: ignore[assignment]
     # what a file lacks, counters and heads, is zero and not drawn: equal files give equal teachers
     state: dict[str, Tensor] = {key: torch.zeros_like(tensor) for key, tensor in teacher.state_dict().items()}
-    state |= {key: weights[original] for key, original in fit.keys.items()}
+    known: dict[str, Any] = {key: weights[original] for key, original in fit.keys.items()}
+    state |= known if size is None else weights_for_size(fit.name, known, size)
     load_weights(teacher, state, path)
     return teacher
 

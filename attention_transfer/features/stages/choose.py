@@ -18,7 +18,7 @@ from attention_transfer.features.stages.discovery import boundaries
 from attention_transfer.features.stages.layouts import read_layouts
 from attention_transfer.features.stages.libraries import library_stages
 from attention_transfer.features.stages.stage import Stage, in_words
-from attention_transfer.modules import unwrapped
+from attention_transfer.modules import check_modules, unwrapped
 from attention_transfer.networks.registry import network_name, readout_of, taps_of
 
 logger = logging.getLogger(__name__)
@@ -33,10 +33,12 @@ class Stages:
     Attributes:
         stages: module and readout of each.
         source: who named them, in words.
+        candidates: all that could be compared, where a pass over the network has shown them.
     """
 
     stages: tuple[Stage, ...]
     source: str
+    candidates: tuple[Stage, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -64,6 +66,7 @@ def choose_stages(model: nn.Module, images: Tensor, layers: Sequence[str] | None
     if layers is None and (names := taps_of(network)):
         return Stages(tuple(Stage(name, readout_of(network)) for name in names), REGISTRY)
     if layers is not None and taps_of(network):
+        check_modules(network, layers)
         return Stages(tuple(Stage(name, readout_of(network)) for name in layers), LAYERS)
     key = tuple(images.shape[1:]), None if layers is None else tuple(layers)
     decided = _chosen.setdefault(network, {})
@@ -78,11 +81,12 @@ def choose_stages(model: nn.Module, images: Tensor, layers: Sequence[str] | None
 def _decide(network: nn.Module, image: Tensor, layers: Sequence[str] | None) -> Stages:
     documented = library_stages(network, image)
     if layers is not None:
-        known = () if documented is None else documented.stages
+        known = () if documented is None else documented.candidates
         return Stages(read_layouts(network, image, layers, known), LAYERS)
     if documented is not None:
-        return Stages(documented.stages, documented.source)
-    return Stages(boundaries(network, image), FOUND)
+        return Stages(documented.stages, documented.source, documented.candidates)
+    found = boundaries(network, image)
+    return Stages(found.stages, FOUND, found.candidates)
 
 
 def split_layers(layers: Sequence[str] | None) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from attention_transfer.errors import ConfigError
 from attention_transfer.features.maps import Size
 from attention_transfer.features.stages.layouts import find_layout
-from attention_transfer.features.stages.stage import MOST_STAGES, Stage
+from attention_transfer.features.stages.stage import MOST_STAGES, Choice, Stage
 from attention_transfer.modules import undisturbed
 from attention_transfer.networks.readout import Readout
 
@@ -37,7 +37,7 @@ class _Run:
     inside: list[_Run] = field(default_factory=list)
 
 
-def boundaries(network: nn.Module, image: Tensor) -> tuple[Stage, ...]:
+def boundaries(network: nn.Module, image: Tensor) -> Choice:
     """The stages of an unknown network: the last module to put out each resolution, at most the deepest four.
 
     Only modules of the outermost chain count: a module is looked into where it puts out no map, or where the resolution
@@ -49,24 +49,25 @@ def boundaries(network: nn.Module, image: Tensor) -> tuple[Stage, ...]:
         image: [1, C, H, W] on the network's device.
 
     Returns:
-        the stages, shallow to deep; maps of 1x1 carry no signal and are left out.
+        the stages, and the ends of all modules of the chain; maps of 1x1 carry no signal and are left out.
 
     Raises:
         ConfigError: no module puts out a map with a resolution below the image's.
     """
+    whole = image.shape[-2] * image.shape[-1]
+    candidates: dict[str, Stage] = {}
     last: dict[Size, Stage] = {}
     for run in _chain(_watch(network, image)):
-        if run.size is not None and run.readout is not None:
+        if run.size is not None and run.readout is not None and 1 < run.size[0] * run.size[1] < whole:
             last.pop(run.size, None)
-            last[run.size] = Stage(run.name, run.readout, run.size)
-    whole = image.shape[-2] * image.shape[-1]
-    stages = [stage for (height, width), stage in last.items() if 1 < height * width < whole]
+            last[run.size] = candidates[run.name] = Stage(run.name, run.readout, run.size)
+    stages = list(last.values())
     if not stages:
         raise ConfigError(
             f"{type(network).__name__} has no module whose output is a map smaller than the image; "
             "name the modules to compare with the key 'layers'."
         )
-    return tuple(stages[-MOST_STAGES:])
+    return Choice(tuple(stages[-MOST_STAGES:]), tuple(candidates.values()))
 
 
 def _chain(run: _Run) -> Iterator[_Run]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from attention_transfer.errors import ConfigError
 from attention_transfer.features.maps import Size
 from attention_transfer.features.stages.stage import Stage
-from attention_transfer.modules import undisturbed
+from attention_transfer.modules import check_modules, undisturbed
 from attention_transfer.networks.readout import NCHW, NHWC, Readout, described
 
 _REMEDY = "name another module with the key 'layers'"
@@ -39,10 +39,7 @@ def read_layouts(
     Raises:
         ConfigError: there is no such module, it does not run, or its output can be read in no layout or in two.
     """
-    modules = dict(network.named_modules())
-    if missing := [name for name in names if name not in modules]:
-        near = ", ".join(name for name in modules if name and name.count(".") < 2)
-        raise ConfigError(f"{type(network).__name__} has no module {missing[0]!r}; it has {near}.")
+    check_modules(network, names)
     outputs = outputs_of(network, image, names)
     if silent := [name for name in names if name not in outputs]:
         raise ConfigError(f"module {silent[0]!r} took no part in the forward pass; choose other layers.")

@@ -15,9 +15,10 @@ TIMM, TORCHVISION = "what timm documents", "our table for torchvision"
 
 
 class Documented(NamedTuple):
-    """The stages of a library's network, and where they are from."""
+    """The stages of a library's network, what they were chosen from, and where they are from."""
 
     stages: tuple[Stage, ...]
+    candidates: tuple[Stage, ...]
     source: str
 
 
@@ -45,10 +46,13 @@ def library_stages(network: nn.Module, image: Tensor) -> Documented | None:
     [part] = parts
     is_timm = documents_stages(part.network)
     image = _input_of(network, part, image)
-    stages = timm_stages(part.network, image) if is_timm else torchvision_stages(part.network, image)
-    prefix = f"{part.name}." if part.name else ""
-    named = tuple(Stage(prefix + stage.name, stage.readout, stage.size) for stage in stages)
-    return Documented(named, TIMM if is_timm else TORCHVISION)
+    choice = timm_stages(part.network, image) if is_timm else torchvision_stages(part.network, image)
+    stages, candidates = (tuple(_inside(part, stage) for stage in stages) for stages in choice)
+    return Documented(stages, candidates, TIMM if is_timm else TORCHVISION)
+
+
+def _inside(part: _Part, stage: Stage) -> Stage:
+    return Stage(f"{part.name}.{stage.name}", stage.readout, stage.size) if part.name else stage
 
 
 def _library_parts(network: nn.Module, name: str = "") -> list[_Part]:

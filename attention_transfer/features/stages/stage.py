@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import nn
 
@@ -43,6 +44,18 @@ def in_words(stages: Sequence[Stage]) -> str:
 def as_stages(model: nn.Module, stages: Sequence[Stage | str]) -> tuple[Stage, ...]:
     """Stages as they are, and module names with the network's registered readout (NCHW for a network without one)."""
     return tuple(each if isinstance(each, Stage) else Stage(each, readout_of(model)) for each in stages)
+
+
+class Choice(NamedTuple):
+    """Stages, and what they were chosen from.
+
+    Attributes:
+        stages: to compare, shallow to deep.
+        candidates: all that could be compared, shallow to deep.
+    """
+
+    stages: tuple[Stage, ...]
+    candidates: tuple[Stage, ...]
 
 
 def deepest_of_each_size(stages: Sequence[Stage]) -> tuple[Stage, ...]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_transfer.errors import ConfigError
-from attention_transfer.features.stages.stage import Stage, deepest_of_each_size
+from attention_transfer.features.stages.stage import Choice, Stage, deepest_of_each_size
 from attention_transfer.modules import undisturbed
 from attention_transfer.networks.readout import NCHW, NHWC, Readout, tokens
 
@@ -32,7 +32,7 @@ def documents_stages(network: nn.Module) -> bool:
     return is_timm and hasattr(network, "forward_intermediates") and hasattr(network, "feature_info")
 
 
-def timm_stages(network: nn.Module, image: Tensor) -> tuple[Stage, ...]:
+def timm_stages(network: nn.Module, image: Tensor) -> Choice:
     """The stages of a network of timm, shallow to deep.
 
     Args:
@@ -49,15 +49,15 @@ def timm_stages(network: nn.Module, image: Tensor) -> tuple[Stage, ...]:
     proposals = _proposed_names(network)
     if any(_is_ambiguous(matches[int(stage.name)], proposals, int(stage.name)) for stage in wanted):
         matches = _matches_of_perturbed(network, image, matches)
-    stages = []
+    read = {
+        index: Stage(name, candidates[name], _size(features[index]))
+        for index, candidates in enumerate(matches)
+        if candidates and (name := _preferred(candidates, proposals, index))
+    }
     for stage in wanted:
-        index = int(stage.name)
-        candidates = matches[index]
-        if not candidates:
-            raise ConfigError(_no_module(network, index, proposals, stage, matches))
-        name = _preferred(candidates, proposals, index)
-        stages.append(Stage(name, candidates[name], stage.size))
-    return tuple(stages)
+        if int(stage.name) not in read:
+            raise ConfigError(_no_module(network, int(stage.name), proposals, stage, matches))
+    return Choice(tuple(read[int(stage.name)] for stage in wanted), tuple(read.values()))
 
 
 def documented_features(network: nn.Module, image: Tensor) -> list[Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from attention_transfer.errors import ConfigError
 from attention_transfer.features.stages.layouts import outputs_of
-from attention_transfer.features.stages.stage import Stage, deepest_of_each_size
+from attention_transfer.features.stages.stage import Choice, Stage, deepest_of_each_size
 from attention_transfer.networks.readout import NCHW, NHWC, Readout, tokens
 
 _HOME = "torchvision.models."
@@ -92,7 +92,7 @@ def _entry_of(network: nn.Module) -> _Entry | None:
     return next((TABLE[base.__name__] for base in bases if base.__name__ in TABLE), None)
 
 
-def torchvision_stages(network: nn.Module, image: Tensor) -> tuple[Stage, ...]:
+def torchvision_stages(network: nn.Module, image: Tensor) -> Choice:
     """The stages of a network of torchvision, shallow to deep.
 
     Args:
@@ -113,7 +113,7 @@ def torchvision_stages(network: nn.Module, image: Tensor) -> tuple[Stage, ...]:
         )
     outputs = outputs_of(network, image, names)
     found = [Stage(name, readout, _size(readout(name, outputs[name]))) for name in names if name in outputs]
-    return deepest_of_each_size(found)
+    return Choice(deepest_of_each_size(found), tuple(found))
 
 
 def _size(x: Tensor) -> tuple[int, int]:

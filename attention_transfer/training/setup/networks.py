@@ -16,6 +16,7 @@ from attention_transfer.errors import ConfigError
 from attention_transfer.modules import unwrapped
 from attention_transfer.networks.class_lists import students_classes
 from attention_transfer.networks.libraries import ignore_auxiliary_heads
+from attention_transfer.networks.preprocessing import size_to_build_for
 from attention_transfer.networks.registry import card_of, create_model
 from attention_transfer.teacher.classes import match_teacher
 from attention_transfer.teacher.loading import load_teacher_model
@@ -106,6 +107,7 @@ def open_teacher(config: Config, teacher: nn.Module | None, runtime: Runtime, *,
             runtime.device,
             teacher_arch=config.teacher_arch,
             teacher_key=config.teacher_key,
+            image_size=size_to_build_for(config),
         )
     if teacher is None:
         if config.alpha > 0:
