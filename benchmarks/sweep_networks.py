@@ -3,8 +3,8 @@
     python -m benchmarks.sweep_networks --photos hymenoptera-photos.tar --out sweep.jsonl
 
 Each network is judged as student and as teacher on small photos (see `benchmarks.measuring.rightness`), and is one line
-of the file: right, right but slow to learn, refused with the reason, wrong, or left out. A network that is in the file is not run again, so that
-the sweep can be stopped and goes on. `--table` prints what the file says, as docs/networks.md has it.
+of the file: right, right but slow to learn, refused with the reason, wrong, or left out. A network that is in the file
+is not run again, so that the sweep can be stopped and goes on. `--table` prints what the file says.
 """
 
 from __future__ import annotations
