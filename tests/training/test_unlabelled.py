@@ -9,6 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from attention_transfer import ConfigError, DataError, create_model, evaluate_model, prepare_dataloaders, train_at
+from attention_transfer.data.batches import Batch
+from attention_transfer.data.loading.relabelled import Relabelled
 from attention_transfer.data.loading.unlabelled import UnlabelledOrder
 from attention_transfer.data.views import Augmentation
 from attention_transfer.logs import log_once
@@ -232,3 +234,11 @@ def test_what_cannot_be_is_refused(eighty_digits, strays, changes, message):
 def test_a_folder_without_images_is_named(eighty_digits, tmp_path):
     with pytest.raises(DataError, match="holds no image"):
         prepare_dataloaders(eighty_digits, 16, num_workers=0, unlabelled_dir=tmp_path)
+
+
+def test_an_image_without_a_label_stays_so_where_classes_are_numbered_otherwise():
+    """-100 is also a position from the end of a table of more than a hundred classes."""
+    classes = 120
+    batch = Batch(torch.zeros(3, 3, 8, 8), torch.tensor([0, -100, 5]))
+    [renumbered] = Relabelled([batch], list(reversed(range(classes))), [str(i) for i in range(classes)], "train_loader")
+    assert renumbered.labels.tolist() == [119, -100, 114]

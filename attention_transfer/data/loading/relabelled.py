@@ -51,7 +51,7 @@ class Relabelled:
                     f"{len(self.positions) - 1}); correct its labels or its `dataset.classes`."
                 )
             partners = None if batch.partner_labels is None else self._renumbered(batch.partner_labels)
-            yield replace(batch, labels=self.positions[labels].to(batch.labels.device), partner_labels=partners)
+            yield replace(batch, labels=self._renumbered(batch.labels), partner_labels=partners)
 
     def _renumbered(self, labels: torch.Tensor) -> torch.Tensor:
         """Labels [B] by their new numbers; those of images without one stay."""
