@@ -17,14 +17,7 @@ from attention_transfer.config import Config, resolve_config
 from attention_transfer.distributed import Runtime
 from attention_transfer.errors import CheckpointError, ConfigError, DataError, TeacherError, VersionError
 from attention_transfer.training.checkpointing.paths import RunPaths
-from attention_transfer.training.checkpointing.state import (
-    MAP_FUNCTION,
-    NO_IMAGES,
-    STUDENT_STAGES,
-    TEACHER_STAGES,
-    UNLABELLED_IMAGES,
-    RunState,
-)
+from attention_transfer.training.checkpointing.state import COMPARED, NO_IMAGES, OF_ONE_RUN, UNLABELLED_IMAGES, RunState
 from attention_transfer.training.optim.schedules import SMOOTH
 
 logger = logging.getLogger(__name__)
@@ -40,9 +33,6 @@ MAY_CHANGE = frozenset(
 )  # fmt: skip
 """Settings that may differ from the checkpoint's, but `epochs` only where no rate of the schedule depends on it; the
 teacher and the data are compared by their content."""
-
-_OF_ONE_RUN = (MAP_FUNCTION, UNLABELLED_IMAGES, STUDENT_STAGES, TEACHER_STAGES)
-"""Parts of a recipe in which a run that starts from a checkpoint may differ from it; one that goes on may not."""
 
 
 @dataclass(frozen=True)
@@ -258,9 +248,9 @@ def refuse_another_recipe(recipe: Mapping[str, str], point: ResumePoint, config:
     then = {} if training is None else {UNLABELLED_IMAGES: NO_IMAGES, **training.get("recipe", {})}
     for name, there in then.items():
         here = recipe.get(name)
-        if here is None and name in (STUDENT_STAGES, TEACHER_STAGES):
+        if here is None and name in COMPARED:
             continue  # without a teacher nothing is compared, which is refused for itself
-        if here != there and (name not in _OF_ONE_RUN or point.goes_on(config)):
+        if here != there and (name not in OF_ONE_RUN or point.goes_on(config)):
             raise ConfigError(
                 f"{point.source} was trained with the {name} {there}, but this run has {here}; pass the same to "
                 "train_at, or start a new run."

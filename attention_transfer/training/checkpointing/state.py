@@ -36,6 +36,10 @@ MAP_FUNCTION, UNLABELLED_IMAGES = "map function", "unlabelled images"
 STUDENT_STAGES, TEACHER_STAGES = "stages of the student", "stages of the teacher"
 """Their keys in a run's recipe."""
 
+COMPARED = (STUDENT_STAGES, TEACHER_STAGES)
+OF_ONE_RUN = (MAP_FUNCTION, UNLABELLED_IMAGES, *COMPARED)
+"""Parts of a recipe in which a run that starts from a checkpoint may differ from it; one that goes on may not."""
+
 NO_IMAGES = "none"
 """What a recipe has in place of a digest where there are no unlabelled images."""
 
