@@ -132,7 +132,8 @@ def _own(content: dict[str, Any], path: str, teacher_arch: str | None, teacher_k
     teacher = create_model(card.name, card.num_classes, image_size=card.image_size)
     teacher.card = card  # type: ignore[assignment]
     load_weights(teacher, content[OWN_KEY], path)
-    seen = resolve_config({key: content["config"][key] for key in ("mean", "std") if key in content["config"]})
+    settings = content.get("config") or {}
+    seen = resolve_config({key: settings[key] for key in ("mean", "std") if key in settings})
     teacher.trained_on = TrainedOn(seen.mean, seen.std, f"its checkpoint {path}")  # type: ignore[assignment]
     return teacher
 
