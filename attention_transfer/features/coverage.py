@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attention_transfer.features.maps import Size
-from attention_transfer.features.signals import Signal, TeacherOutput
+from attention_transfer.features.signals import ATTENTION, Signal, TeacherOutput
 
 _ENOUGH = 0.5
 
@@ -38,13 +38,15 @@ def only_where_shown(output: TeacherOutput, shown: Tensor | None) -> TeacherOutp
     if shown is None:
         return output
     return TeacherOutput(
-        {name: _covered(signal, shown) if _has_cells(signal) else signal for name, signal in output.items()}
+        {name: _covered(signal, shown) if _has_cells(name, signal) else signal for name, signal in output.items()}
     )
 
 
-def _has_cells(signal: Signal) -> bool:
-    """Whether a signal is maps [B, h, w] or features [B, C, h, w] of stages."""
-    return isinstance(signal.value, tuple) and all(stage.dim() in (3, 4) for stage in signal.value)
+def _has_cells(name: str, signal: Signal) -> bool:
+    """Whether a signal is maps [B, h, w] or features [B, C, h, w] of stages; probabilities [B, heads, N, N] are not."""
+    return (
+        name != ATTENTION and isinstance(signal.value, tuple) and all(stage.dim() in (3, 4) for stage in signal.value)
+    )
 
 
 def _covered(signal: Signal, shown: Tensor) -> Signal:

@@ -148,6 +148,8 @@ def combine(
             inputs, some = only_labelled(inputs, labels, term.needs)
             factor = labelled.share if some else 0.0
         is_silent = term.is_silent(inputs)
+        if is_silent:
+            _refuse_to_be_silent(term, teacher)
         reported = {term.name: classification.new_zeros(())} if is_silent else _scalars_of(term, inputs)
         if taken := sorted(reported.keys() & (RESERVED | scalars.keys())):
             raise ConfigError(f"the loss term {type(term).__name__} reports {taken[0]!r}, which is taken; rename it.")
@@ -161,6 +163,20 @@ def combine(
             share *= term.cross_entropy_weight_at(epoch)
     total = sum(weighted, start=classification if share == 1 else share * classification)
     return Losses.of(total, scalars, logits, frozenset(of_labelled))
+
+
+def _refuse_to_be_silent(term: LossTerm, teacher: TeacherOutput) -> None:
+    """Refuse a term that counts, and that a teacher which is there leaves without what it needs.
+
+    Raises:
+        ConfigError: names the term and the signal.
+    """
+    missing = [name for name in term.needs.of_the_teacher if name not in teacher]
+    if term.weight > 0 and teacher and missing:
+        raise ConfigError(
+            f"the loss term {term.name!r} needs the teacher's {missing[0]}, which this teacher does not have (the log "
+            "says why): the term would be 0; take another teacher, name modules in layers, or leave the term out."
+        )
 
 
 def _scalars_of(term: LossTerm, inputs: LossInputs) -> dict[str, Tensor]:

@@ -120,9 +120,10 @@ def _own_labels(teacher: nn.Module, needs: Needs, student: Classes) -> tuple[int
 def _layout(teacher: nn.Module, images: Tensor, config: Config) -> AttentionLayout | None:
     try:
         return find_attention(teacher, images)
-    except ConfigError:
+    except ConfigError as error:
         if config.beta > 0:
             raise
+        log_once(f"the teacher's attention probabilities are not compared: {error}")
         return None
 
 
@@ -135,9 +136,10 @@ def _tapped(teacher: nn.Module, images: Tensor, config: Config) -> tuple[Stage, 
     _, layers = split_layers(config.layers)
     try:
         return choose_stages(teacher, images, layers).stages
-    except ConfigError:
+    except ConfigError as error:
         if config.beta > 0 or config.hint > 0:
             raise
+        log_once(f"the teacher's stages are not compared: {error}")
         return ()
 
 

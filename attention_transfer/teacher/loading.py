@@ -65,6 +65,7 @@ def load_teacher_model(
             `teacher_arch` or `teacher_key` does not say which, or reading the file would run code.
     """
     name = str(teacher_path)
+    _refuse_beside_a_name(name, teacher_arch=teacher_arch, teacher_key=teacher_key)
     teacher = _of_library(name, image_size) or _pretrained(name)
     teacher = teacher or _from_file(teacher_path, teacher_arch, teacher_key, image_size)
     card = card_of(teacher)
@@ -79,6 +80,22 @@ def load_teacher_model(
     return teacher.requires_grad_(False).eval().to(resolve_device(device))
 
 
+def _refuse_beside_a_name(name: str, **settings: str | None) -> None:
+    """Refuse settings that say what is in a file, where the teacher is named and none is read.
+
+    Raises:
+        TeacherError: one is given; or there are no pretrained weights of such a name.
+    """
+    if not all(library_of(name.partition(":")[0])) and _named_weights(name) is None:
+        return
+    for key, value in settings.items():
+        if value is not None:
+            raise TeacherError(
+                f"{key} is {value!r}, but teacher_model is {name!r}, pretrained weights by name and no file; leave "
+                f"{key} out, or give the path of a file."
+            )
+
+
 def _of_library(name: str, image_size: Size | None) -> nn.Module | None:
     """A pretrained network of timm or torchvision; None for any other name. Its prefix wins over a folder's name."""
     name, _, weights = name.partition(":")
@@ -90,11 +107,18 @@ def _of_library(name: str, image_size: Size | None) -> nn.Module | None:
         raise TeacherError(f"teacher_model: {error}") from error
 
 
-def _pretrained(name: str) -> nn.Module | None:
+def _named_weights(name: str) -> tuple[str, str] | None:
     try:
-        named = pretrained_weights(name)
-        if named is None:
-            return None
+        return pretrained_weights(name)
+    except ConfigError as error:
+        raise TeacherError(str(error)) from error
+
+
+def _pretrained(name: str) -> nn.Module | None:
+    named = _named_weights(name)
+    if named is None:
+        return None
+    try:
         teacher = create_model(named[0], IMAGENET_CLASSES, weights=named[1])
     except ConfigError as error:
         raise TeacherError(str(error)) from error

@@ -188,7 +188,7 @@ def _set_up(
     if teacher is not None:
         teacher.to(runtime.device)
     every = [*of_settings, *terms]
-    check_terms(every, has_teacher=teacher is not None)
+    check_terms(every, has_teacher=teacher is not None, layers=config.layers)
     for term in every:
         term.to(runtime.device)
     of_student = network_classes(student, "the student", config.class_names)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from support import ranks
 from support.runs import tensors
+from support.transformers import tiny_vit
 from torch import nn
 from torch.nn import functional as F
 
@@ -26,7 +27,8 @@ from attention_transfer import (
 )
 from attention_transfer.checkpoint import read_checkpoint
 from attention_transfer.config import resolve_config
-from attention_transfer.distributed import AcceleratedRuntime, leave_process_group
+from attention_transfer.distributed import AcceleratedRuntime, Runtime, leave_process_group
+from attention_transfer.features.gradients import GRADIENT
 from attention_transfer.training.setup.terms import build_terms
 
 
@@ -272,3 +274,45 @@ def test_a_schedule_whose_steps_need_a_figure_is_refused_before_training(recipe,
 
 if __name__ == "__main__":
     build_in_a_process(Path(sys.argv[1]))
+
+
+class Flat(nn.Module):
+    """Has neither stages nor attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(48, 10)
+
+    def forward(self, x):
+        return self.head(F.adaptive_avg_pool2d(x, 4).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("needs", "missing"),
+    [(Needs(features=True), "features"), (Needs(attention=True), "attention_probabilities")],
+)
+def test_a_term_that_the_teacher_leaves_without_what_it_needs_is_refused_and_not_0(needs, missing):
+    student = tiny_vit() if needs.attention else create_model("CifarResNet-8", 10)
+    images, labels = torch.rand(2, 3, 32, 32), torch.tensor([0, 1])
+    with pytest.raises(ConfigError, match=rf"'reporting' needs the teacher's {missing}, which this teacher does not"):
+        compute_at_loss(student, Flat(), images, labels, {"beta": 0.0}, terms=[Reporting(1.0, needs)])
+    losses = compute_at_loss(student, Flat(), images, labels, {"beta": 0.0}, terms=[Reporting(0.0, needs)])
+    assert losses.scalars["reporting"] == 0
+
+
+def test_layers_that_no_term_looks_at_are_refused():
+    student, images = create_model("CifarResNet-8", 10), torch.rand(2, 3, 32, 32)
+    settings = {"attention": "gradient", "layers": ("layer2",)}
+    with pytest.raises(ConfigError, match=r"layers names layer2, but no term of the loss compares stages"):
+        compute_at_loss(student, create_model("CifarResNet-8", 10), images, torch.tensor([0, 1]), settings)
+
+
+def test_a_term_is_built_with_the_pairs_of_its_maps_whatever_they_are_of():
+    class OfGradients(Reporting):
+        def build(self, inputs):
+            self.pairs = inputs.pairs_of(GRADIENT)
+
+    term, config = OfGradients(1.0, Needs(maps=(GRADIENT,))), resolve_config({"image_size": 32})
+    student, teacher = create_model("CifarResNet-8", 10), create_model("CifarResNet-8", 10)
+    build_terms([term], config, student, teacher, torch.rand(2, 3, 32, 32), Runtime(torch.device("cpu")))
+    assert [pair.size for pair in term.pairs] == [(8, 8)]

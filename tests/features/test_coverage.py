@@ -8,7 +8,7 @@ import torch
 from attention_transfer.features.coverage import covered_cells, only_where_shown
 from attention_transfer.features.maps import SUM_OF_SQUARES
 from attention_transfer.features.pairing import StagePair
-from attention_transfer.features.signals import LOGITS, Signal, StudentOutput, TeacherOutput
+from attention_transfer.features.signals import ATTENTION, FEATURES, LOGITS, Signal, StudentOutput, TeacherOutput
 from attention_transfer.losses.attention import AttentionTransfer
 from attention_transfer.losses.term import LossInputs
 
@@ -59,3 +59,13 @@ def test_what_was_not_covered_stays_so_and_other_signals_stay_as_they_are():
 @pytest.mark.parametrize("output", [TeacherOutput(), TeacherOutput({"maps: x": Signal((torch.rand(2, 4, 4),))})])
 def test_where_everything_is_shown_nothing_is_done(output):
     assert only_where_shown(output, None) is output
+
+
+def test_attention_probabilities_have_no_cells_to_cover():
+    """[B, heads, N, N] are queries by keys, whatever they look like."""
+    output = TeacherOutput(
+        {ATTENTION: Signal((torch.rand(2, 3, 17, 17),)), FEATURES: Signal((torch.rand(2, 3, 4, 4),))}
+    )
+    covered = only_where_shown(output, shown())
+    assert covered[ATTENTION].coverage is None
+    assert covered[FEATURES].coverage is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from timm.layers import create_conv2d
 from torch import nn
 
 from attention_transfer import create_model
@@ -66,6 +67,20 @@ def test_the_grid_is_where_the_network_looks():
         for axis, profile in zip(where, (weights.sum(1), weights.sum(0)), strict=True):
             centre = (profile * pixels).sum() / profile.sum()
             assert abs(centre - (axis.first + axis.stride * cell)) < 0.3 * axis.stride
+
+
+@pytest.mark.parametrize("side", [65, 64])
+def test_the_grid_of_padding_by_the_inputs_size_is_where_the_network_looks(side):
+    """As TensorFlow pads, and timm's networks named tf_: of some sizes more after the input than before it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(create_conv2d(c, 8, k, stride=2, padding="same") for c, k in ((3, 3), (8, 5))))
+    images = torch.rand(4, 3, side, side, requires_grad=True)
+    features = model(images)
+    cell = features.shape[2] // 2
+    (gradient,) = torch.autograd.grad(features[:, :, cell, cell].square().sum(), images)
+    lit = gradient.abs().sum((0, 1, 3)).nonzero().flatten()
+    [found] = find_grids(model, images[:1].detach(), ["1"])
+    assert found.rows.first + found.rows.stride * cell == float(lit[0] + lit[-1]) / 2
 
 
 def ramp(where, size, a, b, c):

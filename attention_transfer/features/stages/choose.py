@@ -79,14 +79,22 @@ def choose_stages(model: nn.Module, images: Tensor, layers: Sequence[str] | None
 
 
 def _decide(network: nn.Module, image: Tensor, layers: Sequence[str] | None) -> Stages:
-    documented = library_stages(network, image)
     if layers is not None:
-        known = () if documented is None else documented.candidates
-        return Stages(read_layouts(network, image, layers, known), LAYERS)
+        return Stages(read_layouts(network, image, layers, _known(network, image)), LAYERS)
+    documented = library_stages(network, image)
     if documented is not None:
         return Stages(documented.stages, documented.source, documented.candidates)
     found = boundaries(network, image)
     return Stages(found.stages, FOUND, found.candidates)
+
+
+def _known(network: nn.Module, image: Tensor) -> tuple[Stage, ...]:
+    """The documented stages, whose readouts named modules may share; none where they cannot be tapped."""
+    try:
+        documented = library_stages(network, image)
+    except ConfigError:
+        return ()
+    return () if documented is None else documented.candidates
 
 
 def split_layers(layers: Sequence[str] | None) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:

@@ -43,22 +43,53 @@ def read_layouts(
     outputs = outputs_of(network, image, names)
     if silent := [name for name in names if name not in outputs]:
         raise ConfigError(f"module {silent[0]!r} took no part in the forward pass; choose other layers.")
-    return tuple(_stage(network, image, name, outputs[name], known) for name in names)
+    heads = _inside_tokens(network, image, names)
+    return tuple(_stage(network, image, name, outputs[name], known, is_of_heads=name in heads) for name in names)
 
 
-def _stage(network: nn.Module, image: Tensor, name: str, output: Any, known: Sequence[Stage]) -> Stage:
+def _stage(
+    network: nn.Module, image: Tensor, name: str, output: Any, known: Sequence[Stage], *, is_of_heads: bool
+) -> Stage:
     readouts = {stage.readout.name: stage.readout for stage in known}
     whole = image.shape[-2], image.shape[-1]
-    fitting = [readout for readout in readouts.values() if _fits(readout, output, whole)]
+    fitting = [readout for readout in readouts.values() if _fits(readout, output, image)]
     readout = fitting[0] if len(fitting) == 1 else find_layout(network, image, name, output)
+    # inside a block of a transformer [B, heads, N, N] and [B, heads, N, d] look like maps
     if readout is not None and _is_among_tokens(name, known) and _size(readout(name, output)) not in _sizes(known):
-        readout = None  # inside a block of a transformer [B, heads, N, N] and [B, heads, N, d] look like maps
+        readout = None
+    if readout in (NCHW, NHWC) and is_of_heads and not _is_spatial(network.get_submodule(name)):
+        readout = None
     if readout is None:
         raise ConfigError(
             f"module {name!r} puts out {described(output)}; attention needs [B, C, H, W], [B, H, W, C], or tokens on a "
             f"known grid, with H and W in proportion to the image's {whole[0]}x{whole[1]}: {_REMEDY}."
         )
     return Stage(name, readout, _size(readout(name, output)))
+
+
+def _inside_tokens(network: nn.Module, image: Tensor, names: Sequence[str]) -> set[str]:
+    """The modules of these names that lie in a module whose input is tokens [B, N, C]."""
+    given: set[str] = set()
+
+    def listener(name: str) -> Any:
+        def listen(module: nn.Module, args: Any) -> None:
+            if args and are_tokens(args[0]):
+                given.add(name)
+
+        return listen
+
+    around = {name: [name[:i] for i, letter in enumerate(name) if letter == "."] for name in names}
+    modules = dict(network.named_modules())
+    with ExitStack() as hooks, undisturbed(network):
+        for name in {outer for each in around.values() for outer in each}:
+            hooks.callback(modules[name].register_forward_pre_hook(listener(name)).remove)
+        network(image)
+    return {name for name, outers in around.items() if given.intersection(outers)}
+
+
+def are_tokens(value: Any) -> bool:
+    """Whether a value has the shape of tokens, [B, N, C] or [N, B, C]."""
+    return isinstance(value, Tensor) and value.dim() == 3
 
 
 def _is_among_tokens(name: str, known: Sequence[Stage]) -> bool:
@@ -76,7 +107,7 @@ def _size(features: Tensor) -> Size:
 
 
 def find_layout(network: nn.Module, image: Tensor, name: str, output: Any) -> Readout | None:
-    """NCHW or NHWC, whichever has sides in proportion to the image's; None if neither has.
+    """NCHW or NHWC, whichever has sides in proportion to the image's; None if neither has, or not one map an image.
 
     Where both have, convolutions, pools and batch norms are NCHW by definition, and so is a module that ends with one;
     for any other a second pass on an image twice as wide shows which side is the width.
@@ -90,8 +121,7 @@ def find_layout(network: nn.Module, image: Tensor, name: str, output: Any) -> Re
     Raises:
         ConfigError: both layouts are possible, and the network takes no wider images.
     """
-    whole = image.shape[-2], image.shape[-1]
-    fitting = [readout for readout in (NCHW, NHWC) if _fits(readout, output, whole)]
+    fitting = [readout for readout in (NCHW, NHWC) if _fits(readout, output, image)]
     if len(fitting) < 2:
         return fitting[0] if fitting else None
     if _is_spatial(network.get_submodule(name)):
@@ -136,11 +166,14 @@ def outputs_of(network: nn.Module, image: Tensor, names: Sequence[str]) -> dict[
     return outputs
 
 
-def _fits(readout: Readout, output: Any, whole: Size) -> bool:
+def _fits(readout: Readout, output: Any, image: Tensor) -> bool:
     try:
-        height, width = readout("", output).shape[-2:]
+        count, _, height, width = readout("", output).shape
     except ConfigError:
         return False
+    if count != len(image):  # windows of an image, each as an image of its own
+        return False
+    whole = image.shape[-2], image.shape[-1]
     stride = max(whole[0] / max(height, 1), whole[1] / max(width, 1))
     return stride >= 1 and all(
         abs(n * stride - side) <= _ROUNDING * stride for n, side in zip((height, width), whole, strict=True)

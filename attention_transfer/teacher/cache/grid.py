@@ -65,7 +65,8 @@ def find_grids(
         before, after = _size(arguments[0]), _size(output)
         # The two branches of a residual block end on the same grid: the first to get there defines it.
         if before in grids and after not in grids:
-            grids[after] = Grid(*(_through(axis, module, i) for i, axis in enumerate(grids[before])))
+            sides = enumerate(zip(grids[before], before, after, strict=True))
+            grids[after] = Grid(*(_through(axis, module, i, cells) for i, (axis, *cells) in sides))
 
     strided = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d)]
     with ExitStack() as hooks, undisturbed(network), Taps(network, stages) as taps:
@@ -77,13 +78,34 @@ def find_grids(
     return [_grid_of(name, size, grids, whole) for name, size in named]
 
 
-def _through(axis: Axis, module: Any, i: int) -> Axis:
-    """The grid of the output of a convolution or a pool along axis `i`, from that of its input."""
-    kernel, stride = _of_axis(module.kernel_size, i), _of_axis(module.stride, i)
-    reach = _of_axis(getattr(module, "dilation", 1), i) * (kernel - 1)
-    padding = {"same": reach / 2, "valid": 0}.get(module.padding) if isinstance(module.padding, str) else None
-    padding = _of_axis(module.padding, i) if padding is None else padding
+def _through(axis: Axis, module: Any, i: int, cells: Sequence[int]) -> Axis:
+    """The grid of the output of a convolution or a pool along axis `i`, from that of its input.
+
+    Args:
+        axis: of the input.
+        module: the convolution or pool.
+        i: 0 for height, 1 for width.
+        cells: of the input, and of the output.
+    """
+    stride = _of_axis(module.stride, i)
+    reach = _of_axis(getattr(module, "dilation", 1), i) * (_of_axis(module.kernel_size, i) - 1)
+    padding = _padding_before(module, i, stride, reach, cells)
     return Axis(axis.stride * stride, axis.first + axis.stride * (reach / 2 - padding))
+
+
+def _padding_before(module: Any, i: int, stride: int, reach: int, cells: Sequence[int]) -> float:
+    """Cells that a convolution or a pool adds before its input.
+
+    Modules that pad as TensorFlow does declare no padding and pad by the input's size, more after it than before. Their
+    output is larger than what they declare explains.
+    """
+    if isinstance(module.padding, str):
+        return reach / 2 if module.padding == "same" else 0
+    before, after = cells
+    declared: int = _of_axis(module.padding, i)
+    if getattr(module, "ceil_mode", False) or (before + 2 * declared - reach - 1) // stride + 1 == after:
+        return declared
+    return max(0, (after - 1) * stride + reach + 1 - before) // 2
 
 
 def _of_axis(value: Any, i: int) -> Any:

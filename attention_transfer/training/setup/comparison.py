@@ -110,13 +110,14 @@ def compare(
     seen = preprocessing_of(teacher, config, some)(some)
     of_teacher = choose_stages(teacher, like_weights(seen, teacher), theirs)
     maps = inputs.teacher.maps(term.map_function)
-    return Comparison(
-        stages, of_teacher, inputs.pairs, _shares(term(inputs)), tuple(_concentrated(of_teacher.stages, maps))
-    )
+    shares = _shares(term(inputs), term.stage_weights)
+    return Comparison(stages, of_teacher, inputs.pairs, shares, tuple(_concentrated(of_teacher.stages, maps)))
 
 
-def _shares(scalars: Mapping[str, Tensor]) -> tuple[float, ...]:
+def _shares(scalars: Mapping[str, Tensor], weights: Sequence[float] | None) -> tuple[float, ...]:
     stages = [float(value) for name, value in scalars.items() if name.startswith("attention_stage_")]
+    if weights is not None:
+        stages = [weight * value for weight, value in zip(weights, stages, strict=True)]
     total = sum(stages)
     return tuple(value / total for value in stages) if total > 0 else ()
 

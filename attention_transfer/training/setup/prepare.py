@@ -129,7 +129,12 @@ def prepare(
     frozen = _freeze(config, parts, point, student, cleanup, has_teacher=teacher is not None)
     check_trainable(student)
     terms = [*default_terms(config, parts.map_function), *parts.terms]
-    check_terms(terms, has_teacher=teacher is not None, is_mixed=config.mixup > 0 or config.cutmix > 0)
+    check_terms(
+        terms,
+        has_teacher=teacher is not None,
+        is_mixed=config.mixup > 0 or config.cutmix > 0,
+        layers=config.layers,
+    )
     check_gradient_terms(terms, config)
     callbacks = _callbacks(config, parts, runtime)
     prefer_channels_last(runtime, student, teacher)

@@ -37,19 +37,29 @@ def check_are_terms(terms: Sequence[object]) -> None:
             )
 
 
-def check_terms(terms: Sequence[LossTerm], *, has_teacher: bool, is_mixed: bool = False) -> None:
+def check_terms(
+    terms: Sequence[LossTerm], *, has_teacher: bool, is_mixed: bool = False, layers: Sequence[str] | None = None
+) -> None:
     """Refuse terms with clashing names, or that need a missing teacher, or one label where images are mixed of two.
+
+    And refuse names of layers that no term looks at.
 
     Args:
         terms: the loss terms of the run, the default ones first.
         has_teacher: whether there is a teacher.
         is_mixed: whether images are mixed of two.
+        layers: the setting.
 
     Raises:
         ConfigError: an object that is no term, a duplicate or reserved name, or a term with weight > 0 that needs a
-            teacher where there is none, or labels where images are mixed.
+            teacher where there is none, or labels where images are mixed; or layers that no term compares.
     """
     check_are_terms(terms)
+    if layers is not None and not any(term.needs.stages for term in terms):
+        raise ConfigError(
+            f"layers names {', '.join(layers)}, but no term of the loss compares stages (attention='gradient' and "
+            "'class_token' look elsewhere); leave layers out."
+        )
     if is_mixed:
         refuse_mixed_labels(terms)
     names: set[str] = set()
@@ -127,4 +137,5 @@ def first_inputs(
     with undisturbed(unwrapped(student)):
         teacher_output = criterion.ask_teacher(batch)
         output = criterion.observe(student, batch, is_compared=bool(teacher_output))
-    return LossInputs(output, teacher_output, criterion.pairs(output, teacher_output), batch.labels, 0.0)
+    pairs, map_pairs = criterion.pairs(output, teacher_output), criterion.map_pairs(output, teacher_output)
+    return LossInputs(output, teacher_output, pairs, batch.labels, 0.0, map_pairs)

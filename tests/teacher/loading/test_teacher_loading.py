@@ -165,3 +165,10 @@ def test_pretrained_weights_are_a_teacher_by_name(tmp_path, monkeypatch):
 def test_the_resnet56_at_hand_is_recognised_and_right(shared_folder):
     teacher = load_teacher_model(shared_folder / "weights" / "cifar10-jpeg-resnet56.pth", 10, "cpu")
     assert card_of(teacher).name == "CifarResNet-56"
+
+
+@pytest.mark.parametrize("name", ["timm/test_vit", "torchvision/resnet18", "ResNet50:DEFAULT"])
+@pytest.mark.parametrize("setting", [{"teacher_arch": "ResNet18"}, {"teacher_key": "ema"}])
+def test_what_says_what_is_in_a_file_is_refused_beside_a_name(name, setting):
+    with pytest.raises(TeacherError, match=rf"{next(iter(setting))} is .*{name}.* by name and no file"):
+        load_teacher_model(name, 10, "cpu", **setting)

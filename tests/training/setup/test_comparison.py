@@ -50,6 +50,14 @@ def test_large_maps_weigh_less_and_the_shares_say_so():
     assert shares[0] < shares[-1]
 
 
+def test_the_shares_are_those_of_the_weighted_stages():
+    student = create_model("CifarResNet-8", 10)
+    plain = comparison(student, small_vit()).shares
+    weighted = comparison(student, small_vit(), stage_weights=(0.0, 1.0, 3.0)).shares
+    total = plain[1] + 3 * plain[2]
+    assert weighted == pytest.approx((0, plain[1] / total, 3 * plain[2] / total))
+
+
 def test_a_few_tokens_with_most_of_the_energy_are_warned_of():
     teacher = small_vit()
     with torch.no_grad():
