@@ -242,3 +242,18 @@ def test_an_image_without_a_label_stays_so_where_classes_are_numbered_otherwise(
     batch = Batch(torch.zeros(3, 3, 8, 8), torch.tensor([0, -100, 5]))
     [renumbered] = Relabelled([batch], list(reversed(range(classes))), [str(i) for i in range(classes)], "train_loader")
     assert renumbered.labels.tolist() == [119, -100, 114]
+
+
+@pytest.mark.slow
+def test_classes_in_an_order_of_ones_own_change_nothing_but_their_numbers(settings):
+    torch.manual_seed(5)
+    student, turned = create_model("CifarResNet-8", 10), create_model("CifarResNet-8", 10)
+    turned.load_state_dict(student.state_dict())
+    with torch.no_grad():
+        for own, other in zip(student.linear.parameters(), turned.linear.parameters(), strict=True):
+            other.copy_(own.flip(0))
+    settings = {**settings, "epochs": 1, "alpha": 0.0, "overwrite": True}
+    one = train_at(settings, student=student)["training_history"][0]
+    other = train_at({**settings, "class_names": tuple("9876543210")}, student=turned)["training_history"][0]
+    for name in ("train_classification", "train_accuracy", "val_classification", "val_accuracy"):
+        assert one[name] == pytest.approx(other[name], rel=1e-4)

@@ -87,6 +87,7 @@ def make_optimizer(config: Config, groups: ParameterGroups, make: MakeOptimizer 
     if not isinstance(optimizer, Optimizer):
         raise ConfigError(f"optimizer made a {type(optimizer).__name__}; it must return a torch.optim.Optimizer.")
     _check_all_are_trained(optimizer, groups)
+    _warn_of_unused(config, optimizer)
     return optimizer
 
 
@@ -233,3 +234,16 @@ def _check_all_are_trained(optimizer: Optimizer, groups: ParameterGroups) -> Non
         logger.warning(
             "the optimizer trains all but %d of the student's parameters", sum(map(Tensor.numel, of_student))
         )
+
+
+def _warn_of_unused(config: Config, optimizer: Optimizer) -> None:
+    """Warn of settings of the optimizer that the user's own does not go by."""
+    for name in ("lr", "momentum", "weight_decay"):
+        value, present = getattr(config, name), {group.get(name) for group in optimizer.param_groups}
+        if value != Config.model_fields[name].default and value not in present:
+            logger.warning(
+                "%s is %g, but train_at has an optimizer of yours, which has %s: the setting does nothing",
+                name,
+                value,
+                " and ".join("none" if each is None else f"{each:g}" for each in present),
+            )

@@ -37,7 +37,7 @@ def check_recipe(config: Config, *, own_optimizer: bool = False, own_scheduler: 
     if own_scheduler:
         _refuse_both(config, "scheduler", _OF_SCHEDULE)
     else:
-        _check_schedule(config)
+        _check_schedule(config, own_optimizer=own_optimizer)
     _check_ema(config)
 
 
@@ -54,7 +54,7 @@ def _refuse_both(config: Config, what: str, settings: Sequence[str]) -> None:
         )
 
 
-def _check_schedule(config: Config) -> None:
+def _check_schedule(config: Config, *, own_optimizer: bool) -> None:
     for name in _changed(config, tuple(_SCHEDULES_WITH)):
         if config.schedule not in _SCHEDULES_WITH[name]:
             raise ConfigError(
@@ -63,7 +63,8 @@ def _check_schedule(config: Config) -> None:
             )
     if config.schedule == "multistep" and config.milestones is None:
         raise ConfigError("schedule 'multistep' needs milestones, such as milestones=(30, 60): the epochs of its cuts.")
-    if config.min_lr >= config.lr:
+    # the rates of an optimizer of the user's are known when it is made
+    if config.min_lr >= config.lr and not own_optimizer:
         raise ConfigError(f"min_lr is {config.min_lr:g}, but lr is {config.lr:g}; it must be below it.")
     if config.warmup_epochs >= config.epochs:
         raise ConfigError(

@@ -4,6 +4,8 @@ Step, multistep and constant without a warm-up are torch's schedulers, stepped a
 within an epoch is stepped after each step of the optimizer: onecycle is torch's, the others timm's, whose rates are
 closed formulas of the number of steps done. There a warm-up of w steps has the rates lr (k + 1) / (w + 1), k from 0:
 none is 0. Milestones and step_size count from the start of the run, whatever the warm-up.
+
+lr is each parameter group's own: that of the setting, or what an optimizer of the user's has given it.
 """
 
 from __future__ import annotations
@@ -52,6 +54,9 @@ class Schedule:
         """Count an epoch."""
         _step(self.scheduler)
 
+    def begin_again(self, epoch: int) -> None:
+        """Go back to the start of an epoch (from 0) that is trained again."""
+
     def state_dict(self) -> dict[str, Any]:
         """The state for a checkpoint."""
         state: dict[str, Any] = self.scheduler.state_dict()
@@ -66,16 +71,24 @@ class SteadySchedule(Schedule):
     """A scheduler that is stepped after each step of the optimizer, and stays at its last rate when it is through.
 
     Args:
-        scheduler: torch's, or timm's made with t_in_epochs=False.
+        scheduler: torch's, or timm's made with t_in_epochs=False and no warm-up.
+        in_epoch: steps in an epoch.
         total: how many rates it has; None: no end.
-        by_epoch: step it after each epoch instead, where the number of batches is unknown.
+        warm: steps of the warm-up before timm's rates.
+        by_epoch: step it after each epoch instead, where the number of batches is unknown; in_epoch is then 1.
     """
 
-    def __init__(self, scheduler: Any, total: int | None = None, *, by_epoch: bool = False) -> None:
+    def __init__(
+        self, scheduler: Any, in_epoch: int, *, total: int | None = None, warm: int = 0, by_epoch: bool = False
+    ) -> None:
         super().__init__(scheduler)
+        self._in_epoch = in_epoch
         self._total = total
+        self._warm = warm
         self._by_epoch = by_epoch
         self._done = 0
+        if warm:
+            self._set_rates()
 
     def after_update(self) -> None:
         if not self._by_epoch:
@@ -85,21 +98,46 @@ class SteadySchedule(Schedule):
         if self._by_epoch:
             self._advance()
 
+    def begin_again(self, epoch: int) -> None:
+        self._go_to(epoch * self._in_epoch)
+
     def _advance(self) -> None:
-        if self._total is not None and self._done + 1 >= self._total:
-            return
-        self._done += 1
+        if self._total is None or self._done + 1 < self._total:
+            self._go_to(self._done + 1)
+
+    def _go_to(self, done: int) -> None:
+        self._done = done if self._total is None else min(done, self._total - 1)
+        self._set_rates()
+
+    def _set_rates(self) -> None:
         if isinstance(self.scheduler, LRScheduler):
+            self.scheduler.last_epoch = self._done - 1
             _step(self.scheduler)
+        elif self._done < self._warm:
+            self.scheduler.update_groups(
+                [lr * (self._done + 1) / (self._warm + 1) for lr in self.scheduler.base_values]
+            )
         else:
-            self.scheduler.step_update(self._done)
+            # cosine and poly fall in what the warm-up leaves of the run; cuts stay where they are
+            self.scheduler.step_update(self._done if self._total is None else self._done - self._warm)
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "steps_done": self._done}
+        return {**super().state_dict(), "steps_done": self._done, "steps_in_epoch": self._in_epoch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict({key: value for key, value in state.items() if key != "steps_done"})
-        self._done = state["steps_done"]
+        """Restore a state; where an epoch had another number of steps, at the same point of the run."""
+        of_scheduler = dict(state)
+        done, in_epoch = of_scheduler.pop("steps_done"), of_scheduler.pop("steps_in_epoch")
+        if in_epoch == self._in_epoch:
+            super().load_state_dict(of_scheduler)
+            self._done = done
+            return
+        logger.warning(
+            "an epoch has %d steps of the learning rate, and had %d: it goes on at the same point of the run",
+            self._in_epoch,
+            in_epoch,
+        )
+        self._go_to(round(done * self._in_epoch / in_epoch))
 
 
 def _step(scheduler: LRScheduler) -> None:
@@ -115,14 +153,14 @@ def make_scheduler(
     """The schedule by the settings, or of what the user's function returns.
 
     Args:
-        config: uses schedule, step_size, milestones, gamma, warmup_epochs, min_lr, lr, epochs and accumulate.
-        optimizer: the one to schedule.
+        config: uses schedule, step_size, milestones, gamma, warmup_epochs, min_lr, epochs and accumulate.
+        optimizer: the one to schedule; its rates are the highest ones.
         make: the user's function, which gets the optimizer.
         batches: in an epoch; None if that is unknown: rates then change after each epoch, which is logged.
 
     Raises:
         ConfigError: the function does not return a scheduler, or one whose steps need a figure; the run is too short
-            for onecycle.
+            for onecycle; min_lr is not below the optimizer's rates.
     """
     if make is not None:
         return Schedule(_checked(make(optimizer)))
@@ -151,35 +189,38 @@ def _checked(scheduler: object) -> LRScheduler:
 
 
 def _steady(config: Config, optimizer: Optimizer, batches: int | None) -> SteadySchedule:
+    _check_floor(config, optimizer)
     in_epoch = 1 if batches is None else math.ceil(batches / config.accumulate)
-    total = in_epoch * config.epochs
-    by_epoch = batches is None
-    if config.schedule == "onecycle":
-        return SteadySchedule(_one_cycle(config, optimizer, total), total, by_epoch=by_epoch)
-    warm = in_epoch * config.warmup_epochs
-    common = {
-        "t_in_epochs": False,
-        "warmup_t": warm,
-        "warmup_lr_init": config.lr / (warm + 1),
-        "warmup_prefix": config.schedule in SMOOTH,
-    }
-    scheduler = _of_timm(config, optimizer, in_epoch, total - warm, common)
-    return SteadySchedule(scheduler, total if config.schedule in SMOOTH else None, by_epoch=by_epoch)
+    total = in_epoch * config.epochs if config.schedule in SMOOTH else None
+    warm = 0 if config.schedule == "onecycle" else in_epoch * config.warmup_epochs
+    scheduler = _scheduler(config, optimizer, in_epoch, warm)
+    return SteadySchedule(scheduler, in_epoch, total=total, warm=warm, by_epoch=batches is None)
 
 
-def _of_timm(config: Config, optimizer: Optimizer, in_epoch: int, falling: int, common: dict[str, Any]) -> Any:
-    """timm's scheduler of the settings, of `in_epoch` steps an epoch, the last `falling` of them after the warm-up."""
+def _check_floor(config: Config, optimizer: Optimizer) -> None:
+    lowest = min(float(group["lr"]) for group in optimizer.param_groups)
+    if config.schedule in SMOOTH and config.min_lr >= lowest:
+        raise ConfigError(f"min_lr is {config.min_lr:g}, but the optimizer has lr {lowest:g}; it must be below it.")
+
+
+def _scheduler(config: Config, optimizer: Optimizer, in_epoch: int, warm: int) -> Any:
+    """The scheduler of the settings, of `in_epoch` steps an epoch and `warm` of a warm-up; timm's has no warm-up."""
     from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, PolyLRScheduler, StepLRScheduler
 
+    total = in_epoch * config.epochs
+    if config.schedule == "onecycle":
+        return _one_cycle(config, optimizer, total)
+    falling: dict[str, Any] = {"t_initial": total - warm, "lr_min": config.min_lr, "t_in_epochs": False}
     if config.schedule == "cosine":
-        return CosineLRScheduler(optimizer, t_initial=falling, lr_min=config.min_lr, **common)
+        return CosineLRScheduler(optimizer, **falling)
     if config.schedule == "poly":
-        return PolyLRScheduler(optimizer, t_initial=falling, power=POLY_POWER, lr_min=config.min_lr, **common)
+        return PolyLRScheduler(optimizer, power=POLY_POWER, **falling)
+    cut: dict[str, Any] = {"decay_rate": config.gamma, "t_in_epochs": False}
     if config.schedule == "step":
-        return StepLRScheduler(optimizer, decay_t=config.step_size * in_epoch, decay_rate=config.gamma, **common)
+        return StepLRScheduler(optimizer, decay_t=config.step_size * in_epoch, **cut)
     # timm cuts at milestone - 1
     cuts = [milestone * in_epoch + 1 for milestone in config.milestones or ()]
-    return MultiStepLRScheduler(optimizer, decay_t=cuts, decay_rate=config.gamma, **common)
+    return MultiStepLRScheduler(optimizer, decay_t=cuts, **cut)
 
 
 def _one_cycle(config: Config, optimizer: Optimizer, total: int) -> OneCycleLR:
@@ -189,13 +230,15 @@ def _one_cycle(config: Config, optimizer: Optimizer, total: int) -> OneCycleLR:
             f"schedule 'onecycle' has {total} steps of the optimizer in {config.epochs} epochs, too few to rise and "
             "fall; set more epochs, or another schedule."
         )
-    return OneCycleLR(
+    scheduler = OneCycleLR(
         optimizer,
-        max_lr=config.lr,
+        max_lr=[float(group["lr"]) for group in optimizer.param_groups],
         total_steps=total,
         pct_start=rise,
         div_factor=ONE_CYCLE_START,
-        final_div_factor=config.lr / ONE_CYCLE_START / config.min_lr if config.min_lr else math.inf,
         # momentum is a setting, and stays what it says
         cycle_momentum=False,
     )
+    for group in optimizer.param_groups:
+        group["min_lr"] = config.min_lr
+    return scheduler

@@ -329,6 +329,7 @@ def _begin(point: ResumePoint, state: RunState, paths: RunPaths, runtime: Accele
         if state.unfinished is not None and not (is_same_data and own_sampler(loaders.train, runtime.world_size)):
             logger.info("%s is inside an epoch of other images: that epoch starts again", point.source)
             state.unfinished = None
+            state.scheduler.begin_again(state.epoch)
         refuse_to_go_back(state, point)
     if runtime.is_main:
         _clear_away(point, state, paths)

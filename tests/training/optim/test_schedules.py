@@ -195,3 +195,88 @@ def test_early_milestones_are_warned_of_and_schedules_that_end_small_by_design_a
 def test_they_are_below_a_thousandth_in_a_small_part_of_a_run_alone(schedule):
     found = rates(100, schedule=schedule)
     assert sum(rate < max(found) * 1e-3 for rate in found) <= 0.03 * len(found)
+
+
+def of_own_rates(**settings):
+    """The rates of each group in each step of five epochs, of an optimizer whose groups have rates of their own."""
+    groups = [{"params": [torch.zeros(1, requires_grad=True)], "lr": lr} for lr in (1e-4, 1e-2)]
+    optimizer, found = torch.optim.SGD(groups), []
+    schedule = make_scheduler(Config(lr=LR, epochs=5, **settings), optimizer, batches=BATCHES)
+    for _ in range(5 * BATCHES):
+        found.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        schedule.after_update()
+    return [*zip(*found, strict=True)]
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"schedule": "onecycle"},
+        {"schedule": "cosine", "warmup_epochs": 2},
+        {"schedule": "multistep", "milestones": (3,), "warmup_epochs": 2},
+    ],
+    ids=lambda recipe: recipe["schedule"],
+)
+def test_an_optimizer_of_ones_own_is_scheduled_by_the_rates_that_it_has(recipe):
+    of_settings = rates(5, **recipe)
+    for own, lr in zip(of_own_rates(**recipe), (1e-4, 1e-2), strict=True):
+        assert own == pytest.approx([rate * lr / LR for rate in of_settings], rel=1e-9)
+
+
+def test_a_floor_is_the_same_for_all_groups_and_below_the_rates_of_an_optimizer_of_ones_own():
+    assert [found[-1] for found in of_own_rates(schedule="onecycle", min_lr=1e-6)] == pytest.approx([1e-6, 1e-6])
+    for schedule in ("cosine", "poly", "onecycle"):
+        with pytest.raises(ConfigError, match=r"min_lr is 0.001, but the optimizer has lr 0.0001"):
+            of_own_rates(schedule=schedule, min_lr=1e-3)
+    check_recipe(Config(schedule="cosine", min_lr=0.02), own_optimizer=True)
+
+
+def test_numbers_that_an_optimizer_of_ones_own_does_not_have_are_warned_of(settings, caplog):
+    def own(groups):
+        return torch.optim.SGD(groups, lr=1e-4)
+
+    train_at({**bring(settings), "lr": 0.5, "weight_decay": 0.0}, [tensors(8)], optimizer=own)
+    assert [record.message for record in caplog.records if "does nothing" in record.message] == [
+        "lr is 0.5, but train_at has an optimizer of yours, which has 0.0001: the setting does nothing"
+    ]
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"schedule": "cosine", "warmup_epochs": 1},
+        {"schedule": "poly"},
+        {"schedule": "onecycle"},
+        {"step_size": 2, "warmup_epochs": 1},
+        {"schedule": "multistep", "milestones": (2, 3), "warmup_epochs": 1},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("batches", [6, 2])
+def test_a_run_that_goes_on_with_longer_or_shorter_epochs_has_its_rates_at_their_epochs(
+    settings, tmp_path, caplog, recipe, batches
+):
+    def loader(number):
+        return [tensors(4)] * number
+
+    settings = {**bring(settings), "epochs": 4, "save_freq": 1, **recipe}
+    train_at(settings, loader(4))
+    path = str(tmp_path / "checkpoints" / "run_epoch_2.pth")
+    rest = train_at({"resume": path, "experiment_name": "rest"}, loader(batches))["training_history"]
+    whole = train_at({**settings, "experiment_name": "whole"}, loader(batches))["training_history"]
+    assert [record["lr"] for record in rest[2:]] == pytest.approx([record["lr"] for record in whole[2:]], rel=1e-9)
+    assert f"an epoch has {batches} steps of the learning rate, and had 4" in caplog.text
+
+
+def test_an_epoch_that_is_trained_again_has_its_rates_again():
+    optimizer = sgd()
+    schedule = make_scheduler(Config(lr=LR, epochs=4, schedule="cosine"), optimizer, batches=BATCHES)
+    for _ in range(BATCHES):
+        schedule.after_update()
+    rate = optimizer.param_groups[0]["lr"]
+    for _ in range(2):
+        schedule.after_update()
+    assert optimizer.param_groups[0]["lr"] != rate
+    schedule.begin_again(1)
+    assert optimizer.param_groups[0]["lr"] == rate
