@@ -21,7 +21,7 @@ from attention_transfer.networks.registry import card_of, create_model
 from attention_transfer.teacher.classes import match_teacher
 from attention_transfer.teacher.loading import load_teacher_model
 from attention_transfer.training.checkpointing.state import check_can_be_kept
-from attention_transfer.training.setup.loss_settings import warn_of_idle_loss_settings
+from attention_transfer.training.setup.idle_settings import warn_of_idle_loss_settings
 from attention_transfer.training.setup.start.initial_weights import load_initial_weights, network_in
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def open_student(config: Config, student: nn.Module | None, *, begins: bool = Tr
             f"weights is {config.weights!r} and init_from {config.init_from!r}: the student can begin with the one or "
             "the other; leave one out."
         )
-    network = _student(config, student)
+    network = _student(config, student, begins=begins)
     if config.init_from is not None and begins:
         load_initial_weights(network, config, config.init_from)
     if config.weights is not None and begins and student is None and is_path(config.weights):
@@ -69,14 +69,15 @@ def with_named_student(config: Config) -> Config:
     return config.model_copy(update={"model": network_in(config.model), "weights": config.model})
 
 
-def _student(config: Config, student: nn.Module | None) -> nn.Module:
+def _student(config: Config, student: nn.Module | None, *, begins: bool) -> nn.Module:
     if student is not None:
         check_can_be_kept(student)
         ignore_auxiliary_heads(unwrapped(student))
         return student
     assert config.num_classes is not None
     size = as_frame(config.image_size).size
-    published = None if config.weights is None or is_path(config.weights) else config.weights
+    # a run that goes on has its own weights, and needs no others to be fetched
+    published = None if config.weights is None or is_path(config.weights) or not begins else config.weights
     network = create_model(config.model, config.num_classes, weights=published, image_size=size)
     card = card_of(network)
     assert card is not None

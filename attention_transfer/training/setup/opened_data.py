@@ -23,6 +23,7 @@ from attention_transfer.training.checkpointing.resume import ResumePoint, resume
 from attention_transfer.training.setup.checking import check_first_images
 from attention_transfer.training.setup.classes import with_classes
 from attention_transfer.training.setup.first_batches import check_first_labels, look_at_first_batches
+from attention_transfer.training.setup.idle_settings import refuse_idle_settings, warn_of_idle_settings
 from attention_transfer.training.setup.loaders import (
     DRAWN_IMAGES,
     Loaders,
@@ -53,6 +54,7 @@ def open_data(
         the configuration with classes and pixel range, the loaders, the first batch of each user's loader by
         split, the images per class if known, and the class names of the data.
     """
+    refuse_idle_settings(config, parts, begins=point.checkpoint is None)
     loaders = open_loaders(config, runtime, parts.train_loader, parts.val_loader, parts.test_loader)
     cleanup.callback(loaders.close)
     check_can_be_measured(config, validates=loaders.val is not None)
@@ -75,15 +77,16 @@ def describe_data(
     *,
     goes_on: bool,
 ) -> None:
-    """Log the classes in a table, and warn of a learning rate that fades early and of imbalanced classes.
+    """Log the classes in a table, and warn of idle settings, of a rate that fades early and of imbalanced classes.
 
     Args:
-        config: uses lr, epochs, schedule, step_size, milestones, gamma and class_names.
+        config: the settings.
         loaders: of the run.
         counts: images per class of each split, if known.
-        parts: the user's own scheduler, if any.
+        parts: what the user has passed to train_at beside the settings.
         goes_on: the run is resumed.
     """
+    warn_of_idle_settings(config, parts)
     for line in class_table(counts) if counts else ():
         logger.info("%s", line)
     faded = None

@@ -55,13 +55,13 @@ from attention_transfer.training.optim.recipe import check_recipe
 from attention_transfer.training.precision.choose import batch_shape, choose_precision, with_teacher_precision
 from attention_transfer.training.setup.checking import check_trainable
 from attention_transfer.training.setup.comparison import compare, log_comparison
+from attention_transfer.training.setup.idle_settings import log_stretched_schedules
 from attention_transfer.training.setup.loaders import (
     Loaders,
     batches_of,
     cache_pixels_of,
     data_digests,
 )
-from attention_transfer.training.setup.loss_settings import log_stretched_schedules
 from attention_transfer.training.setup.naming import take_name, with_name
 from attention_transfer.training.setup.networks import (
     open_student,
