@@ -53,6 +53,7 @@ def recipe(settings):
     return {**settings, "model": "CifarResNet-8", "precision": "fp32", "epochs": 2, "batch_size": 45}
 
 
+@pytest.mark.slow
 def test_a_tracker_is_told_of_every_event_in_its_order(recipe):
     tracker = Tracker()
     history = train_at(recipe, callbacks=[tracker])["training_history"]
@@ -62,6 +63,7 @@ def test_a_tracker_is_told_of_every_event_in_its_order(recipe):
     assert told == [("started", "run"), *batches, epochs[0], *batches, epochs[1], ("ended", "finished"), "closed"]
 
 
+@pytest.mark.slow
 def test_a_callback_ends_the_run_inside_an_epoch_and_its_state_is_restored(recipe, tmp_path):
     first = train_at(recipe, callbacks=[StopAfter(3)])
     assert (first["status"], first["stopped_by"]) == ("stopped", "it has seen enough")

@@ -123,6 +123,7 @@ def test_batches_that_report_different_scalars_are_refused():
         validate(small(), None, batches(4, 2), "cpu", terms=[Fickle()])
 
 
+@pytest.mark.slow
 def test_a_term_is_told_the_epoch_in_validation_and_in_a_loop_of_ones_own(recipe):
     term = Annealed()
     train_at(recipe, terms=[term])
@@ -146,6 +147,7 @@ def test_a_terms_own_layers_are_in_the_mode_of_the_student():
     assert term.norm.num_batches_tracked == 1
 
 
+@pytest.mark.slow
 def test_every_process_has_the_main_ones_weights_of_a_term(tmp_path):
     ranks.run(2, __file__, tmp_path)
     main, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))

@@ -221,6 +221,7 @@ def test_blocks_at_equal_depths_are_paired_by_relative_depth():
     assert [(pair.student, pair.teacher) for pair in pair_by_depth([(7, 7)] * 4, [(7, 7)])] == [(3, 0)]
 
 
+@pytest.mark.slow
 def test_a_compiled_student_is_read_in_every_batch():
     generator = torch.Generator().manual_seed(0)
     batches = [(torch.randn(4, 3, 32, 32, generator=generator), torch.arange(4)) for _ in range(3)]

@@ -65,6 +65,7 @@ def test_validation_measures_the_plain_cross_entropy(networks):
     assert validate(student, teacher, loader, "cpu", recipe) == validate(student, teacher, loader, "cpu")
 
 
+@pytest.mark.slow
 def test_a_run_trains_on_the_one_and_validates_by_the_other(settings):
     loader = DataLoader(TensorDataset(IMAGES, LABELS), batch_size=6)
     common = {**bring(settings), "lr": 1e-9, "label_smoothing": 0.3, "class_weights": WEIGHTS, "momentum": 0.0}
@@ -82,6 +83,7 @@ def imbalanced(image_folder):
     return str(image_folder({f"{s}/{c}": n for s in ("train", "val", "test") for c, n in (("ant", 12), ("bee", 4))}))
 
 
+@pytest.mark.slow
 def test_weights_of_auto_are_by_inverse_frequency_one_on_average_told_and_kept(settings, image_folder, tmp_path):
     folder = imbalanced(image_folder)
     common = {**settings, "data_dir": folder, "image_size": 8, "model": "CifarResNet-8"}
@@ -138,6 +140,7 @@ def test_balancing_twice_is_refused(settings):
         train_at({**settings, "sampler": "balanced", "class_weights": "auto"})
 
 
+@pytest.mark.slow
 def test_a_remembered_teacher_answers_for_images_that_come_up_twice(settings, teacher, image_folder, tmp_path):
     common = {
         **settings, "data_dir": imbalanced(image_folder), "image_size": 32, "model": "CifarResNet-8", "epochs": 3,

@@ -25,6 +25,7 @@ def standing_still(settings):
     return {**settings, "epochs": 9, "lr": 1e-12, "early_stopping": 2}
 
 
+@pytest.mark.slow
 def test_a_run_is_finished_after_so_many_epochs_without_a_better_one(standing_still, tmp_path):
     results = train_at(standing_still, student=linear())
     assert (results["status"], results["stopped_by"], len(results["training_history"])) == ("finished", None, 3)
@@ -60,6 +61,7 @@ def test_the_last_epoch_is_no_early_one(settings):
     assert (len(results["training_history"]), results["finished_early"]) == (2, None)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_that_has_finished_early_says_so_and_trains_on_only_with_more_patience(standing_still, tmp_path):
     first = train_at(standing_still, student=linear())
     again = train_at({**standing_still, "resume": "auto"}, student=linear())

@@ -52,7 +52,8 @@ def networks(kind, classes=10):
 
 def run(recipe, kind, name="run", **changes):
     parts = networks(kind)
-    settings = {**recipe, "attention": parts.pop("attention"), "experiment_name": name, **changes}
+    size = 16 if kind == "gradient" else 32
+    settings = {**recipe, "image_size": size, "attention": parts.pop("attention"), "experiment_name": name, **changes}
     return train_at(settings, **parts)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,7 +37,7 @@ def strays(digits_folder, tmp_path_factory):
 def settings(settings, eighty_digits, strays, tmp_path):
     return {
         **settings, "data_dir": str(eighty_digits), "unlabelled_dir": str(strays), "model": "CifarResNet-8",
-        "batch_size": 16, "epochs": 2, "lr": 1e-6, "alpha": 1.0, "cache_dir": str(tmp_path / "cache"),
+        "image_size": 16, "batch_size": 16, "epochs": 2, "lr": 1e-6, "alpha": 1.0, "cache_dir": str(tmp_path / "cache"),
     }  # fmt: skip
 
 
@@ -182,19 +184,27 @@ def test_accuracy_and_cross_entropy_of_an_epoch_count_labelled_images_alone():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("views", [None, 2, "warp"])
-@pytest.mark.parametrize("attention", ["sum", "gradient"])
+@pytest.mark.parametrize(("views", "attention"), [(None, "sum"), ("warp", "sum"), (1, "gradient")])
 def test_what_is_remembered_of_unlabelled_images_is_what_the_live_teacher_says(settings, teacher, views, attention):
-    if views == "warp" and attention == "gradient":
-        pytest.skip("a gradient cannot be warped")
     settings |= {"augment": views is not None, "augment_views": views, "attention": attention}
     remembered = train_at({**settings, "experiment_name": "remembered"}, teacher=teacher)
+    log = Path(settings["log_dir"], "remembered.log").read_text()
+    answered = int(re.search(r"epoch 2: (\d+) images answered from memory", log)[1])
+    # 60 labelled images and as many others, of the 37 that there are; warped, the same way round as in the first epoch
+    assert answered > 40 if views == "warp" else answered == 120
     live = train_at({**settings, "experiment_name": "live", "teacher_cache": "off"}, teacher=teacher)
-    without = train_at({**settings, "experiment_name": "without", "unlabelled_dir": None}, teacher=teacher)
-    for ours, theirs, other in zip(*(run["training_history"] for run in (remembered, live, without)), strict=True):
+    for ours, theirs in zip(*(run["training_history"] for run in (remembered, live)), strict=True):
         assert ours["train_attention"] == pytest.approx(theirs["train_attention"], rel=3e-3)
         assert ours["train_kd"] == pytest.approx(theirs["train_kd"], rel=2e-3)
-        assert ours["train_kd"] != pytest.approx(other["train_kd"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_unlabelled_images_are_distilled_from(settings, teacher):
+    settings |= {"epochs": 1, "teacher_cache": "off"}
+    beside = train_at({**settings, "experiment_name": "beside"}, teacher=teacher)["training_history"][0]
+    without = train_at({**settings, "unlabelled_dir": None}, teacher=teacher)["training_history"][0]
+    for figure in ("train_kd", "train_attention"):
+        assert beside[figure] != pytest.approx(without[figure], rel=1e-3)
 
 
 @pytest.mark.slow

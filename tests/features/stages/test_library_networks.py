@@ -114,7 +114,7 @@ def test_a_vision_transformer_of_torchvision_is_tapped_at_four_equal_depths():
 def test_maps_show_where_the_image_has_changed_and_can_be_taught(name, side, mixes):
     network = timm_network(name, **FAMILIES[name])
     partner = timm_network("resnet18", channels=(8, 16, 32, 64))
-    verdict = judge(network, images(4, side), partner, mixes_globally=mixes)
+    verdict = judge(network, images(2, side), partner, mixes_globally=mixes)
     assert verdict.wrong == ()
 
 

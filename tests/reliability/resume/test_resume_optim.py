@@ -33,13 +33,22 @@ RECIPES = {
     "lamb, constant, clipped": {"optimizer": "lamb", "schedule": "constant", "clip_grad": 0.1},
 }  # fmt: skip
 BATCHES = 8
+STOPS = {
+    "adamw, cosine, ema": (5, 2 * BATCHES + 7),
+    "sgd, onecycle, groups of 3, clipped": (1, BATCHES + 2),
+    "lion, poly, groups of 2, ema beside": (BATCHES, BATCHES + 2),
+    "lookahead_radam, multistep, warm-up": (1, 2 * BATCHES + 7),
+    "RMSprop, step, groups of 4, ema": (5, 2 * BATCHES + 7),
+    "lamb, constant, clipped": (BATCHES, BATCHES + 2),
+}
+"""After how many batches a run is stopped: the first, the last of an epoch, inside of the first, second or last one."""
 
 
 @pytest.fixture
 def settings(settings, tmp_path):
     return {
-        **settings, "model": "CifarResNet-8", "batch_size": 10, "epochs": 3, "augment": True, "print_freq": 1,
-        "save_freq": 1, "cache_dir": str(tmp_path / "cache"),
+        **settings, "model": "CifarResNet-8", "image_size": 16, "batch_size": 10, "epochs": 3, "augment": True,
+        "print_freq": 1, "save_freq": 1, "cache_dir": str(tmp_path / "cache"),
     }  # fmt: skip
 
 
@@ -81,7 +90,7 @@ def test_a_run_stopped_at_any_batch_ends_as_one_that_nobody_stops(settings, teac
     group = settings.get("accumulate", 1)
     whole = train_at({**settings, "experiment_name": "whole"}, student=student(), teacher=teacher)
     theirs = read_checkpoint(tmp_path / "checkpoints" / "whole_last.pth")
-    for batches in (1, 5, BATCHES, BATCHES + 2, 2 * BATCHES + 7):
+    for batches in STOPS[recipe]:
         name = f"stopped-{batches}"
         folders = {"experiment_name": name}
         stopped = train_at({**settings, **folders}, student=student(), teacher=teacher, callbacks=[StopAfter(batches)])

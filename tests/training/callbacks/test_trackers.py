@@ -60,6 +60,7 @@ class StopAfter(Callback):
             raise self.error
 
 
+@pytest.mark.slow
 def test_settings_and_every_figure_of_every_epoch_are_there(settings, store):
     results = train_at(settings)
     [run] = runs(store)
@@ -92,6 +93,7 @@ def test_a_resumed_run_continues_the_run_of_its_tracker(settings, store, tmp_pat
     assert state == {"experiment": "run", "runs": {"mlflow": {"run_id": run.info.run_id, "epochs": 3}}}
 
 
+@pytest.mark.slow
 def test_a_run_that_gets_a_tracker_late_sends_it_all_that_was(settings, store):
     train_at({**settings, "epochs": 1, "trackers": []})
     results = train_at({**settings, "epochs": 2, "resume": "auto"})
@@ -99,6 +101,7 @@ def test_a_run_that_gets_a_tracker_late_sends_it_all_that_was(settings, store):
     assert points(store, run, "val_loss") == [(i + 1, r["val_loss"]) for i, r in enumerate(results["training_history"])]
 
 
+@pytest.mark.slow
 def test_another_run_that_starts_from_a_checkpoint_has_a_run_of_its_own(settings, store, tmp_path):
     train_at({**settings, "epochs": 1})
     train_at({"resume": str(tmp_path / "checkpoints" / "run_last.pth"), "epochs": 2, "experiment_name": "branch"})
@@ -165,6 +168,7 @@ def test_other_names_and_repeated_ones_are_refused(settings, trackers):
         train_at({**settings, "trackers": trackers})
 
 
+@pytest.mark.slow
 def test_no_tracker_is_imported_unless_it_is_asked_for():
     look = "print(sorted({'mlflow', 'wandb', 'aim'} & set(sys.modules)))"
     done = warm.run("-c", f"import sys, attention_transfer.training.train; {look}")

@@ -18,6 +18,7 @@ def settings(settings):
     return {**settings, "model": "CifarResNet-8", "batch_size": 20, "epochs": 3, "save_freq": 1, "ema": 0.9, "lr": 0.05}
 
 
+@pytest.mark.slow
 def test_it_averages_weights_and_statistics_with_a_decay_that_warms_up():
     torch.manual_seed(0)
     student = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
@@ -36,6 +37,7 @@ def test_it_averages_weights_and_statistics_with_a_decay_that_warms_up():
         torch.testing.assert_close(value, expected[key])
 
 
+@pytest.mark.slow
 def test_without_it_nothing_is_averaged_and_files_say_whose_weights_they_hold(settings, tmp_path):
     train_at({**settings, "ema": None, "epochs": 1})
     best = read_checkpoint(tmp_path / "checkpoints" / "run_best.pth")
@@ -65,6 +67,7 @@ def is_same(weights, others):
     return all(torch.equal(value, others[key]) for key, value in weights.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("best_weights", "whose"), [("auto", "ema"), ("ema", "ema"), ("student", "student")])
 def test_model_and_best_file_hold_the_weights_that_the_setting_names(
     settings, tmp_path, seen, capsys, best_weights, whose
@@ -90,6 +93,7 @@ def test_model_and_best_file_hold_the_weights_that_the_setting_names(
     assert f"weights after epoch {best['epoch']}, those of the {whose}" in log
 
 
+@pytest.mark.slow
 def test_validation_measures_the_average_from_its_first_epoch_on(settings, tmp_path):
     from attention_transfer.data.loading.loaders import prepare_dataloaders
 
@@ -102,6 +106,7 @@ def test_validation_measures_the_average_from_its_first_epoch_on(settings, tmp_p
         assert measured["accuracy"] == pytest.approx(results["training_history"][epoch - 1]["val_accuracy"])
 
 
+@pytest.mark.slow
 def test_where_the_students_weights_count_the_average_is_measured_beside_them(settings, tmp_path):
     history = train_at({**settings, "best_weights": "student", "ema_start": 2})["training_history"]
     assert ["val_ema_accuracy" in record for record in history] == [False, True, True]
@@ -109,6 +114,7 @@ def test_where_the_students_weights_count_the_average_is_measured_beside_them(se
     assert "val_ema_loss" not in train_at({**settings, "experiment_name": "other"})["training_history"][2]
 
 
+@pytest.mark.slow
 def test_training_is_the_same_with_and_without_an_average(settings):
     def student():
         torch.manual_seed(3)

@@ -47,6 +47,7 @@ def of_torch(scheduler_of, epochs):
     return found
 
 
+@pytest.mark.slow
 def test_the_default_is_torchs_step_schedule_to_the_bit_and_so_is_its_state():
     expected = of_torch(lambda optimizer: StepLR(optimizer, 2, 0.3), 7)
     assert rates(7, step_size=2, gamma=0.3) == expected
@@ -113,6 +114,7 @@ def test_a_smooth_schedule_stays_at_its_last_rate_where_a_loader_gives_more_than
         once.after_update()
 
 
+@pytest.mark.slow
 def test_a_loader_without_length_has_the_rate_change_after_each_epoch_which_is_said(settings, tmp_path):
     images, labels = tensors(12)
 
@@ -127,6 +129,7 @@ def test_a_loader_without_length_has_the_rate_change_after_each_epoch_which_is_s
     assert "changes after each epoch instead of each batch" in (tmp_path / "logs" / "run.log").read_text()
 
 
+@pytest.mark.slow
 def test_the_history_has_the_rate_at_the_start_of_each_epoch(settings):
     recipe = {"epochs": 3, "batch_size": 20, "lr": 0.02, "schedule": "cosine", "model": "CifarResNet-8"}
     history = train_at({**settings, **recipe})["training_history"]

@@ -60,6 +60,7 @@ def test_the_defaults_and_a_short_tail_are_passed_over():
     assert schedule_warning(0.1, 54, 10, 0.1) is not None
 
 
+@pytest.mark.slow
 def test_a_run_says_it_once_and_one_that_goes_on_says_that_it_cannot_be_changed_any_more(settings, tmp_path):
     settings = {**settings, "model": "CifarResNet-8", "epochs": 2, "step_size": 1, "gamma": 1e-4, "precision": "fp32"}
     train_at(settings)

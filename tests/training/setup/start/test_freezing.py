@@ -29,6 +29,7 @@ def changed(before, after):
     return {key for key, value in after.state_dict().items() if not torch.equal(value, before.state_dict()[key])}
 
 
+@pytest.mark.slow
 def test_a_frozen_backbone_stays_and_the_head_is_trained(settings, tmp_path):
     network = student()
     before = copy.deepcopy(network)

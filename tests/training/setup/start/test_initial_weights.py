@@ -48,6 +48,7 @@ def assert_equal(one, other):
         assert torch.equal(value, other[key]), key
 
 
+@pytest.mark.slow
 def test_a_new_run_begins_with_the_weights_of_an_earlier_one(settings, tmp_path):
     earlier = train_at({**settings, "lr": 0.05, "experiment_name": "earlier"})
     path = tmp_path / "checkpoints" / "earlier_best.pth"
@@ -61,6 +62,7 @@ def test_a_new_run_begins_with_the_weights_of_an_earlier_one(settings, tmp_path)
     assert read_checkpoint(tmp_path / "checkpoints" / "run_last.pth")["config"]["init_from"] == str(path)
 
 
+@pytest.mark.slow
 def test_without_the_setting_the_weights_are_those_of_the_seed(settings):
     assert_same_weights(train_at(settings)["model"], train_at({**settings, "experiment_name": "two"})["model"])
 
@@ -156,6 +158,7 @@ def test_what_cannot_be_meant_is_refused(settings, tmp_path):
         load(network(), tmp_path / "two.pth")
 
 
+@pytest.mark.slow
 def test_resume_wins_over_it_and_says_so(settings, tmp_path):
     torch.save(network(seed=1).state_dict(), tmp_path / "weights.pth")
     run = {**settings, "lr": 0.05, "init_from": str(tmp_path / "weights.pth"), "epochs": 2, "save_freq": 1}
