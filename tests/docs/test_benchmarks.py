@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from attention_transfer import compute_at_loss, create_model, prepare_dataloaders
-from attention_transfer.errors import CheckpointError, DataError
-from benchmarks import study_pretrained
+from attention_transfer.errors import DataError
 from benchmarks.arms import bare, benchmark_data, textbook, torchdistill_arm
 from benchmarks.measuring.statistics import Arm, ratio_interval
 
@@ -196,15 +195,3 @@ def test_the_photos_get_640_names_and_take_no_more_room(shared_folder, tmp_path)
     }
     assert len(list((data / "val").glob("*/*"))) == 153
     assert benchmark_data.photos_640(Path("unread"), tmp_path) == data
-
-
-def test_weights_that_fit_by_order_alone_become_those_of_the_network_and_others_are_refused():
-    network = create_model("timm/tf_efficientnet_lite0", 7)
-    state = network.state_dict()
-    original = {key: torch.randn_like(value) if value.is_floating_point() else value for key, value in state.items()}
-    renamed = {f"layer{i}.{key.rpartition('.')[2]}": value for i, (key, value) in enumerate(original.items())}
-    converted = study_pretrained.convert_by_order(renamed, network)
-    assert converted.keys() == original.keys()
-    assert all(torch.equal(converted[key], value) for key, value in original.items())
-    with pytest.raises(CheckpointError):
-        study_pretrained.convert_by_order(dict(list(renamed.items())[1:]), network)
