@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 
 from attention_transfer import create_model
-from benchmarks import attention_loss
 from benchmarks.arms import bare, torchdistill_arm, whole_run
 from benchmarks.arms.benchmark_data import cifar_slice, photos_640
 from benchmarks.arms.ladder import channels_last_arm, fast_map_arm, pixel_store_arm, textbook_arm
@@ -25,6 +24,7 @@ from benchmarks.arms.textbook import training_loader, training_set
 from benchmarks.arms.whole_run import WORKERS
 from benchmarks.measuring.statistics import Arm, ratio_interval
 from benchmarks.measuring.timing import processor, table, take_turns
+from benchmarks.terms import attention_loss
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 SECTIONS = ("cifar", "photos", "whole", "micro")

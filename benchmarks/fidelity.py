@@ -45,8 +45,8 @@ from attention_transfer.teacher.cache.store import OutputShape, TeacherCache
 from attention_transfer.teacher.cache.teacher import CachedTeacher
 from attention_transfer.teacher.runner import FrozenRunner
 from benchmarks.arms.benchmark_data import cifar_slice
-from benchmarks.attention_loss import textbook_map, textbook_to_maps
 from benchmarks.measuring.timing import processor
+from benchmarks.terms.attention_loss import textbook_map, textbook_to_maps
 
 TARGET = 1e-3
 BATCHES, BATCH_SIZE = 4, 128

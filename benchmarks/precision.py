@@ -16,7 +16,7 @@ from attention_transfer.config import resolve_config
 from attention_transfer.data.batches import Batch
 from attention_transfer.distributed import Runtime
 from attention_transfer.teacher.base import NoTeacher
-from attention_transfer.training.criterion import Criterion
+from attention_transfer.training.criterion.criterion import Criterion
 from attention_transfer.training.epoch import run_training_epoch
 from attention_transfer.training.precision.choose import choose_precision, processor
 from benchmarks.measuring.timing import table, take_turns

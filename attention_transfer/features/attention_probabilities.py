@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
-from types import TracebackType
 
 import torch
 from torch import Tensor, nn
 
 from attention_transfer.errors import ConfigError
 from attention_transfer.features.attention_modules import QueriesAndKeys, reader_of
+from attention_transfer.features.hooks import Hooked
 from attention_transfer.features.maps import ATTENTION, MapFunction, Size, at_least_float32
 from attention_transfer.modules import unwrapped
 
@@ -87,7 +87,7 @@ CLASS_TOKEN = MapFunction("attention probabilities of the class token", class_to
 """softmax(q k^T / sqrt d) from the class token to the patches, mean over heads."""
 
 
-class AttentionTaps:
+class AttentionTaps(Hooked):
     """Reads the attention of a transformer's blocks while it runs; its outputs do not change.
 
     Args:
@@ -98,31 +98,14 @@ class AttentionTaps:
 
     def __init__(self, model: nn.Module, layout: AttentionLayout, *, stay: bool = False) -> None:
         modules = dict(unwrapped(model).named_modules())
+        super().__init__(stay=stay)
         self.layout = layout
-        self.stay = stay
         self._readers = {name: reader_of(modules[name]) for name in layout.names}
-        self._hooks: ExitStack | None = None
 
-    def __enter__(self) -> AttentionTaps:
-        if self._hooks is None:
-            with ExitStack() as hooks:
-                for reader in self._readers.values():
-                    for handle in reader.attach() if reader is not None else ():
-                        hooks.callback(handle.remove)
-                self._hooks = hooks.pop_all()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if not self.stay:
-            self.close()
-
-    def close(self) -> None:
-        """Remove the hooks; a second call does nothing."""
-        hooks, self._hooks = self._hooks, None
-        if hooks is not None:
-            hooks.close()
+    def _attach(self, hooks: ExitStack) -> None:
+        for reader in self._readers.values():
+            for handle in reader.attach() if reader is not None else ():
+                hooks.callback(handle.remove)
 
     def take(self) -> tuple[BlockAttention, ...]:
         """The attention of each block in the last forward pass, which is no longer held here afterwards.

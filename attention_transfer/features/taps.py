@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from attention_transfer.errors import ConfigError
+from attention_transfer.features.hooks import Hooked
 from attention_transfer.features.stages.stage import Stage, as_stages
 from attention_transfer.modules import check_modules, unwrapped
 
@@ -24,7 +24,7 @@ class _AllCollected(BaseException):
     """Ends a forward pass after the last tapped module; not an Exception, so that no network catches it as one."""
 
 
-class Taps:
+class Taps(Hooked):
     """Collects the outputs of named modules while a network runs.
 
     Args:
@@ -52,26 +52,22 @@ class Taps:
         self.stages = as_stages(model, stages)
         self.names = tuple(stage.name for stage in self.stages)
         check_modules(self._network, self.names)
+        super().__init__(stay=stay)
         self.stop = stop
-        self.stay = stay
-        self._is_hooked = False
         modules = dict(self._network.named_modules())
         self._modules = {name: modules[name] for name in self.names}
         self._outputs: dict[int, Tensor] = {}
         self._calls: Counter[str] = Counter()
         self._run_once: dict[torch.Size, bool] = {}
         self._stopping = False
-        self._hooks = ExitStack()
 
-    def __enter__(self) -> Taps:
+    def __enter__(self) -> Self:
         self._outputs.clear()
-        if not self._is_hooked:
-            with ExitStack() as hooks:
-                for name, module in self._modules.items():
-                    hooks.callback(module.register_forward_hook(self._listener(name)).remove)
-                self._hooks = hooks.pop_all()
-            self._is_hooked = True
-        return self
+        return super().__enter__()
+
+    def _attach(self, hooks: ExitStack) -> None:
+        for name, module in self._modules.items():
+            hooks.callback(module.register_forward_hook(self._listener(name)).remove)
 
     def run(self, images: Tensor) -> Tensor | None:
         """One forward pass of the network inside all wrappers, for `features`; to be called inside the context.
@@ -101,17 +97,6 @@ class Taps:
         if self.stop and self.features:
             self._run_once[images.shape] = all(self._calls[name] == 1 for name in self._modules)
         return logits
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if not self.stay:
-            self.close()
-
-    def close(self) -> None:
-        """Remove the hooks; a second call does nothing."""
-        self._is_hooked = False
-        self._hooks.close()
 
     def _listener(self, name: str) -> Any:
         # a module that puts out a tuple may be several stages

@@ -20,7 +20,7 @@ from attention_transfer.logs import log_once
 from attention_transfer.losses.labels import Labelled
 from attention_transfer.losses.total import Losses
 from attention_transfer.modules import undisturbed, unwrapped
-from attention_transfer.training.criterion import Criterion
+from attention_transfer.training.criterion.criterion import Criterion
 from attention_transfer.training.epoch_progress import EpochProgress
 from attention_transfer.training.metrics import MeanMeter, Means, NonFiniteDetector, check_finite
 from attention_transfer.training.optim.updates import UpdateRule, Updates

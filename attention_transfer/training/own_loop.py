@@ -23,7 +23,7 @@ from attention_transfer.networks.class_lists import network_classes
 from attention_transfer.teacher.base import NoTeacher
 from attention_transfer.teacher.build import make_teacher
 from attention_transfer.teacher.classes import match_logits
-from attention_transfer.training.criterion import Criterion
+from attention_transfer.training.criterion.criterion import Criterion
 from attention_transfer.training.epoch import run_training_epoch, run_validation_epoch
 from attention_transfer.training.epoch_progress import EpochProgress
 from attention_transfer.training.optim.updates import UpdateRule

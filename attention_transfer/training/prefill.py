@@ -15,10 +15,10 @@ from attention_transfer.teacher.build import build_teachers
 from attention_transfer.teacher.cache.prefill import prefill
 from attention_transfer.teacher.cache.teacher import CachedTeacher
 from attention_transfer.training.precision.choose import batch_shape, with_teacher_precision
-from attention_transfer.training.setup.classes import with_classes
-from attention_transfer.training.setup.loaders import cache_pixels_of, open_loaders, with_pixel_range
+from attention_transfer.training.setup.data.classes import with_classes
+from attention_transfer.training.setup.data.loaders import cache_pixels_of, open_loaders, with_pixel_range
+from attention_transfer.training.setup.data.numbering import number_alike
 from attention_transfer.training.setup.networks import open_teacher, prefer_channels_last
-from attention_transfer.training.setup.numbering import number_alike
 
 
 def prefill_caches(config: Mapping[str, Any] | Config | None = None) -> dict[str, int]:

@@ -32,13 +32,13 @@ from attention_transfer.training.callbacks.base import Callback, CallbackList
 from attention_transfer.training.checkpointing.paths import FAILED, FINISHED, STOPPED
 from attention_transfer.training.checkpointing.state import EpochRecord
 from attention_transfer.training.context import RunContext
-from attention_transfer.training.criterion import Criterion
+from attention_transfer.training.criterion.criterion import Criterion
 from attention_transfer.training.divergence import naming_the_epoch
 from attention_transfer.training.epoch import run_training_epoch
 from attention_transfer.training.epoch_progress import EpochProgress
 from attention_transfer.training.optim import MakeOptimizer, MakeScheduler
 from attention_transfer.training.optim.updates import UpdateRule
-from attention_transfer.training.setup.loaders import Loader, Loaders
+from attention_transfer.training.setup.data.loaders import Loader, Loaders
 from attention_transfer.training.setup.prepare import PreparedRun, prepare
 from attention_transfer.training.setup.start.freezing import frozen_modules
 from attention_transfer.training.setup.user_parts import UserParts

@@ -9,7 +9,7 @@ from torch import nn
 
 from attention_transfer.training.checkpointing.state import EpochRecord
 from attention_transfer.training.context import RunContext
-from attention_transfer.training.criterion import Criterion
+from attention_transfer.training.criterion.criterion import Criterion
 from attention_transfer.training.divergence import naming_the_epoch
 from attention_transfer.training.epoch import run_validation_epoch
 

@@ -26,11 +26,11 @@ from attention_transfer.losses.total import default_terms, needs_of_teacher
 from attention_transfer.teacher.build import Teachers, build_teachers
 from attention_transfer.teacher.cache.prefill import prefill
 from attention_transfer.teacher.cache.teacher import CachedTeacher
-from attention_transfer.training.criterion import Criterion
+from attention_transfer.training.criterion.criterion import Criterion
 from attention_transfer.training.epoch import run_training_epoch
 from attention_transfer.training.precision.choose import batch_shape, choose_precision, with_teacher_precision
-from attention_transfer.training.setup.classes import with_classes
-from attention_transfer.training.setup.loaders import cache_pixels_of, open_loaders
+from attention_transfer.training.setup.data.classes import with_classes
+from attention_transfer.training.setup.data.loaders import cache_pixels_of, open_loaders
 from attention_transfer.training.setup.networks import prefer_channels_last
 from benchmarks.measuring.statistics import Block
 

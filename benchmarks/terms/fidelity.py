@@ -31,7 +31,7 @@ from attention_transfer.teacher.base import Teacher
 from attention_transfer.teacher.build import build_teachers, make_teacher
 from attention_transfer.teacher.cache.prefill import prefill
 from attention_transfer.teacher.cache.teacher import CachedTeacher
-from attention_transfer.training.criterion import Criterion
+from attention_transfer.training.criterion.criterion import Criterion
 from benchmarks.arms.benchmark_data import cifar_slice
 from benchmarks.fidelity import students
 from benchmarks.measuring.timing import processor

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from attention_transfer import ConfigError, compute_at_loss, create_at_config, create_model
 from attention_transfer.losses.map_distance import map_distance
-from benchmarks.attention_scale import scales
+from benchmarks.terms.scale import scales
 
 
 def random_maps(*shape: int, seed: int = 0) -> torch.Tensor:

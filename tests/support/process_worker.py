@@ -18,7 +18,7 @@ from attention_transfer.errors import DivergenceError
 from attention_transfer.losses.classification import CrossEntropy
 from attention_transfer.losses.total import default_terms, needs_of_teacher
 from attention_transfer.teacher.build import make_teacher
-from attention_transfer.training.criterion import Criterion
+from attention_transfer.training.criterion.criterion import Criterion
 from attention_transfer.training.epoch import run_training_epoch, run_validation_epoch
 from attention_transfer.training.epoch_progress import EpochProgress
 from attention_transfer.training.optim.updates import UpdateRule

@@ -17,8 +17,8 @@ from attention_transfer.config import Config
 from attention_transfer.data import prepare_dataloaders
 from attention_transfer.networks.class_lists import network_classes
 from attention_transfer.teacher.loading import load_teacher_model
-from attention_transfer.training.setup.loaders import Loaders
-from attention_transfer.training.setup.numbering import number_alike
+from attention_transfer.training.setup.data.loaders import Loaders
+from attention_transfer.training.setup.data.numbering import number_alike
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from attention_transfer.losses.total import default_terms, needs_of_teacher
 from attention_transfer.teacher.base import Teacher, TeacherOutput
 from attention_transfer.teacher.build import make_teacher
 from attention_transfer.teacher.cache.store import OutputShape
-from attention_transfer.training.criterion import Criterion
+from attention_transfer.training.criterion.criterion import Criterion
 
 MOST = 1e-3
 

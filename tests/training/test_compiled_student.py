@@ -10,7 +10,7 @@ from attention_transfer.config import Config
 from attention_transfer.data.batches import Batch
 from attention_transfer.distributed import Runtime
 from attention_transfer.teacher.build import make_teacher
-from attention_transfer.training.criterion import Criterion
+from attention_transfer.training.criterion.criterion import Criterion
 
 pytestmark = pytest.mark.slow
 

@@ -29,7 +29,7 @@ from attention_transfer.cache.folder import entries
 from attention_transfer.config import resolve_config
 from attention_transfer.distributed import Runtime
 from attention_transfer.teacher.base import NoTeacher
-from attention_transfer.training.criterion import Criterion
+from attention_transfer.training.criterion.criterion import Criterion
 from attention_transfer.training.precision.trial import answering_step, training_step
 
 pytestmark = pytest.mark.slow

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from attention_transfer import DataError, load_model, prepare_dataloaders, train_at
 from attention_transfer.data.loading.user_loaders import lacks_labels
-from attention_transfer.training.setup.first_batches import fetch_first
+from attention_transfer.training.setup.data.first_batches import fetch_first
 
 pytestmark = pytest.mark.slow
 

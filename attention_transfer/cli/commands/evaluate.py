@@ -54,7 +54,7 @@ def evaluate(
     network, config = open_network(checkpoint, settings)
 
     from attention_transfer.cli.trained_on import Training
-    from attention_transfer.data.loading.loaders import close_loader, open_images
+    from attention_transfer.data.loading.loaders import close_loader, image_settings, open_images
     from attention_transfer.data.loading.workers import explain_lost_workers
     from attention_transfer.data.sources.measured import choose_images
     from attention_transfer.evaluation import evaluate_model
@@ -63,18 +63,7 @@ def evaluate(
     check_has_head(network, checkpoint)
     is_learned_from = Training.of(checkpoint).was_on(config)
     measured = choose_images(config.data_dir, split, config.split_seed, is_learned_from=is_learned_from)
-    loader = open_images(
-        measured.samples,
-        measured.classes,
-        batch_size=config.batch_size,
-        num_workers=config.num_workers,
-        image_size=config.image_size,
-        mean=config.mean,
-        std=config.std,
-        pixel_range=config.pixel_range,
-        resize=config.resize,
-        crop_pct=config.crop_pct,
-    )
+    loader = open_images(measured.samples, measured.classes, **image_settings(config))
     try:
         say_found_range(config, loader)
         with explain_lost_workers(), capture_logs() as logged:
@@ -92,7 +81,7 @@ def evaluate(
 
 def open_split(config: Config, split: str) -> DataLoader[Any]:
     """The loader of one split: whole images, without augmentation."""
-    from attention_transfer.training.setup.loaders import open_folder
+    from attention_transfer.training.setup.data.loaders import open_folder
 
     return open_folder(config.model_copy(update={"augment": False}))[split]
 

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch.utils.data import DataLoader
 
-from attention_transfer.config import IMAGENET_MEAN, IMAGENET_STD
+from attention_transfer.config import IMAGENET_MEAN, IMAGENET_STD, Config
 from attention_transfer.data.batches import Example, collate
 from attention_transfer.data.dataset import ImageDataset
 from attention_transfer.data.decoding.depth import Range
@@ -303,3 +303,9 @@ def own_dataset(loader: object) -> ImageDataset | None:
     """The data set of a loader of ours; None for any other loader."""
     dataset = getattr(loader, "dataset", None)
     return dataset if isinstance(dataset, ImageDataset) else None
+
+
+def image_settings(config: Config) -> dict[str, Any]:
+    """The settings by which images are read and brought into batches, as `open_images` takes them."""
+    keys = ("batch_size", "num_workers", "image_size", "resize", "crop_pct", "mean", "std", "pixel_range")
+    return {key: getattr(config, key) for key in keys}

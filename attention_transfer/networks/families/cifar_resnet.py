@@ -3,14 +3,13 @@ https://arxiv.org/abs/1512.03385"""
 
 from __future__ import annotations
 
-import re
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_transfer.catalogue import canonical_network_name
 from attention_transfer.networks.architecture import Architecture, Shapes
 from attention_transfer.networks.families.initialisation import he_initialise
+from attention_transfer.networks.families.three_stages import ThreeStages, count_blocks
 
 
 class BasicBlock(nn.Module):
@@ -46,7 +45,7 @@ class BasicBlock(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.padding, self.padding))
 
 
-class CifarResNet(nn.Module):
+class CifarResNet(ThreeStages):
     """Three stages of 16, 32 and 64 channels: float images [B, 3, H, W] to logits [B, num_classes].
 
     Args:
@@ -58,32 +57,19 @@ class CifarResNet(nn.Module):
     """
 
     def __init__(self, depth: int, num_classes: int = 10) -> None:
-        super().__init__()
         canonical_network_name(f"CifarResNet-{depth}")
-        blocks = (depth - 2) // 6
-        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = _stage(16, 16, stride=1, blocks=blocks)
-        self.layer2 = _stage(16, 32, stride=2, blocks=blocks)
-        self.layer3 = _stage(32, 64, stride=2, blocks=blocks)
+        super().__init__(BasicBlock, 16, (16, 32, 64), blocks=(depth - 2) // 6)
         self.linear = nn.Linear(64, num_classes)
         he_initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, num_classes] of float images [B, 3, H, W]."""
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        logits: Tensor = self.linear(x.mean(dim=(2, 3)))
+        logits: Tensor = self.linear(self.pooled(x))
         return logits
 
 
-def _stage(width_in: int, width: int, stride: int, blocks: int) -> nn.Sequential:
-    rest = (BasicBlock(width, width, stride=1) for _ in range(blocks - 1))
-    return nn.Sequential(BasicBlock(width_in, width, stride), *rest)
-
-
 def _candidates(shapes: Shapes) -> list[str]:
-    blocks = sum(re.fullmatch(r"layer1\.\d+\.conv1\.weight", key) is not None for key in shapes)
+    blocks = count_blocks(shapes, "layer1")
     return [f"CifarResNet-{6 * blocks + 2}"] if blocks else []
 
 

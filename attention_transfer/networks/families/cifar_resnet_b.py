@@ -8,14 +8,13 @@ files load unchanged.
 
 from __future__ import annotations
 
-import re
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_transfer.catalogue import canonical_network_name
 from attention_transfer.networks.architecture import Architecture, Shapes
 from attention_transfer.networks.families.initialisation import he_initialise
+from attention_transfer.networks.families.three_stages import ThreeStages, count_blocks
 
 STEM_WIDTHS = {1: 16, 2: 16, 4: 32}
 """Channels of the first convolution, by the factor of the stages' widths."""
@@ -50,7 +49,7 @@ class ProjectionBlock(nn.Module):
         return F.relu(out + (x if self.downsample is None else self.downsample(x)))
 
 
-class CifarResNetB(nn.Module):
+class CifarResNetB(ThreeStages):
     """Three stages of 16, 32 and 64 channels, or a multiple: float images [B, 3, H, W] to logits [B, num_classes].
 
     Args:
@@ -63,30 +62,17 @@ class CifarResNetB(nn.Module):
     """
 
     def __init__(self, depth: int, width: int | None = None, num_classes: int = 10) -> None:
-        super().__init__()
-        canonical_network_name(_name(depth, width or 1))
-        blocks, width = (depth - 2) // 6, width or 1
-        stem = STEM_WIDTHS[width]
+        width = width or 1
+        canonical_network_name(_name(depth, width))
         widths = [width * channels for channels in STAGE_WIDTHS]
-        self.conv1 = nn.Conv2d(3, stem, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(stem)
-        self.layer1 = _stage(stem, widths[0], stride=1, blocks=blocks)
-        self.layer2 = _stage(widths[0], widths[1], stride=2, blocks=blocks)
-        self.layer3 = _stage(widths[1], widths[2], stride=2, blocks=blocks)
+        super().__init__(ProjectionBlock, STEM_WIDTHS[width], widths, blocks=(depth - 2) // 6)
         self.fc = nn.Linear(widths[2], num_classes)
         he_initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, num_classes] of float images [B, 3, H, W]."""
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        logits: Tensor = self.fc(x.mean(dim=(2, 3)))
+        logits: Tensor = self.fc(self.pooled(x))
         return logits
-
-
-def _stage(width_in: int, width: int, stride: int, blocks: int) -> nn.Sequential:
-    rest = (ProjectionBlock(width, width, stride=1) for _ in range(blocks - 1))
-    return nn.Sequential(ProjectionBlock(width_in, width, stride), *rest)
 
 
 def _name(depth: int, width: int) -> str:
@@ -94,7 +80,7 @@ def _name(depth: int, width: int) -> str:
 
 
 def _candidates(shapes: Shapes) -> list[str]:
-    blocks = sum(re.fullmatch(r"layer1\.\d+\.conv1\.weight", key) is not None for key in shapes)
+    blocks = count_blocks(shapes, "layer1")
     width = shapes.get("layer1.0.conv1.weight", (0,))[0] // STAGE_WIDTHS[0]
     return [_name(6 * blocks + 2, width)] if blocks and width in STEM_WIDTHS else []
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from attention_transfer.catalogue import canonical_network_name
 from attention_transfer.networks.architecture import Architecture, Shapes
 from attention_transfer.networks.families.initialisation import he_initialise
+from attention_transfer.networks.families.three_stages import chain, count_blocks
 
 BASE_WIDTH = 16
 
@@ -59,9 +60,9 @@ class WideResNet(nn.Module):
         blocks = (depth - 4) // 6
         widths = [BASE_WIDTH * factor * width for factor in (1, 2, 4)]
         self.conv1 = nn.Conv2d(3, BASE_WIDTH, 3, padding=1, bias=False)
-        self.group1 = _group(BASE_WIDTH, widths[0], stride=1, blocks=blocks)
-        self.group2 = _group(widths[0], widths[1], stride=2, blocks=blocks)
-        self.group3 = _group(widths[1], widths[2], stride=2, blocks=blocks)
+        self.group1 = chain(PreActivationBlock, (BASE_WIDTH, widths[0]), stride=1, blocks=blocks)
+        self.group2 = chain(PreActivationBlock, (widths[0], widths[1]), stride=2, blocks=blocks)
+        self.group3 = chain(PreActivationBlock, (widths[1], widths[2]), stride=2, blocks=blocks)
         self.bn = nn.BatchNorm2d(widths[2])
         self.fc = nn.Linear(widths[2], num_classes)
         he_initialise(self)
@@ -73,13 +74,8 @@ class WideResNet(nn.Module):
         return logits
 
 
-def _group(width_in: int, width: int, stride: int, blocks: int) -> nn.Sequential:
-    rest = (PreActivationBlock(width, width, stride=1) for _ in range(blocks - 1))
-    return nn.Sequential(PreActivationBlock(width_in, width, stride), *rest)
-
-
 def _candidates(shapes: Shapes) -> list[str]:
-    blocks = sum(re.fullmatch(r"group1\.\d+\.conv1\.weight", key) is not None for key in shapes)
+    blocks = count_blocks(shapes, "group1")
     width = shapes.get("group1.0.conv1.weight", (0,))[0] // BASE_WIDTH
     return [f"WideResNet-{6 * blocks + 4}-{width}"] if blocks and width else []
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ PROJECT = "attention-transfer"
 """The project, or experiment, in which a tracker puts its runs."""
 
 
-class Backend:
+class Backend(ABC):
     """A tracker of accelerate's; its package is imported when `start` is called.
 
     Attributes:
@@ -53,13 +54,13 @@ class Backend:
         getattr(tracker, "start", lambda: None)()
         return tracker
 
+    @abstractmethod
     def arguments(self, run_name: str, folder: str, run_id: str | None) -> tuple[list[str], dict[str, Any]]:
         """The arguments of accelerate's class."""
-        raise NotImplementedError
 
+    @abstractmethod
     def run_id(self, tracker: Any) -> str:
         """The tracker's name for its run, by which it is continued."""
-        raise NotImplementedError
 
     def log(self, tracker: Any, figures: Mapping[str, float], epoch: int) -> None:
         """Log the figures of an epoch (from 1)."""

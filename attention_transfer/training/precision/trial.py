@@ -26,7 +26,7 @@ from attention_transfer.networks.class_lists import students_classes
 from attention_transfer.teacher.base import NoTeacher, Teacher, TeacherOutput
 from attention_transfer.teacher.build import make_runner, make_teacher
 from attention_transfer.teacher.classes import match_logits
-from attention_transfer.training.criterion import Criterion
+from attention_transfer.training.criterion.criterion import Criterion
 from attention_transfer.training.epoch import run_training_epoch
 
 LEAST_BUDGET = 2.0

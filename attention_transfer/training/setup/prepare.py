@@ -48,6 +48,7 @@ from attention_transfer.training.checkpointing.state import (
     check_states,
 )
 from attention_transfer.training.context import RunContext
+from attention_transfer.training.criterion.student_gradient import check_gradient_terms
 from attention_transfer.training.optim import make_optimizer, make_scheduler, parameter_groups
 from attention_transfer.training.optim.ema import EmaWeights
 from attention_transfer.training.optim.optimizers import optimizer_in_words, state_size
@@ -55,13 +56,14 @@ from attention_transfer.training.optim.recipe import check_recipe
 from attention_transfer.training.precision.choose import batch_shape, choose_precision, with_teacher_precision
 from attention_transfer.training.setup.checking import check_trainable
 from attention_transfer.training.setup.comparison import compare, log_comparison
-from attention_transfer.training.setup.idle_settings import log_stretched_schedules
-from attention_transfer.training.setup.loaders import (
+from attention_transfer.training.setup.data.loaders import (
     Loaders,
     batches_of,
     cache_pixels_of,
     data_digests,
 )
+from attention_transfer.training.setup.data.opened import check_images, describe_data, images_of, open_data
+from attention_transfer.training.setup.idle_settings import log_stretched_schedules
 from attention_transfer.training.setup.naming import take_name, with_name
 from attention_transfer.training.setup.networks import (
     open_student,
@@ -69,12 +71,10 @@ from attention_transfer.training.setup.networks import (
     prefer_channels_last,
     with_named_student,
 )
-from attention_transfer.training.setup.opened_data import check_images, describe_data, images_of, open_data
 from attention_transfer.training.setup.start.class_weights import choose_class_weights
 from attention_transfer.training.setup.start.freezing import freeze, warn_of_useless_freezing
 from attention_transfer.training.setup.terms import build_terms, check_are_terms, check_terms
 from attention_transfer.training.setup.user_parts import UserParts
-from attention_transfer.training.student_gradient import check_gradient_terms
 
 logger = logging.getLogger(__name__)
 

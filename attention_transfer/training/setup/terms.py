@@ -18,7 +18,7 @@ from attention_transfer.modules import undisturbed, unwrapped
 from attention_transfer.networks.class_lists import students_classes
 from attention_transfer.teacher.build import make_teacher
 from attention_transfer.teacher.classes import match_logits
-from attention_transfer.training.criterion import Criterion
+from attention_transfer.training.criterion.criterion import Criterion
 
 FEW_IMAGES = 2
 

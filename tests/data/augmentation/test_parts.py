@@ -233,7 +233,7 @@ def test_the_key_of_the_views_of_version_0_1_is_what_it_was_and_every_part_is_in
 
 def test_settings_name_the_parts():
     from attention_transfer.config import resolve_config
-    from attention_transfer.training.setup.loaders import augmentation_of
+    from attention_transfer.training.setup.data.loaders import augmentation_of
 
     assert augmentation_of(resolve_config({})) == Augmentation()
     chosen = resolve_config({"augment": True, "augmentation": "pad_crop", "flip": False})

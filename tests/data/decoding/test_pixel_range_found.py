@@ -18,7 +18,7 @@ from attention_transfer.data.decoding.depth import FULL
 from attention_transfer.data.decoding.images import decode_image
 from attention_transfer.data.loading.loaders import prepare_dataloaders
 from attention_transfer.distributed import Runtime
-from attention_transfer.training.setup.loaders import Loaders, with_pixel_range
+from attention_transfer.training.setup.data.loaders import Loaders, with_pixel_range
 
 
 @pytest.mark.parametrize("kind", KINDS)

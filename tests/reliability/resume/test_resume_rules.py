@@ -8,7 +8,7 @@ from attention_transfer import ConfigError, train_at
 from attention_transfer.checkpoint import read_checkpoint, write_checkpoint
 from attention_transfer.config import Config, resolve_config
 from attention_transfer.training.checkpointing.resume import MAY_CHANGE
-from attention_transfer.training.setup import opened_data
+from attention_transfer.training.setup.data import opened as opened_data
 
 pytestmark = pytest.mark.slow
 

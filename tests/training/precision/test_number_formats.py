@@ -11,7 +11,7 @@ from attention_transfer.config import resolve_config
 from attention_transfer.data.batches import Batch
 from attention_transfer.distributed import AcceleratedRuntime, Runtime
 from attention_transfer.teacher.build import make_teacher
-from attention_transfer.training.criterion import Criterion
+from attention_transfer.training.criterion.criterion import Criterion
 
 pytestmark = pytest.mark.speed
 

@@ -32,7 +32,7 @@ from attention_transfer.distributed import AcceleratedRuntime
 from attention_transfer.errors import ConfigError
 from attention_transfer.seeding import random_state
 from attention_transfer.teacher.build import make_teacher
-from attention_transfer.training.criterion import Criterion
+from attention_transfer.training.criterion.criterion import Criterion
 from attention_transfer.training.precision.bf16 import cpu_capabilities, has_bf16
 from attention_transfer.training.precision.choose import batch_shape, choose_precision
 from attention_transfer.training.precision.trial import Times

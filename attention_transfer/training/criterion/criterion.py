@@ -32,7 +32,7 @@ from attention_transfer.modules import count_logits, like_weights
 from attention_transfer.networks.input_shapes import raise_if_misfit
 from attention_transfer.teacher.base import Teacher, TeacherOutput
 from attention_transfer.teacher.classes import MatchLogits
-from attention_transfer.training.student_gradient import StudentGradient
+from attention_transfer.training.criterion.student_gradient import StudentGradient
 
 Pairing = Callable[[Sequence[Size], Sequence[Size]], list[StagePair]]
 

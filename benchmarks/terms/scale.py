@@ -1,4 +1,4 @@
-"""What beta means in each reduction of the attention loss: `python -m benchmarks.attention_scale`.
+"""What beta means in each reduction of the attention loss: `python -m benchmarks.terms.scale`.
 
 On a batch of real images, for a student as drawn and after a few steps with beta = 1000 in 'mean': the loss of each
 stage, the weighted loss beside cross-entropy, the norms of their gradients by the student's weights, and the beta that

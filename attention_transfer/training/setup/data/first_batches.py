@@ -15,7 +15,7 @@ from attention_transfer.data.loading.loaders import own_dataset, own_sampler
 from attention_transfer.data.loading.user_loaders import check_labels, classes_of, lacks_labels, unpack
 from attention_transfer.errors import DataError
 from attention_transfer.seeding import random_state, restore_random_state
-from attention_transfer.training.setup.loaders import Loaders
+from attention_transfer.training.setup.data.loaders import Loaders
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""What the AT loss costs by itself: `python -m benchmarks.attention_loss`, with as many threads as OMP_NUM_THREADS.
+"""What the AT loss costs by itself: `python -m benchmarks.terms.attention_loss`, on OMP_NUM_THREADS threads.
 
 Run it alone. The first arm of each table is the paper's expression as the authors' code has it.
 """

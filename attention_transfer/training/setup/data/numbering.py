@@ -9,7 +9,7 @@ from attention_transfer.config import Config
 from attention_transfer.data.loading.relabelled import Relabelled
 from attention_transfer.data.loading.user_loaders import classes_of
 from attention_transfer.errors import DataError
-from attention_transfer.training.setup.loaders import Loader, Loaders
+from attention_transfer.training.setup.data.loaders import Loader, Loaders
 
 logger = logging.getLogger(__name__)
 

@@ -21,17 +21,17 @@ from attention_transfer.networks.preprocessing import preprocessing_of
 from attention_transfer.training.checkpointing.best_epoch import check_can_be_measured
 from attention_transfer.training.checkpointing.resume import ResumePoint, resumed_classes
 from attention_transfer.training.setup.checking import check_first_images
-from attention_transfer.training.setup.classes import with_classes
-from attention_transfer.training.setup.first_batches import check_first_labels, look_at_first_batches
-from attention_transfer.training.setup.idle_settings import refuse_idle_settings, warn_of_idle_settings
-from attention_transfer.training.setup.loaders import (
+from attention_transfer.training.setup.data.classes import with_classes
+from attention_transfer.training.setup.data.first_batches import check_first_labels, look_at_first_batches
+from attention_transfer.training.setup.data.loaders import (
     DRAWN_IMAGES,
     Loaders,
     images_to_draw,
     open_loaders,
     with_pixel_range,
 )
-from attention_transfer.training.setup.numbering import number_alike
+from attention_transfer.training.setup.data.numbering import number_alike
+from attention_transfer.training.setup.idle_settings import refuse_idle_settings, warn_of_idle_settings
 from attention_transfer.training.setup.schedule import fading_warning
 from attention_transfer.training.setup.user_parts import UserParts
 

@@ -6,7 +6,7 @@ from attention_transfer.class_names import in_words
 from attention_transfer.config import Config
 from attention_transfer.data.loading.user_loaders import classes_of, count_classes
 from attention_transfer.errors import ConfigError, DataError
-from attention_transfer.training.setup.loaders import Loaders
+from attention_transfer.training.setup.data.loaders import Loaders
 
 
 def with_classes(config: Config, loaders: Loaders) -> Config:

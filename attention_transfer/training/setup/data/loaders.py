@@ -15,7 +15,13 @@ from torch.utils.data import DataLoader
 from attention_transfer.cache.records import Records
 from attention_transfer.config import Config
 from attention_transfer.data.batches import Batch
-from attention_transfer.data.loading.loaders import close_loader, own_dataset, own_sampler, prepare_dataloaders
+from attention_transfer.data.loading.loaders import (
+    close_loader,
+    image_settings,
+    own_dataset,
+    own_sampler,
+    prepare_dataloaders,
+)
 from attention_transfer.data.loading.user_loaders import check_loader
 from attention_transfer.data.pixel_cache import cache_pixels, make_stores, open_stores
 from attention_transfer.data.sources.unlabelled import WithUnlabelled
@@ -161,16 +167,10 @@ def open_folder(config: Config, rank: int = 0, world_size: int = 1) -> dict[str,
     """
     loaders = prepare_dataloaders(
         config.data_dir,
-        batch_size=config.batch_size,
+        **image_settings(config),
         augment=config.augment,
-        num_workers=config.num_workers,
-        image_size=config.image_size,
-        resize=config.resize,
-        crop_pct=config.crop_pct,
         seed=config.seed,
         split_seed=config.split_seed,
-        mean=config.mean,
-        std=config.std,
         augmentation=augmentation_of(config),
         mask_rotation=config.mask_rotation,
         unlabelled_dir=config.unlabelled_dir,
@@ -179,7 +179,6 @@ def open_folder(config: Config, rank: int = 0, world_size: int = 1) -> dict[str,
         augment_seed=config.augment_seed,
         rank=rank,
         world_size=world_size,
-        pixel_range=config.pixel_range,
         sampler=config.sampler,
     )
     return dict(zip(("train", "val", "test"), loaders, strict=True))

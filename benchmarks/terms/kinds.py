@@ -1,4 +1,4 @@
-"""What attention of other kinds costs a step: `python -m benchmarks.kinds_of_attention DATA`, an image folder.
+"""What attention of other kinds costs a step: `python -m benchmarks.terms.kinds DATA`, an image folder.
 
 For each kind the same steps with the teacher remembered, with constant tensors in its place (the floor: what the
 student's side costs), live, and without a teacher. Arms take turns in blocks, and processor time is counted, so that
@@ -28,7 +28,7 @@ from attention_transfer.teacher.base import NoTeacher, Teacher, TeacherOutput
 from attention_transfer.teacher.build import build_teachers
 from attention_transfer.teacher.cache.prefill import prefill
 from attention_transfer.teacher.cache.teacher import CachedTeacher
-from attention_transfer.training.criterion import Criterion
+from attention_transfer.training.criterion.criterion import Criterion
 from attention_transfer.training.epoch import run_training_epoch
 from benchmarks.arms.ours import Part
 from benchmarks.measuring.statistics import ratio_interval

@@ -1,0 +1,1 @@
+"""The criterion: student and teacher run on a batch, and the losses between them."""
