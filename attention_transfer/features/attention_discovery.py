@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from attention_transfer.errors import ConfigError
 from attention_transfer.features.attention_modules import attends_otherwise, is_readable, reason_against
 from attention_transfer.features.attention_probabilities import AttentionLayout, AttentionTaps, BlockAttention
-from attention_transfer.features.maps import Size
 from attention_transfer.modules import like_weights, undisturbed, unwrapped
+from attention_transfer.networks.architecture import Size
 
 logger = logging.getLogger(__name__)
 

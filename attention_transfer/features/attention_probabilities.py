@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from attention_transfer.errors import ConfigError
 from attention_transfer.features.attention_modules import QueriesAndKeys, reader_of
 from attention_transfer.features.hooks import Hooked
-from attention_transfer.features.maps import ATTENTION, MapFunction, Size, at_least_float32
+from attention_transfer.features.maps import ATTENTION, MapFunction, at_least_float32
 from attention_transfer.modules import unwrapped
+from attention_transfer.networks.architecture import Size
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from attention_transfer.features.maps import Size
 from attention_transfer.features.signals import ATTENTION, Signal, TeacherOutput
+from attention_transfer.networks.architecture import Size
 
 _ENOUGH = 0.5
 

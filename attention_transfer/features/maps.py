@@ -11,9 +11,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-Size = tuple[int, int]
-"""(H, W)."""
-
 FEATURES: Final = "features"
 INPUT_GRADIENT: Final = "input_gradient"
 ATTENTION: Final = "attention_probabilities"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from attention_transfer.features.maps import Size
+from attention_transfer.networks.architecture import Size
 
 
 def common_size(one: Size, other: Size) -> Size:

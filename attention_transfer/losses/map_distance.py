@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from attention_transfer.features.maps import Size, at_least_float32
+from attention_transfer.features.maps import at_least_float32
 from attention_transfer.features.pairing import common_size
+from attention_transfer.networks.architecture import Size
 
 Reduction = Literal["mean", "sum", "paper"]
 

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from attention_transfer.networks.readout import NCHW, Readout
 
+Size = tuple[int, int]
+"""(H, W)."""
+
 Shapes = Mapping[str, tuple[int, ...]]
 """The shape of every tensor of a state_dict, by its key."""
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from attention_transfer.errors import ConfigError
 from attention_transfer.modules import unwrapped
+from attention_transfer.networks.libraries import classes_of_head
 from attention_transfer.networks.registry import card_of, shapes_by_name
 
 _SOME, _OTHER = 3, 5
@@ -33,7 +34,7 @@ def head_names(network: nn.Module, num_classes: int) -> tuple[str, ...]:
         some, other = shapes_by_name(card, _SOME), shapes_by_name(card, _OTHER)
         return tuple(dict.fromkeys(key.rpartition(".")[0] for key in some if some[key] != other[key]))
     network = unwrapped(network)
-    found = [name for name, module in network.named_modules() if _outputs(module) == num_classes]
+    found = [name for name, module in network.named_modules() if classes_of_head(module) == num_classes]
     told = _of_timm(network)
     if told or len(found) == 1:
         return told or tuple(found)
@@ -47,9 +48,3 @@ def _of_timm(network: nn.Module) -> tuple[str, ...]:
     told = tell() if callable(tell) else None
     heads = told if isinstance(told, tuple | list) else (told,)
     return tuple(name for name, module in network.named_modules() if name and any(module is head for head in heads))
-
-
-def _outputs(module: nn.Module) -> int | None:
-    if isinstance(module, nn.Linear):
-        return module.out_features
-    return module.out_channels if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) else None

@@ -16,11 +16,10 @@ from torch import nn
 from attention_transfer.catalogue import TIMM, TORCHVISION, library_of
 from attention_transfer.errors import ConfigError
 from attention_transfer.logs import log_once
-from attention_transfer.networks.architecture import Architecture
+from attention_transfer.networks.architecture import Architecture, Size
 
 logger = logging.getLogger(__name__)
 
-Size = tuple[int, int]
 _PROBED_CLASSES = 7
 """A number of classes that no layer inside a network has as its width."""
 AUXILIARY = {"GoogLeNet": ("aux1", "aux2"), "Inception3": ("AuxLogits",)}
@@ -86,7 +85,7 @@ def classes_of_head(head: nn.Module | None) -> int | None:
     """The number of logits of a head, a Linear or a 1x1 convolution; None for any other module."""
     if isinstance(head, nn.Linear):
         return head.out_features
-    return head.out_channels if isinstance(head, nn.Conv2d) else None
+    return head.out_channels if isinstance(head, nn.Conv2d) and head.kernel_size == (1, 1) else None
 
 
 def build(name: str, num_classes: int, image_size: Size | None = None) -> nn.Module:

@@ -18,9 +18,9 @@ from attention_transfer.config import Config
 from attention_transfer.errors import ConfigError
 from attention_transfer.logs import log_once
 from attention_transfer.modules import unwrapped
+from attention_transfer.networks.architecture import Size
 from attention_transfer.networks.registry import card_of
 
-Size = tuple[int, int]
 Triple = tuple[float, float, float]
 CHANNELS = 3
 

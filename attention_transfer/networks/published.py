@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from attention_transfer.catalogue import TIMM, TORCHVISION, library_of
 from attention_transfer.errors import ConfigError
-from attention_transfer.networks.libraries import AUXILIARY, Size, build, build_timm, fixed_size, heads_of
+from attention_transfer.networks.architecture import Size
+from attention_transfer.networks.libraries import AUXILIARY, build, build_timm, fixed_size, heads_of
 
 if TYPE_CHECKING:
     from torchvision.models import WeightsEnum

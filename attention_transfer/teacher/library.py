@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from attention_transfer.catalogue import TIMM, library_of
+from attention_transfer.networks.architecture import Size
 from attention_transfer.networks.class_lists import IMAGENET_CLASSES, imagenet_categories
-from attention_transfer.networks.libraries import Size, heads_of
+from attention_transfer.networks.libraries import heads_of
 from attention_transfer.networks.preprocessing import TrainedOn
 from attention_transfer.networks.published import published_classes, torchvision_weights
 from attention_transfer.networks.registry import HeadlessCard, ModelCard, card_of, create_model

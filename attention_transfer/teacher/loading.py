@@ -15,9 +15,10 @@ from attention_transfer.checkpoint import card_from, is_checkpoint, load_weights
 from attention_transfer.config import resolve_config
 from attention_transfer.devices import resolve_device
 from attention_transfer.errors import CheckpointError, ConfigError, TeacherError
+from attention_transfer.networks.architecture import Size
 from attention_transfer.networks.class_lists import IMAGENET_CLASSES, imagenet_categories
 from attention_transfer.networks.fitting import Fit, Misfit, nearest_network
-from attention_transfer.networks.libraries import Size, weights_for_size
+from attention_transfer.networks.libraries import weights_for_size
 from attention_transfer.networks.preprocessing import TrainedOn
 from attention_transfer.networks.registry import HeadlessCard, ModelCard, card_of, create_model
 from attention_transfer.teacher.library import image_size_of, pretrained_of_library, transforms_of

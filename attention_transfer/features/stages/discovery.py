@@ -10,10 +10,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from attention_transfer.errors import ConfigError
-from attention_transfer.features.maps import Size
 from attention_transfer.features.stages.layouts import are_tokens, find_layout
 from attention_transfer.features.stages.stage import MOST_STAGES, Choice, Stage
 from attention_transfer.modules import undisturbed
+from attention_transfer.networks.architecture import Size
 from attention_transfer.networks.readout import Readout
 
 _MANY_FALLS = 2

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from attention_transfer.errors import ConfigError
-from attention_transfer.features.maps import Size
 from attention_transfer.features.stages.stage import Stage
 from attention_transfer.modules import check_modules, undisturbed
+from attention_transfer.networks.architecture import Size
 from attention_transfer.networks.readout import NCHW, NHWC, Readout, described
 
 _REMEDY = "name another module with the key 'layers'"

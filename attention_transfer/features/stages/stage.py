@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from attention_transfer.features.maps import Size
+from attention_transfer.networks.architecture import Size
 from attention_transfer.networks.readout import Readout
 from attention_transfer.networks.registry import readout_of
 

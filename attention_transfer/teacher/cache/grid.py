@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from attention_transfer.features.maps import Size
 from attention_transfer.features.stages.stage import Stage
 from attention_transfer.features.taps import Taps
 from attention_transfer.modules import like_weights, undisturbed, unwrapped
+from attention_transfer.networks.architecture import Size
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,6 @@ from attention_transfer.errors import ConfigError
 from attention_transfer.features.attention_discovery import find_attention
 from attention_transfer.features.attention_probabilities import AttentionLayout
 from attention_transfer.features.coverage import only_where_shown
-from attention_transfer.features.maps import Size
 from attention_transfer.features.pairing import StagePair, pair_by_depth, pair_in_order, pair_stages
 from attention_transfer.features.probe import Probe
 from attention_transfer.features.signals import FEATURES, LOGITS, Needs, Output, Signal, StudentOutput
@@ -29,6 +28,7 @@ from attention_transfer.losses.labels import Labelled, refuse_mixed_labels
 from attention_transfer.losses.term import LossTerm
 from attention_transfer.losses.total import Losses, combine, default_terms
 from attention_transfer.modules import count_logits, like_weights
+from attention_transfer.networks.architecture import Size
 from attention_transfer.networks.input_shapes import raise_if_misfit
 from attention_transfer.teacher.base import Teacher, TeacherOutput
 from attention_transfer.teacher.classes import MatchLogits
