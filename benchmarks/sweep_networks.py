@@ -33,7 +33,7 @@ from attention_transfer.errors import AttentionTransferError
 from benchmarks.measuring.rightness import judge
 
 SIDE = 224
-PHOTOS = 2
+PHOTOS = 8
 CLASSES = 10
 MOST_PARAMETERS = 100e6
 RIGHT, SLOW, REFUSED, WRONG, LEFT_OUT = "right", "right, learns slowly", "refused", "wrong", "left out"
@@ -46,9 +46,6 @@ TORCHVISION = """
 
 ALSO = ("resnet50d", "seresnet50", "vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3")
 """Of architecture files of which another network is the smallest."""
-
-MIXING = frozenset({"torchvision/swin_t", "torchvision/swin_v2_t", "torchvision/vit_b_16"})
-"""Networks that mix all positions from the first stage on: a shift of the image need not shift their maps."""
 
 
 def smallest_of_each_file() -> Iterator[tuple[str, float]]:
@@ -107,7 +104,7 @@ def judged(name: str, archive: Path, partner: nn.Module) -> dict[str, Any]:
         network = create_model(name, CLASSES).eval()
         images = photos(archive, side)
     try:
-        verdict = judge(network, images, partner, mixes_globally=name in MIXING)
+        verdict = judge(network, images, partner)
     except AttentionTransferError as error:
         return {**line, "side": side, "result": REFUSED, "reason": _sentence(error)}
     return {

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.feature_extraction import create_feature_extractor
 
+from attention_transfer.errors import AttentionTransferError
 from attention_transfer.features.maps import energy
 from attention_transfer.features.stages.choose import Stages, choose_stages
 from attention_transfer.features.stages.stage import Stage
@@ -22,6 +23,12 @@ from attention_transfer.modules import undisturbed
 LEAST_CORRELATION = 0.95
 FALLS_TO = 0.8
 STEPS = 20
+TAUGHT = 2
+"""Photos of the batch that is learnt."""
+OPENED = ("gamma", "layer_scale", "skipinit_gain")
+"""Parts of the names of what scales a residual branch."""
+MIXERS = ("attention", "attn", "mixer", "lstm", "gatingunit")
+"""Parts of the names, in small letters, of modules that mix positions in ways in which a convolution does not."""
 LEAST_SIDE = 14
 """Of a map with an interior that the edges of the image hardly reach."""
 
@@ -56,11 +63,15 @@ def tapped(network: nn.Module, stages: Sequence[Stage], images: Tensor) -> list[
 def as_if_trained(network: nn.Module, images: Tensor) -> nn.Module:
     """A copy whose norms have affine parameters as after training, and running statistics of the images [B, 3, H, W].
 
-    At initialisation a layer norm makes the energy of all cells the same, and a batch norm scales by statistics that
-    no image has.
+    At initialisation a layer norm makes the energy of all cells the same, a batch norm scales by statistics that no
+    image has, and a residual branch that is scaled by nearly zero (LayerScale, 1e-5 in DINOv2) passes its input on, so
+    that all blocks put out the same.
     """
     network = copy.deepcopy(network)
     generator = torch.Generator().manual_seed(0)
+    for name, parameter in network.named_parameters():
+        if any(word in name for word in OPENED) and bool((parameter.abs() < 0.1).all()):
+            parameter.data.fill_(1.0)
     for module in network.modules():
         if "norm" not in type(module).__name__.lower():
             continue
@@ -142,15 +153,40 @@ def unmoved(network: nn.Module, stages: Stages, images: Tensor) -> Iterator[str]
     """
     before = tapped(network, stages.stages, images)
     for i, stage in enumerate(stages.stages):
-        assert stage.size is not None
-        stride = images.shape[3] // stage.size[1]
-        if min(stage.size) < LEAST_SIDE or images.shape[3] % stage.size[1]:
+        height, width = before[i].shape[2:]
+        if min(height, width) < LEAST_SIDE or images.shape[3] % width:
             continue
         plain = energy(before[i])
-        moved = energy(tapped(network, stages.stages, torch.roll(images, stride, dims=3))[i])
+        moved = energy(tapped(network, stages.stages, torch.roll(images, images.shape[3] // width, dims=3))[i])
         by = {offset: _correlation(plain, moved, offset) for offset in (-1, 0, 1, 2)}
         if max(by, key=lambda offset: by[offset]) != 1 or by[1] < LEAST_CORRELATION:
-            yield f"{stage.label} moves with correlation {by[1]:.2f} (unmoved {by[0]:.2f})"
+            yield f"{stage.name} moves with correlation {by[1]:.2f} (unmoved {by[0]:.2f})"
+
+
+def unmoved_in_larger(network: nn.Module, stages: Stages, images: Tensor) -> list[str]:
+    """What `unmoved` finds, and finds again in images of twice the size if the network takes them.
+
+    In a small map the padding of many layers reaches every cell, so that there is no interior.
+
+    Args:
+        network: any.
+        stages: that were chosen.
+        images: [B, 3, H, W].
+    """
+    found = list(unmoved(network, stages, images))
+    if not found:
+        return []
+    larger = F.interpolate(images[:TAUGHT], scale_factor=2, mode="bicubic", antialias=True)
+    try:
+        return list(unmoved(network, stages, larger))
+    except (AssertionError, AttentionTransferError, RuntimeError, ValueError):
+        return found  # it takes images of one size
+
+
+def mixers(network: nn.Module) -> list[str]:
+    """The kinds of modules with which a network mixes positions otherwise than by convolution."""
+    kinds = {type(module).__name__ for module in network.modules()}
+    return sorted(kind for kind in kinds if any(word in kind.lower() for word in MIXERS))
 
 
 def _correlation(plain: Tensor, moved: Tensor, offset: int) -> float:
@@ -214,31 +250,31 @@ def disturbed(network: nn.Module, work: Callable[[], object]) -> Iterator[str]:
         yield "torch's random state is changed"
 
 
-def judge(
-    network: nn.Module, images: Tensor, other: nn.Module | None = None, *, mixes_globally: bool = False
-) -> Verdict:
+def judge(network: nn.Module, images: Tensor, other: nn.Module | None = None) -> Verdict:
     """Every check of a library's network, as student and as teacher.
+
+    A network that mixes positions by attention or the like need not shift its maps with the image: what is missing
+    there is a note.
 
     Args:
         network: of timm or torchvision, in eval mode.
-        images: [B, 3, H, W], of photos.
+        images: [B, 3, H, W], of photos; AT is learnt on the first two.
         other: the network that it teaches and learns from; None leaves the training out.
-        mixes_globally: it mixes all positions from the first stage on, so that a shift of the image need not shift
-            its maps.
 
     Raises:
         ConfigError: the library refuses the network.
     """
     chosen: list[Stages] = []
-    wrong = list(disturbed(network, lambda: chosen.append(choose_stages(network, images))))
+    wrong = list(disturbed(network, lambda: chosen.append(choose_stages(network, images[:1]))))
     [stages] = chosen
-    wrong += unlike_documented(network, stages, images.flip(3))
+    wrong += unlike_documented(network, stages, images[:TAUGHT].flip(3))
     trained = as_if_trained(network, images)
     wrong += blind_quarters(trained, stages, images)
-    notes = ("mixes globally: shifts are not checked",) if mixes_globally else ()
-    if not mixes_globally:
-        wrong += unmoved(trained, stages, images)
+    kinds, still = mixers(network), unmoved_in_larger(trained, stages, images)
+    notes = [f"mixes positions by {', '.join(kinds)}: {problem}" for problem in still if kinds]
+    wrong += [] if kinds else still
     if other is not None:
-        wrong += (f"as a student: {problem}" for problem in unteachable(network, other, images))
-        wrong += (f"as a teacher: {problem}" for problem in unteachable(other, trained, images))
-    return Verdict(stages, tuple(wrong), notes)
+        batch = images[:TAUGHT]
+        wrong += (f"as a student: {problem}" for problem in unteachable(trained, other, batch))
+        wrong += (f"as a teacher: {problem}" for problem in unteachable(other, trained, batch))
+    return Verdict(stages, tuple(wrong), tuple(notes))

@@ -104,17 +104,13 @@ def test_a_vision_transformer_of_torchvision_is_tapped_at_four_equal_depths():
 
 
 @pytest.mark.parametrize(
-    ("name", "side", "mixes"),
-    [
-        ("resnet18d", 128, False),
-        ("swin_tiny_patch4_window7_224", SIDE, True),
-        ("vit_small_patch14_reg4_dinov2", 56, True),
-    ],
+    ("name", "side"),
+    [("resnet18d", 128), ("swin_tiny_patch4_window7_224", SIDE), ("vit_small_patch14_reg4_dinov2", 56)],
 )
-def test_maps_show_where_the_image_has_changed_and_can_be_taught(name, side, mixes):
+def test_maps_show_where_the_image_has_changed_and_can_be_taught(name, side):
     network = timm_network(name, **FAMILIES[name])
     partner = timm_network("resnet18", channels=(8, 16, 32, 64))
-    verdict = judge(network, images(2, side), partner, mixes_globally=mixes)
+    verdict = judge(network, images(2, side), partner)
     assert verdict.wrong == ()
 
 
