@@ -260,7 +260,12 @@ def test_torch_stays_out_until_a_command_runs(words):
 
 
 def test_help_of_train_has_every_setting_under_its_heading(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "400")  # so that no text is broken by the column beside it
+    from rich.console import Console
+
+    from attention_transfer.cli.app import app
+
+    # so wide that no text is broken by the column beside it; the app keeps the width of what it first printed
+    monkeypatch.setattr(app, "console", Console(width=400))
     assert in_process("train", "--help") == 0
     printed = capsys.readouterr().out
     words = " ".join(re.sub(r"[│╭╮╰╯─]", " ", printed).split())
