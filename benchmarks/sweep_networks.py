@@ -32,8 +32,8 @@ from attention_transfer.config import IMAGENET_MEAN, IMAGENET_STD
 from attention_transfer.errors import AttentionTransferError
 from benchmarks.measuring.rightness import judge
 
-SIDE = 224
-PHOTOS = 8
+SIDE = 160
+PHOTOS = 6
 CLASSES = 10
 MOST_PARAMETERS = 100e6
 RIGHT, SLOW, REFUSED, WRONG, LEFT_OUT = "right", "right, learns slowly", "refused", "wrong", "left out"

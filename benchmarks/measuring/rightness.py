@@ -29,7 +29,7 @@ OPENED = ("gamma", "layer_scale", "skipinit_gain")
 """Parts of the names of what scales a residual branch."""
 MIXERS = ("attention", "attn", "mixer", "lstm", "gatingunit")
 """Parts of the names, in small letters, of modules that mix positions in ways in which a convolution does not."""
-LEAST_SIDE = 14
+LEAST_SIDE = 10
 """Of a map with an interior that the edges of the image hardly reach."""
 
 
@@ -148,7 +148,7 @@ def unmoved(network: nn.Module, stages: Stages, images: Tensor) -> Iterator[str]
 
     Args:
         network: any.
-        stages: that were chosen; those smaller than 14x14 have too small an interior.
+        stages: that were chosen; those smaller than 10x10 have too small an interior.
         images: [B, 3, H, W].
     """
     before = tapped(network, stages.stages, images)
