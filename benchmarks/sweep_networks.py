@@ -92,21 +92,11 @@ def judged(name: str, archive: Path, partner: nn.Module) -> dict[str, Any]:
     torch.manual_seed(0)
     line: dict[str, Any] = {"network": name}
     try:
-        side = SIDE
-        network = create_model(name, CLASSES, image_size=(side, side)).eval()
-        images = photos(archive, side)
-        with torch.no_grad():
-            network(images)
-    except Exception as error:
-        if not _is_a_matter_of_size(name):
-            return {**line, "result": REFUSED, "reason": _sentence(error)}
-        side = _published_side(name)
-        network = create_model(name, CLASSES).eval()
-        images = photos(archive, side)
-    try:
+        network, images = _built(name, archive)
+        side = images.shape[-1]
         verdict = judge(network, images, partner)
-    except AttentionTransferError as error:
-        return {**line, "side": side, "result": REFUSED, "reason": _sentence(error)}
+    except (AttentionTransferError, NotImplementedError, AssertionError, RuntimeError, TypeError, ValueError) as error:
+        return {**line, "result": REFUSED, "reason": _sentence(error)}
     return {
         **line,
         "side": side,
@@ -119,15 +109,22 @@ def judged(name: str, archive: Path, partner: nn.Module) -> dict[str, Any]:
     }
 
 
+def _built(name: str, archive: Path) -> tuple[nn.Module, Tensor]:
+    """A network with random weights and photos that it takes: of `SIDE`, or else of the size for which it was made."""
+    try:
+        network, images = create_model(name, CLASSES, image_size=(SIDE, SIDE)).eval(), photos(archive, SIDE)
+        with torch.no_grad():
+            network(images[:1])
+    except Exception:
+        network, images = create_model(name, CLASSES).eval(), photos(archive, _published_side(name))
+    return network, images
+
+
 def _result(wrong: Sequence[str]) -> str:
     """Slow: every tensor is the right one, but AT does not fall to 0.8 of its start in 20 steps."""
     if not wrong:
         return RIGHT
     return SLOW if all("AT falls from" in sentence for sentence in wrong) else WRONG
-
-
-def _is_a_matter_of_size(name: str) -> bool:
-    return _published_side(name) != SIDE
 
 
 def _published_side(name: str) -> int:
