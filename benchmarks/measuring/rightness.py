@@ -141,8 +141,8 @@ def _most_in(difference: Tensor) -> tuple[int, int]:
     return most // 2, most % 2
 
 
-def unmoved(network: nn.Module, stages: Stages, images: Tensor) -> Iterator[str]:
-    """Stages whose map does not move by one cell when the image moves by one stride.
+def unmoved(network: nn.Module, stages: Stages, images: Tensor) -> Iterator[tuple[str, str]]:
+    """Stages whose map does not move by one cell when the image moves by one stride, each with what it does instead.
 
     Interior cells are compared, where neither padding nor what comes in at the edge reaches far.
 
@@ -160,7 +160,7 @@ def unmoved(network: nn.Module, stages: Stages, images: Tensor) -> Iterator[str]
         moved = energy(tapped(network, stages.stages, torch.roll(images, images.shape[3] // width, dims=3))[i])
         by = {offset: _correlation(plain, moved, offset) for offset in (-1, 0, 1, 2)}
         if max(by, key=lambda offset: by[offset]) != 1 or by[1] < LEAST_CORRELATION:
-            yield f"{stage.name} moves with correlation {by[1]:.2f} (unmoved {by[0]:.2f})"
+            yield stage.name, f"moves with correlation {by[1]:.2f} (unmoved {by[0]:.2f})"
 
 
 def unmoved_in_larger(network: nn.Module, stages: Stages, images: Tensor) -> list[str]:
@@ -173,14 +173,15 @@ def unmoved_in_larger(network: nn.Module, stages: Stages, images: Tensor) -> lis
         stages: that were chosen.
         images: [B, 3, H, W].
     """
-    found = list(unmoved(network, stages, images))
-    if not found:
-        return []
-    larger = F.interpolate(images[:TAUGHT], scale_factor=2, mode="bicubic", antialias=True)
-    try:
-        return list(unmoved(network, stages, larger))
-    except (AssertionError, AttentionTransferError, RuntimeError, ValueError):
-        return found  # it takes images of one size
+    found = dict(unmoved(network, stages, images))
+    if found:
+        larger = F.interpolate(images[:TAUGHT], scale_factor=2, mode="bicubic", antialias=True)
+        try:
+            again = dict(unmoved(network, stages, larger))
+        except (AssertionError, AttentionTransferError, RuntimeError, ValueError):
+            again = found  # it takes images of one size
+        found = {stage: problem for stage, problem in found.items() if stage in again}
+    return [f"{stage} {problem}" for stage, problem in found.items()]
 
 
 def mixers(network: nn.Module) -> list[str]:
