@@ -75,6 +75,9 @@ _NEWER_TRAINING_KEYS: dict[str, tuple[type, ...]] = {
 }
 """Keys that checkpoints of version 0.1 lack."""
 
+_BEFORE_THESE_SETTINGS = {"pixel_range": FULL, "val_fraction": 0.15, "test_fraction": 0.15}
+"""What was done before these settings existed."""
+
 
 def write_checkpoint(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
     """Write a checkpoint atomically: `path` holds either the whole new file or its previous content.
@@ -133,8 +136,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         training = content["training"]
         newer = {key: types for key, types in _NEWER_TRAINING_KEYS.items() if key in training}
         _check_keys(training, _TRAINING_KEYS | newer, path)
-    # before this setting existed, 16-bit pixels were scaled from this range
-    config = {"pixel_range": FULL, **content["config"]}
+    config = {**_BEFORE_THESE_SETTINGS, **content["config"]}
     if _names_are_made_up(content):
         config["class_names"] = None
     return {**content, "config": config}

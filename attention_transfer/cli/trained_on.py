@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from attention_transfer.config import Config
+from attention_transfer.data.sources.split_cut import SplitCut
 from attention_transfer.errors import DataError
 
 
@@ -16,12 +17,12 @@ class Training:
     Attributes:
         data_dir: their folder; None if they came from a user's loaders, or if unknown.
         data_digest: hash of their names and sizes; None if unknown.
-        split_seed: the seed that split them.
+        how: a split that has no folder was cut from them.
     """
 
     data_dir: str | None = None
     data_digest: str | None = None
-    split_seed: int = 0
+    how: SplitCut = field(default_factory=SplitCut)
 
     @classmethod
     def of(cls, path: str) -> Training:
@@ -39,7 +40,7 @@ class Training:
         config, training = saved_config(content, path), content["training"]
         digest = training["data_digest"] if training is not None else None
         is_of_loaders = training is not None and digest is None
-        return cls(None if is_of_loaders else config.data_dir, digest, config.split_seed)
+        return cls(None if is_of_loaders else config.data_dir, digest, SplitCut.of(config))
 
     def was_on(self, config: Config) -> bool:
         """Whether the network was trained on the train split of config.data_dir.
@@ -48,7 +49,7 @@ class Training:
         or copied.
 
         Raises:
-            DataError: it was, but config.split_seed splits the folder differently from training.
+            DataError: it was, but config splits the folder differently from training.
         """
         from attention_transfer.data.sources.digest import samples_digest
         from attention_transfer.data.sources.folder import find_splits
@@ -57,17 +58,23 @@ class Training:
         if not is_here and self.data_digest is None:
             return False
         try:
-            splits = find_splits(config.data_dir, self.split_seed)
+            splits = find_splits(config.data_dir, **asdict(self.how))
         except DataError:
             return is_here  # it cannot be split, so that no network was trained on its current images
         if not is_here and samples_digest(splits.train, "size") != self.data_digest:
             return False
-        if splits.cut and config.split_seed != self.split_seed:
-            raise DataError(
-                f"split_seed is {config.split_seed}, but training cut its images with {self.split_seed}, and has "
-                "learned from some of those that another seed cuts; leave --split-seed out."
-            )
+        if splits.cut:
+            self._refuse_another(SplitCut.of(config))
         return True
+
+    def _refuse_another(self, how: SplitCut) -> None:
+        for key, then in asdict(self.how).items():
+            now = getattr(how, key)
+            if now != then:
+                raise DataError(
+                    f"{key} is {now}, but training cut its images with {then}, and has learned from some of those that "
+                    f"another one cuts; leave --{key.replace('_', '-')} out."
+                )
 
 
 def _place(folder: str) -> Path:

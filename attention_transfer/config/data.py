@@ -51,6 +51,12 @@ class DataSettings(SettingsGroup):
     batch_size: int = Field(32, ge=1, description="images a step, over all processes")
     num_workers: int = Field(4, ge=0, description="processes that load images")
     split_seed: int = Field(0, ge=0, lt=2**63, description="seed of the cut of a missing val or test split")
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] = Field(
+        "auto", description="share of train that becomes a missing val split; auto = 0.15, at most 10,000 images"
+    )
+    test_fraction: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = Field(
+        "auto", description="share of train that becomes a missing test split; auto as for val_fraction; 0 = no test"
+    )
 
     @field_validator("std")
     @classmethod
@@ -65,6 +71,13 @@ class DataSettings(SettingsGroup):
         if pair != "auto" and pair[0] >= pair[1]:
             raise ValueError("the first number must be below the second")
         return pair
+
+    @model_validator(mode="after")
+    def _something_is_trained_on(self) -> Self:
+        fractions = [each for each in (self.val_fraction, self.test_fraction) if not isinstance(each, str)]
+        if sum(fractions) >= 1:
+            raise ValueError("val_fraction and test_fraction together leave nothing to train on; make them smaller")
+        return self
 
     @model_validator(mode="after")
     def _names_match_their_number(self) -> Self:

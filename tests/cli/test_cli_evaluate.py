@@ -113,6 +113,7 @@ def test_another_seed_of_the_cut_would_measure_what_was_learned_and_is_refused(r
     assert "split_seed is 3, but training cut its images with 0" in refusal("--split-seed", 3)
     moved = copied(eighty_digits, tmp_path / "moved", {name: name for name in DIGITS})
     assert "leave --split-seed out" in refusal("--data-dir", moved, "--split-seed", 3)
+    assert "test_fraction is 0.3, but training cut its images with auto" in refusal("--test-fraction", 0.3)
 
 
 def test_folders_of_splits_are_measured_as_they_are(measure, trained, refusal, eighty_digits, tmp_path):

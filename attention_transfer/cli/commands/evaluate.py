@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 OF_THE_DATA = (
     "data_dir", "image_size", "resize", "crop_pct", "mean", "std", "pixel_range", "batch_size", "num_workers",
-    "split_seed",
+    "split_seed", "val_fraction", "test_fraction",
 )  # fmt: skip
 
 
@@ -57,12 +57,13 @@ def evaluate(
     from attention_transfer.data.loading.loaders import close_loader, image_settings, open_images
     from attention_transfer.data.loading.workers import explain_lost_workers
     from attention_transfer.data.sources.measured import choose_images
+    from attention_transfer.data.sources.split_cut import SplitCut
     from attention_transfer.evaluation import evaluate_model
     from attention_transfer.logs import capture_logs
 
     check_has_head(network, checkpoint)
     is_learned_from = Training.of(checkpoint).was_on(config)
-    measured = choose_images(config.data_dir, split, config.split_seed, is_learned_from=is_learned_from)
+    measured = choose_images(config.data_dir, split, SplitCut.of(config), is_learned_from=is_learned_from)
     loader = open_images(measured.samples, measured.classes, **image_settings(config))
     try:
         say_found_range(config, loader)

@@ -27,6 +27,7 @@ from attention_transfer.data.loading.workers import end_workers, prepare_worker
 from attention_transfer.data.sources.base import Source
 from attention_transfer.data.sources.files import FileSource
 from attention_transfer.data.sources.folder import Sample, find_splits
+from attention_transfer.data.sources.split_cut import CutFraction
 from attention_transfer.data.sources.unlabelled import WithUnlabelled, find_unlabelled
 from attention_transfer.data.views import Augmentation
 from attention_transfer.errors import DataError
@@ -44,6 +45,8 @@ def prepare_dataloaders(
     image_size: ImageSize = 128,
     seed: int = 0,
     split_seed: int = 0,
+    val_fraction: CutFraction = "auto",
+    test_fraction: CutFraction = "auto",
     mean: Triple = IMAGENET_MEAN,
     std: Triple = IMAGENET_STD,
     augmentation: Augmentation | None = None,
@@ -59,7 +62,7 @@ def prepare_dataloaders(
     mask_rotation: bool = False,
     unlabelled_dir: str | os.PathLike[str] | None = None,
     unlabelled_ratio: float = 1.0,
-) -> tuple[DataLoader[Example], DataLoader[Example], DataLoader[Example]]:
+) -> tuple[DataLoader[Example], DataLoader[Example], DataLoader[Example] | None]:
     """The (train, val, test) loaders of an image folder.
 
     `for images, labels in loader` gives normalised float32 images [B, 3, H, W] of image_size and int64 labels
@@ -77,6 +80,8 @@ def prepare_dataloaders(
         image_size: side of the images in pixels, from 8 to 4096, or (height, width).
         seed: seed of the orders.
         split_seed: seed of the cut of a missing val or test.
+        val_fraction, test_fraction: how much is cut; 'auto': 0.15, but at most about 10,000 images. A test_fraction of
+            0 where test is missing: there is no test loader, but None.
         mean: mean of each channel, of pixels in [0, 1].
         std: standard deviation of each channel, of pixels in [0, 1].
         augmentation: how far a view may differ from the whole image, if `augment`; None: the defaults.
@@ -131,7 +136,7 @@ def prepare_dataloaders(
     )
     check_integer("split_seed", split_seed, 0)
     chosen_range = checked_range(pixel_range)
-    splits = find_splits(data_dir, split_seed)
+    splits = find_splits(data_dir, split_seed, val_fraction=val_fraction, test_fraction=test_fraction)
     warn_anew()
     found_range = choose_pixel_range(splits.train, (splits.val, splits.test), chosen_range)
     sources: list[Source] = [FileSource(samples, splits.classes) for samples in (splits.train, splits.val, splits.test)]
@@ -141,7 +146,7 @@ def prepare_dataloaders(
         _loader_of(source, role, options, found_range)
         for source, role in zip(sources, ("train", "val", "test"), strict=True)
     )
-    return train, val, test
+    return train, val, test if splits.is_tested else None
 
 
 def source_loaders(

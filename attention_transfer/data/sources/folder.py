@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import logging
 import os
 from collections import Counter
@@ -13,14 +11,13 @@ from pathlib import Path
 
 from attention_transfer.data.sources.image_files import begins_like_an_image, image_suffixes, in_words, suffix_of
 from attention_transfer.data.sources.listing import files_below, visible_entries, visible_folders
+from attention_transfer.data.sources.split_cut import CutFraction, SplitCut, cut, set_aside
 from attention_transfer.data.sources.split_folders import EXPECTED, SplitFolders, find_split_folders
 from attention_transfer.data.sources.split_names import means_unlabelled
 from attention_transfer.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-_CUT_PERCENT = 15
-_FEWEST_TO_CUT = 3
 _LISTED = 10
 
 
@@ -53,6 +50,7 @@ class Splits:
         val: of some or all classes.
         test: of some or all classes; empty where the folder has a test split without labels.
         cut: the splits that have no folder and were cut from train.
+        is_tested: whether there is a test split; not where it has no folder, and test_fraction is 0.
     """
 
     classes: tuple[str, ...]
@@ -60,16 +58,23 @@ class Splits:
     val: tuple[Sample, ...]
     test: tuple[Sample, ...]
     cut: tuple[str, ...] = ()
+    is_tested: bool = True
 
 
-def find_splits(data_dir: str | os.PathLike[str], split_seed: int = 0) -> Splits:
+def find_splits(
+    data_dir: str | os.PathLike[str],
+    split_seed: int = 0,
+    *,
+    val_fraction: CutFraction = "auto",
+    test_fraction: CutFraction = "auto",
+) -> Splits:
     """The train, val and test images of a folder.
 
     `data_dir` holds train/, and perhaps val/ and test/, with class folders of the same names; or it holds class folders
     itself. Other usual names are recognised too (Training/, valid/, test_set/, seg_train/seg_train/; see
-    `find_split_folders`). A missing val or test is cut from train alone: 15 % of each class, at least one image. Which
-    images are cut depends only on their relative paths and on `split_seed`, so it is the same on every machine and in
-    every run, and an added image does not move the others.
+    `find_split_folders`). A missing val or test is cut from train alone: a share of each class, at least one image.
+    Which images are cut depends only on their relative paths and on `split_seed`, so it is the same on every machine
+    and in every run, and an added image does not move the others. How many are cut is logged.
 
     Classes are the folders in train. Some of them may be missing or empty in val or test, which is logged. A test
     split without class folders has no labels: this is logged, and `test` is empty.
@@ -81,18 +86,24 @@ def find_splits(data_dir: str | os.PathLike[str], split_seed: int = 0) -> Splits
     Args:
         data_dir: the folder.
         split_seed: seed of the cut of a missing val or test.
+        val_fraction: share of each class that is cut where val is missing; 'auto': 0.15, at most about 10,000 images.
+        test_fraction: likewise for test; 0: there is no test split.
 
     Raises:
-        DataError: the folder does not exist or cannot be read, has no class folders, or it is not clear which of its
-            folders are splits; val or test has a class that train lacks, or val has no image; a class of train is
-            empty, or one that is to be cut has fewer than three images.
+        DataError: a fraction is out of range; the folder does not exist or cannot be read, has no class folders, or it
+            is not clear which of its folders are splits; val or test has a class that train lacks, or val has no image;
+            a class of train is empty, or one that is to be cut has fewer than three images or none left to train on.
     """
+    how = SplitCut(split_seed, val_fraction, test_fraction)
     folders, classes, found = _read(data_dir)
-    missing = [role for role in ("val", "test") if role not in found]
+    missing = how.roles(list(found))
     if missing:
-        found |= _cut(found["train"], missing, split_seed, folders["train"], classes)
-        logger.info("%s cut from %s with split_seed %d", " and ".join(missing), folders["train"], split_seed)
-    return Splits(classes, **{role: tuple(samples) for role, samples in found.items()}, cut=tuple(missing))
+        parts = cut(found["train"], missing, how, folders["train"], classes)
+        logger.info("%s", set_aside(parts, folders["train"], split_seed))
+        found |= parts
+    is_tested = "test" in found
+    splits = {"test": (), **{role: tuple(samples) for role, samples in found.items()}}
+    return Splits(classes, **splits, cut=tuple(missing), is_tested=is_tested)
 
 
 def find_unsplit(data_dir: str | os.PathLike[str]) -> Splits | None:
@@ -215,28 +226,3 @@ def _find_samples(root: Path, folder: Path, names: Sequence[str | None]) -> list
             ", ".join(filter(None, (in_words(passed_over), in_no_class))),
         )
     return samples
-
-
-def _cut(
-    samples: Sequence[Sample], missing: Sequence[str], split_seed: int, folder: Path, classes: Sequence[str]
-) -> dict[str, list[Sample]]:
-    """Cut the missing splits from `samples`, class by class; the rest is train."""
-    parts: dict[str, list[Sample]] = {role: [] for role in ("train", *missing)}
-    for label, group in itertools.groupby(samples, key=lambda sample: sample.label):
-        of_class = list(group)
-        if len(of_class) < _FEWEST_TO_CUT:
-            raise DataError(
-                f"The class folder {folder / classes[label]} has {len(of_class)} images, but {' and '.join(missing)} "
-                f"must be cut from it: add images (at least {_FEWEST_TO_CUT}), or give {' and '.join(missing)} folders."
-            )
-        drawn = iter(sorted(of_class, key=lambda sample: _lot(sample, split_seed)))
-        share = max(1, (_CUT_PERCENT * len(of_class) + 50) // 100)
-        for role in missing:
-            parts[role] += itertools.islice(drawn, share)
-        parts["train"] += drawn
-    return {role: sorted(part, key=lambda sample: (sample.label, sample.relative)) for role, part in parts.items()}
-
-
-def _lot(sample: Sample, split_seed: int) -> bytes:
-    # A digest, because a library's random generator may change between releases.
-    return hashlib.sha256(f"{split_seed}:{sample.relative}".encode("utf-8", "surrogateescape")).digest()

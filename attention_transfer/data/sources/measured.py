@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from attention_transfer.data.sources.folder import Sample, Splits, find_splits, find_unsplit
+from attention_transfer.data.sources.split_cut import SplitCut
 from attention_transfer.errors import DataError
 
 Choice = Literal["test", "val", "train", "all"]
@@ -28,7 +29,7 @@ class Measured:
 
 
 def choose_images(
-    data_dir: str | os.PathLike[str], choice: Choice | None, split_seed: int, *, is_learned_from: bool
+    data_dir: str | os.PathLike[str], choice: Choice | None, how: SplitCut, *, is_learned_from: bool
 ) -> Measured:
     """The images that a choice names; without one, those that the network was not trained on.
 
@@ -38,7 +39,7 @@ def choose_images(
     Args:
         data_dir: a folder with splits, or a folder of class folders.
         choice: a split, or all; None: as above.
-        split_seed: of the cut of a split that has no folder.
+        how: splits that have no folder are cut.
         is_learned_from: whether the network was trained on the folder's train split.
 
     Raises:
@@ -49,15 +50,15 @@ def choose_images(
     is_new = choice is None and not is_learned_from
     if unsplit is not None and (choice == "all" or is_new):
         return _all(unsplit, data_dir, is_learned_from)
-    splits = find_splits(data_dir, split_seed)
+    splits = find_splits(data_dir, **asdict(how))
     if choice == "all":
         return _all(splits, data_dir, is_learned_from)
     if is_new and "test" in splits.cut:
         raise DataError(
             f"{data_dir} holds train/ but no test/, and the network was not trained on it: name the images to measure "
-            "on with --split (train, val, all, or test for the 15 % cut from train), or name another folder."
+            "on with --split (train, val, all, or test for the part that is cut from train), or name another folder."
         )
-    return _one_split(splits, choice or "test", data_dir, split_seed)
+    return _one_split(splits, choice or "test", data_dir, how.split_seed)
 
 
 def _all(splits: Splits, data_dir: str | os.PathLike[str], is_learned_from: bool) -> Measured:
@@ -68,6 +69,8 @@ def _all(splits: Splits, data_dir: str | os.PathLike[str], is_learned_from: bool
 
 def _one_split(splits: Splits, role: str, data_dir: str | os.PathLike[str], split_seed: int) -> Measured:
     samples: tuple[Sample, ...] = getattr(splits, role)
+    if role == "test" and not splits.is_tested:
+        raise DataError(f"{data_dir} has no test split, as test_fraction is 0; name another split with --split.")
     if not samples:
         raise DataError(f"the {role} split of {data_dir} has no labelled image; name another with --split.")
     if role in splits.cut:

@@ -40,7 +40,8 @@ RECIPE = sorted(Config.model_fields.keys() - MAY_CHANGE)
 OTHERS = {
     "model": "CifarResNet-14", "weights": "DEFAULT", "layers": ("layer1",), "num_classes": 9,
     "class_names": tuple("abcdefghij"), "image_size": 40, "mean": (0.4, 0.4, 0.4), "std": (0.3, 0.3, 0.3),
-    "batch_size": 10, "split_seed": 3, "augment": True, "crop_scale": (0.5, 1.0), "flip": False, "rotation": 5.0,
+    "batch_size": 10, "split_seed": 3, "val_fraction": 0.2,
+    "test_fraction": 0.2, "augment": True, "crop_scale": (0.5, 1.0), "flip": False, "rotation": 5.0,
     "color_jitter": 0.1, "augment_views": 2, "augment_seed": 2, "lr": 0.3, "momentum": 0.5, "weight_decay": 1e-3,
     "step_size": 5, "gamma": 0.5, "seed": 3, "temperature": 2.0, "alpha": 0.5, "beta": 5.0, "precision": "bf16",
     "teacher_precision": "bf16", "map_precision": "fp32", "pixel_range": (0.0, 4095.0),

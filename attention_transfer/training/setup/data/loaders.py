@@ -125,7 +125,7 @@ def open_loaders(
             logger.info("there is no val_loader: the last epoch counts as the best")
         return Loaders(train, val, test, own=[], idle=_idle(user_loaders.values()))
     own = open_folder(config, runtime.rank, runtime.world_size)
-    if not len(own["test"]):
+    if "test" in own and not len(own["test"]):
         # the folder has no test labels, which was logged
         del own["test"]
     given = {role: loader for role, loader in (("val", val), ("test", test)) if loader is not None}
@@ -171,6 +171,8 @@ def open_folder(config: Config, rank: int = 0, world_size: int = 1) -> dict[str,
         augment=config.augment,
         seed=config.seed,
         split_seed=config.split_seed,
+        val_fraction=config.val_fraction,
+        test_fraction=config.test_fraction,
         augmentation=augmentation_of(config),
         mask_rotation=config.mask_rotation,
         unlabelled_dir=config.unlabelled_dir,
@@ -181,7 +183,8 @@ def open_folder(config: Config, rank: int = 0, world_size: int = 1) -> dict[str,
         world_size=world_size,
         sampler=config.sampler,
     )
-    return dict(zip(("train", "val", "test"), loaders, strict=True))
+    named = zip(("train", "val", "test"), loaders, strict=True)
+    return {role: loader for role, loader in named if loader is not None}
 
 
 def data_digests(loaders: Loaders) -> tuple[str | None, str]:
