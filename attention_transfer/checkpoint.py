@@ -75,7 +75,10 @@ _NEWER_TRAINING_KEYS: dict[str, tuple[type, ...]] = {
 }
 """Keys that checkpoints of version 0.1 lack."""
 
-_BEFORE_THESE_SETTINGS = {"pixel_range": FULL, "val_fraction": 0.15, "test_fraction": 0.15}
+_BEFORE_THESE_SETTINGS: dict[str, Any] = {
+    "pixel_range": FULL, "val_fraction": 0.15, "test_fraction": 0.15,
+    "teacher_mean": "run", "teacher_std": "run", "teacher_image_size": "run",
+}  # fmt: skip
 """What was done before these settings existed."""
 
 

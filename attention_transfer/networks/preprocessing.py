@@ -97,16 +97,12 @@ def preprocessing_of(teacher: nn.Module, config: Config, images: Tensor) -> Prep
         config: uses mean, std, teacher_mean, teacher_std and teacher_image_size.
         images: [B, C, H, W] of the run.
     """
-    network = unwrapped(teacher)
-    known = trained_on(network) or TrainedOn(config.mean, config.std, "the run")
-    mean = _chosen(config.teacher_mean, known.mean, config.mean)
-    std = _chosen(config.teacher_std, known.std, config.std)
-    target, size = _size(config, network), (images.shape[2], images.shape[3])
+    mean, std, source = _normalisation(unwrapped(teacher), config)
+    target, size = _size(config, unwrapped(teacher)), (images.shape[2], images.shape[3])
     factor, shift = UNCHANGED.factor, UNCHANGED.shift
     if (mean, std) != (config.mean, config.std):
         factor = tuple(own / other for own, other in zip(config.std, std, strict=True))
         shift = tuple((m - n) / s for m, n, s in zip(config.mean, mean, std, strict=True))
-        source = known.source if config.teacher_mean == "auto" else "the settings"
         log_once(
             f"the teacher sees its own normalisation, from {source}: mean {_in_words(mean)}, std {_in_words(std)} (the "
             f"run has {_in_words(config.mean)} and {_in_words(config.std)}); teacher_mean and teacher_std change that",
@@ -121,6 +117,19 @@ def preprocessing_of(teacher: nn.Module, config: Config, images: Tensor) -> Prep
             logging.INFO,
         )
     return Preprocessing(factor, shift, target)
+
+
+def sees(teacher: nn.Module, config: Config) -> str:
+    """What a teacher sees of a run's images, in words that differ wherever it sees something else.
+
+    Args:
+        teacher: any network, also inside wrappers.
+        config: as for `preprocessing_of`.
+    """
+    mean, std, _ = _normalisation(unwrapped(teacher), config)
+    size = _size(config, unwrapped(teacher))
+    at = "the run's image size" if size is None else f"{size[0]}x{size[1]}"
+    return f"images of mean {_in_words(mean, 6)} and std {_in_words(std, 6)} at {at}"
 
 
 def size_to_build_for(config: Config) -> Size | None:
@@ -168,6 +177,13 @@ def _one_size_of_timm(network: nn.Module, config: dict[str, Any]) -> Size | None
     return int(size[0]), int(size[1])
 
 
+def _normalisation(network: nn.Module, config: Config) -> TrainedOn:
+    known = trained_on(network) or TrainedOn(config.mean, config.std, "the run")
+    mean = _chosen(config.teacher_mean, known.mean, config.mean)
+    std = _chosen(config.teacher_std, known.std, config.std)
+    return TrainedOn(mean, std, known.source if config.teacher_mean == "auto" else "the settings")
+
+
 def _chosen(setting: Any, own: Triple, of_run: Triple) -> Triple:
     if setting == "auto":
         return own
@@ -189,5 +205,5 @@ def _triple(values: Sequence[float]) -> Triple:
     return float(values[0]), float(values[1]), float(values[2])
 
 
-def _in_words(values: Sequence[float]) -> str:
-    return "(" + ", ".join(f"{value:.3g}" for value in values) + ")"
+def _in_words(values: Sequence[float], digits: int = 3) -> str:
+    return "(" + ", ".join(f"{value:.{digits}g}" for value in values) + ")"

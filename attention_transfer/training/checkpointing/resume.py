@@ -15,24 +15,32 @@ from attention_transfer.checkpoint import read_checkpoint
 from attention_transfer.class_names import Classes, in_words, match
 from attention_transfer.config import Config, resolve_config
 from attention_transfer.distributed import Runtime
-from attention_transfer.errors import CheckpointError, ConfigError, DataError, TeacherError, VersionError
+from attention_transfer.errors import CheckpointError, ConfigError, DataError, VersionError
 from attention_transfer.training.checkpointing.paths import RunPaths
-from attention_transfer.training.checkpointing.state import COMPARED, NO_IMAGES, OF_ONE_RUN, UNLABELLED_IMAGES, RunState
+from attention_transfer.training.checkpointing.state import (
+    COMPARED,
+    NO_IMAGES,
+    OF_ONE_RUN,
+    TEACHERS_IMAGES,
+    UNLABELLED_IMAGES,
+    RunState,
+)
 from attention_transfer.training.optim.schedules import SMOOTH
 
 logger = logging.getLogger(__name__)
 
 AUTO = "auto"
+OF_TEACHERS_IMAGES = ("teacher_mean", "teacher_std", "teacher_image_size")
 MAY_CHANGE = frozenset(
     {
         "epochs", "early_stopping", "device", "num_workers", "data_dir", "experiment_name", "print_freq", "save_freq",
         "save_minutes", "figure_freq", "save_dir", "log_dir", "resume", "overwrite", "teacher_model", "teacher_arch",
-        "teacher_key", "init_from", "trackers", "unlabelled_dir",
+        "teacher_key", *OF_TEACHERS_IMAGES, "init_from", "trackers", "unlabelled_dir",
         "pixel_cache", "teacher_cache", "cache_dir", "cache_limit", "hash_files", "compile",
     }
 )  # fmt: skip
 """Settings that may differ from the checkpoint's, but `epochs` only where no rate of the schedule depends on it; the
-teacher and the data are compared by their content."""
+teacher, what it sees of the images, and the data are compared by their content."""
 
 
 @dataclass(frozen=True)
@@ -134,11 +142,14 @@ def resumed_config(config: Config, checkpoint: dict[str, Any], source: str) -> C
         CheckpointError: the checkpoint's settings are not valid in this version.
     """
     saved, given = saved_config(checkpoint, source), _given(config)
+    bound = {"epochs"} if saved.schedule in SMOOTH else set()
+    if TEACHERS_IMAGES not in (checkpoint["training"] or {}).get("recipe", {}):
+        bound |= {*OF_TEACHERS_IMAGES}  # there is nothing to compare the outcome with
     merged: dict[str, Any] = {}
     for key in Config.model_fields:
         here, there = getattr(config, key), getattr(saved, key)
         is_given = key in given
-        is_bound = key not in MAY_CHANGE or (key == "epochs" and saved.schedule in SMOOTH)
+        is_bound = key not in MAY_CHANGE or key in bound
         if is_given and here != there and is_bound:
             raise ConfigError(
                 f"{key} is {here!r}, but {source} was trained with {there!r}; leave {key} out to go on with "
@@ -247,6 +258,8 @@ def refuse_another_recipe(recipe: Mapping[str, str], point: ResumePoint, config:
     training = None if point.checkpoint is None else point.checkpoint["training"]
     then = {} if training is None else {UNLABELLED_IMAGES: NO_IMAGES, **training.get("recipe", {})}
     for name, there in then.items():
+        if name == TEACHERS_IMAGES:
+            continue  # see refuse_another_teacher
         here = recipe.get(name)
         if here is None and name in COMPARED:
             continue  # without a teacher nothing is compared, which is refused for itself
@@ -259,22 +272,6 @@ def refuse_another_recipe(recipe: Mapping[str, str], point: ResumePoint, config:
 
 def _in_words(weights: Mapping[str, float]) -> str:
     return " + ".join(f"{weight:g} {name}" for name, weight in weights.items()) or "(none)"
-
-
-def refuse_another_teacher(here: str | None, point: ResumePoint) -> None:
-    """Refuse to resume a run with another teacher.
-
-    Raises:
-        TeacherError: the hash of the teacher's weights differs.
-    """
-    if point.checkpoint is None or point.checkpoint["training"] is None:
-        return
-    there = point.checkpoint["training"]["teacher_digest"]
-    if here != there:
-        raise TeacherError(
-            f"{point.source} was trained with {_teacher(there)}, but this run has {_teacher(here)}; pass the "
-            "same teacher, or start a new run."
-        )
 
 
 def refuse_other_data(here: str | None, point: ResumePoint, config: Config) -> None:
@@ -342,7 +339,3 @@ def resumed_classes(here: tuple[str, ...] | None, point: ResumePoint, config: Co
     if student.names is None:
         logger.info("%s", found.note)
     return config
-
-
-def _teacher(digest: str | None) -> str:
-    return "no teacher" if digest is None else f"a teacher whose weights have the hash {digest[:12]}"

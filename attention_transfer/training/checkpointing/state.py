@@ -32,7 +32,7 @@ EpochRecord = dict[str, float]
 STUDENT, EMA = "student", "ema"
 """Whose weights a checkpoint offers to be used: those that are trained, or their average."""
 
-MAP_FUNCTION, UNLABELLED_IMAGES = "map function", "unlabelled images"
+MAP_FUNCTION, UNLABELLED_IMAGES, TEACHERS_IMAGES = "map function", "unlabelled images", "teacher's images"
 STUDENT_STAGES, TEACHER_STAGES = "stages of the student", "stages of the teacher"
 """Their keys in a run's recipe."""
 
@@ -77,7 +77,7 @@ class RunState:
         data_digest: hash of names and sizes of the training images; None for a loader of the user's.
         data_classes: class names of the training data, in their order; None if they have none.
         loss_weights: of the loss terms, by name.
-        recipe: which optimizer, scheduler and map function the run has, by name.
+        recipe: which optimizer, scheduler and map function the run has, what its teacher sees, and more, by name.
         stateful: further objects whose state is saved, by name.
         class_weights: weight of each class in cross-entropy; None where they have none.
         frozen: names of the student's modules that are not trained.

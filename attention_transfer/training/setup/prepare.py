@@ -36,10 +36,10 @@ from attention_transfer.training.checkpointing.resume import (
     find_resume_point,
     refuse_another_loss,
     refuse_another_recipe,
-    refuse_another_teacher,
     refuse_other_data,
     refuse_to_go_back,
 )
+from attention_transfer.training.checkpointing.resumed_teacher import refuse_another_teacher, teacher_recipe
 from attention_transfer.training.checkpointing.state import (
     MAP_FUNCTION,
     UNLABELLED_IMAGES,
@@ -150,8 +150,8 @@ def prepare(
             paths.refuse_to_overwrite()
     teacher_digest = None if teacher is None else weights_digest(teacher)
     data_digest, unlabelled_digest = data_digests(loaders)
-    weights = {term.name: term.weight for term in terms}
-    _refuse_another_run(point, config, teacher_digest=teacher_digest, data_digest=data_digest, weights=weights)
+    of_teacher = teacher_recipe(teacher, config)
+    _refuse_another_run(point, config, terms, (teacher_digest, of_teacher), data_digest)
 
     cache_pixels_of(loaders, config, runtime)
     config = _in_precision(config, runtime, student, teacher, loaders, images)
@@ -159,7 +159,7 @@ def prepare(
     cleanup.callback(teachers.close)
     build_terms(terms, config, student, teacher, images, runtime)
     state = _first_state(config, student, terms, callbacks, parts, batches_of(loaders.train), unlabelled_digest)
-    state.recipe |= _compare(config, terms, student, teacher, images_of(loaders, first, images), runtime)
+    state.recipe |= of_teacher | _compare(config, terms, student, teacher, images_of(loaders, first, images), runtime)
     refuse_another_recipe(state.recipe, point, config)
     state.class_weights, state.frozen = class_weights, frozen
     state.teacher_digest, state.data_digest, state.data_classes = teacher_digest, data_digest, data_classes
@@ -249,14 +249,13 @@ def _check_room(
 def _refuse_another_run(
     point: ResumePoint,
     config: Config,
-    *,
-    teacher_digest: str | None,
+    terms: Sequence[LossTerm],
+    teacher: tuple[str | None, Mapping[str, str]],
     data_digest: str | None,
-    weights: Mapping[str, float],
 ) -> None:
-    refuse_another_teacher(teacher_digest, point)
+    refuse_another_teacher(*teacher, point)
     refuse_other_data(data_digest, point, config)
-    refuse_another_loss(weights, point, config)
+    refuse_another_loss({term.name: term.weight for term in terms}, point, config)
 
 
 def _first_state(
