@@ -36,6 +36,23 @@ def _parallel_inner(model: nn.Module) -> nn.Module | None:
     return model.module if isinstance(model, wrappers) else None
 
 
+def refuse_data_parallel(student: nn.Module) -> None:
+    """Refuse a student that runs as copies in several threads: they would overwrite each other's features.
+
+    Raises:
+        ConfigError: it is, or holds, an nn.DataParallel over several devices; names the remedy.
+    """
+    for name, module in student.named_modules():
+        if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
+            where = f"its module {name!r}" if name else "it"
+            raise ConfigError(
+                f"the student cannot be trained: {where} is an nn.DataParallel over {len(module.device_ids)} devices, "
+                "whose copies overwrite each other's features. Pass the network without it, and start a process for "
+                "each device with accelerate launch or torchrun: train_at then wraps it in DistributedDataParallel, as "
+                "a loop of your own should."
+            )
+
+
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
     """Run a network in eval mode without gradients inside; afterwards every module's mode is restored.

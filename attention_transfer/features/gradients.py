@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,13 +19,29 @@ IGNORED_LABEL = -100
 """The label of an image without one, as torch's cross-entropy has it; its gradient is 0."""
 
 
-def input_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+def widened(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """A network of half-precision weights as a function that computes with them in float32; any other as it is.
+
+    The weights are converted anew by each call of this function, so that their changes count.
+
+    Args:
+        network: left as it is.
+    """
+    tensors = itertools.chain(network.named_parameters(), network.named_buffers())
+    narrow = {name: x for name, x in tensors if x.is_floating_point() and x.dtype.itemsize < torch.float32.itemsize}
+    if not narrow:
+        return network
+    wide = {name: x.detach().float() for name, x in narrow.items()}
+    return lambda images: torch.func.functional_call(network, wide, (images,))
+
+
+def input_gradient(model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> Tensor:
     """J = d CE / d x of each image, Zagoruyko & Komodakis (ICLR 2017), section 3.2, for a frozen network.
 
     Cross-entropy is summed over the batch, so that an image's gradient does not depend on the batch's size.
 
     Args:
-        model: in the mode in which it is to be differentiated (eval for a teacher).
+        model: a network, in the mode in which it is to be differentiated (eval for a teacher).
         images: [B, C, H, W].
         labels: [B]; -100 for an image without a label.
 

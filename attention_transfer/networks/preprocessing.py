@@ -160,10 +160,17 @@ def one_size_of(network: nn.Module) -> Size | None:
     config: Any = getattr(network, "pretrained_cfg", None)
     if isinstance(config, dict):
         return _one_size_of_timm(network, config)
-    # torchvision's VisionTransformer
+    return _one_size_of_torchvision(network) if type(network).__module__.startswith("torchvision.models.") else None
+
+
+def _one_size_of_torchvision(network: nn.Module) -> Size | None:
     side: Any = getattr(network, "image_size", None)
-    is_of_torchvision = type(network).__module__.startswith("torchvision.models.")
-    return (side, side) if is_of_torchvision and isinstance(side, int) else None
+    if isinstance(side, int):  # VisionTransformer
+        return side, side
+    blocks: Any = getattr(network, "blocks", None)
+    grid: Any = getattr(blocks[0], "grid_size", None) if isinstance(blocks, nn.ModuleList) and len(blocks) else None
+    # MaxVit: the stem and the first block halve each side
+    return None if grid is None else (4 * grid[0], 4 * grid[1])
 
 
 def _one_size_of_timm(network: nn.Module, config: dict[str, Any]) -> Size | None:

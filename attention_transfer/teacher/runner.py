@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from attention_transfer.errors import ConfigError
 from attention_transfer.features.attention_probabilities import AttentionLayout
-from attention_transfer.features.gradients import IGNORED_LABEL, input_gradient
+from attention_transfer.features.gradients import IGNORED_LABEL, input_gradient, widened
 from attention_transfer.features.maps import SUM_OF_SQUARES, at_least_float32, normalize
 from attention_transfer.features.probe import Probe
 from attention_transfer.features.signals import INPUT_GRADIENT, LOGITS, Needs, Signal, TeacherOutput, map_signal
@@ -152,11 +152,12 @@ class FrozenRunner:
         return torch.where(labels < 0, labels, own[labels.clamp_min(0)])
 
     def _gradient(self, images: Tensor, labels: Tensor, size: int) -> Tensor:
-        """The gradient [n, C, H, W] of a chunk, padded as in `_pass`; in the weights' own number format, unfolded."""
+        """The gradient [n, C, H, W] of a chunk, padded as in `_pass`; float32, or float64 as the weights; unfolded."""
         padding = labels.new_full((size - len(labels),), IGNORED_LABEL)
         with undisturbed(self._unfolded), torch.autocast(self.device.type, enabled=False):
-            padded = like_weights(self._padded(images, size), self._unfolded)
-            gradient = input_gradient(self._unfolded, padded, torch.cat([labels, padding]))
+            network, padded = widened(self._unfolded), self._padded(images, size)
+            pixels = like_weights(padded, self._unfolded) if network is self._unfolded else at_least_float32(padded)
+            gradient = input_gradient(network, pixels, torch.cat([labels, padding]))
         return gradient[: len(images)]
 
     def _gradient_signals(self, gradient: Tensor) -> dict[str, Signal]:
@@ -167,7 +168,8 @@ class FrozenRunner:
         return signals
 
     def _pass(self, images: Tensor, size: int) -> dict[str, Signal]:
-        logits = self._probe.run(self._padded(images, size))
+        padded = like_weights(self._padded(images, size), self.network).contiguous(memory_format=self.memory_format)
+        logits = self._probe.run(padded)
         output = {name: _part(signal, len(images)) for name, signal in self._probe.signals().items()}
         if self.needs.logits:
             assert logits is not None
@@ -179,7 +181,7 @@ class FrozenRunner:
         shape = (size, *images.shape[1:])
         padded = torch.zeros(shape, dtype=images.dtype, device=images.device).to(memory_format=self.memory_format)
         padded[: len(images)] = images
-        return like_weights(self.preprocess(padded), self.network).contiguous(memory_format=self.memory_format)
+        return self.preprocess(padded).contiguous(memory_format=self.memory_format)
 
 
 def _trimmed(output: Tensor, count: int) -> Tensor:

@@ -18,7 +18,7 @@ from attention_transfer.losses.classification import PLAIN, CrossEntropy
 from attention_transfer.losses.labels import Labelled
 from attention_transfer.losses.term import LossTerm
 from attention_transfer.losses.total import Losses, default_terms, needs_of_teacher
-from attention_transfer.modules import device_of
+from attention_transfer.modules import device_of, refuse_data_parallel
 from attention_transfer.networks.class_lists import network_classes
 from attention_transfer.teacher.base import NoTeacher
 from attention_transfer.teacher.build import make_teacher
@@ -183,6 +183,8 @@ def _set_up(
     of_settings = default_terms(config)
     if epoch is None:
         _check_weights_are_constant(of_settings)
+    if trains:
+        refuse_data_parallel(student)
     runtime = Runtime(resolve_device(device))
     student.to(runtime.device)
     if teacher is not None:

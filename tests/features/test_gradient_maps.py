@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -203,3 +205,33 @@ def test_a_compiled_student_is_refused_with_a_sentence():
     compiled = torch.compile(Smooth(0), backend="eager")
     with pytest.raises(ConfigError, match="differentiates the student twice, which compiled networks do not support"):
         compute_at_loss(compiled, Smooth(1), images, labels, {"attention": "gradient", "beta": 1.0})
+
+
+class Interpolating(nn.Module):
+    """Half-precision weights, and a buffer, in a network whose own forward tells the format that it computes in."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Tanh(), nn.Conv2d(8, 8, 3))
+        self.head = nn.Linear(8, 4)
+        self.formats = set()
+
+    def forward(self, x):
+        features = self.body(x)
+        self.formats.add(features.dtype)
+        return self.head(features.mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_the_gradient_of_a_teacher_in_half_precision_is_computed_in_float32(half):
+    teacher = Interpolating().to(half).eval()
+    images, labels = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(3)
+    wide = copy.deepcopy(teacher).float()
+    runner = FrozenRunner(teacher, (), images, needs=NEEDS)
+    teacher.formats.clear()
+    (maps,) = runner.run(images, labels).maps(GRADIENT)
+    (expected,) = FrozenRunner(wide, (), images, needs=NEEDS).run(images, labels).maps(GRADIENT)
+    assert teacher.formats == {torch.float32}
+    assert torch.equal(maps, expected)
+    assert {parameter.dtype for parameter in teacher.parameters()} == {half}

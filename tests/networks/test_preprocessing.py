@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from torch.nn import functional as F
+from torchvision.models.maxvit import MaxVit
 
 from attention_transfer import ConfigError, create_at_config, create_model, load_teacher_model, train_at
 from attention_transfer.config import resolve_config
@@ -96,6 +97,16 @@ def test_a_checkpoint_knows_how_its_network_was_trained(tmp_path, few_digits):
     config = resolve_config({"image_size": 32})
     images = normalised(PIXELS, config.mean, config.std)
     assert torch.allclose(preprocessing_of(teacher, config, images)(images), normalised(PIXELS, HALF, HALF), atol=1e-5)
+
+
+@pytest.mark.parametrize("side", [224, 64])
+def test_torchvisions_maxvit_is_of_one_size(side):
+    options = {"stem_channels": 8, "block_channels": [8, 8], "block_layers": [1, 1], "head_dim": 4}
+    size = {"input_size": (side, side), "partition_size": 7 if side == 224 else 4}
+    network = MaxVit(**options, **size, stochastic_depth_prob=0.0, num_classes=4)
+    preprocess = preprocessing_of(network, resolve_config({}), PIXELS)
+    assert preprocess.size == (side, side)
+    assert network.eval()(preprocess(PIXELS)).shape == (3, 4)
 
 
 def test_images_that_are_not_of_three_channels_need_the_runs_own():

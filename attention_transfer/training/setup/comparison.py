@@ -97,12 +97,15 @@ def compare(
 
     Returns:
         the comparison; None where no maps of stages are compared.
+
+    Raises:
+        ConfigError: there are more or fewer stage_weights than compared pairs; or, with beta > 0, no pair at all.
     """
-    term = next((each for each in terms if isinstance(each, AttentionTransfer) and each.needs.stages), None)
-    if term is None:
+    term = next((each for each in terms if isinstance(each, AttentionTransfer)), None)
+    if term is None or not (term.needs.stages or term.stage_weights):
         return None
     inputs = first_inputs([term], config, student, teacher, images[:FEW_IMAGES], runtime)
-    if not inputs.pairs:
+    if term.is_silent(inputs) or not inputs.pairs:
         return None
     mine, theirs = split_layers(config.layers)
     some = images[:1].to(runtime.device)
@@ -112,6 +115,28 @@ def compare(
     maps = inputs.teacher.maps(term.map_function)
     shares = _shares(term(inputs), term.stage_weights)
     return Comparison(stages, of_teacher, inputs.pairs, shares, tuple(_concentrated(of_teacher.stages, maps)))
+
+
+def compared_stages(
+    config: Config,
+    terms: Sequence[LossTerm],
+    student: nn.Module,
+    teacher: nn.Module | None,
+    images: Tensor | None,
+    runtime: Runtime,
+) -> dict[str, str]:
+    """What the run compares, logged in the main process; the choice in words, for the run's recipe.
+
+    The arguments are those of `compare`; without a teacher or images nothing is known, and the choice is empty.
+    """
+    comparison = None
+    if teacher is not None and images is not None:
+        comparison = compare(config, terms, student, teacher, images, runtime)
+    if comparison is None:
+        return {}
+    if runtime.is_main:
+        log_comparison(comparison)
+    return comparison.recipe
 
 
 def _shares(scalars: Mapping[str, Tensor], weights: Sequence[float] | None) -> tuple[float, ...]:

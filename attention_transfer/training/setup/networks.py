@@ -13,7 +13,7 @@ from attention_transfer.config import Config
 from attention_transfer.data.frame import as_frame
 from attention_transfer.distributed import Runtime
 from attention_transfer.errors import ConfigError
-from attention_transfer.modules import unwrapped
+from attention_transfer.modules import refuse_data_parallel, unwrapped
 from attention_transfer.networks.class_lists import students_classes
 from attention_transfer.networks.libraries import ignore_auxiliary_heads
 from attention_transfer.networks.preprocessing import size_to_build_for
@@ -71,6 +71,7 @@ def with_named_student(config: Config) -> Config:
 
 def _student(config: Config, student: nn.Module | None, *, begins: bool) -> nn.Module:
     if student is not None:
+        refuse_data_parallel(student)
         check_can_be_kept(student)
         ignore_auxiliary_heads(unwrapped(student))
         return student

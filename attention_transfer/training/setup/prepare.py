@@ -55,7 +55,7 @@ from attention_transfer.training.optim.optimizers import optimizer_in_words, sta
 from attention_transfer.training.optim.recipe import check_recipe
 from attention_transfer.training.precision.choose import batch_shape, choose_precision, with_teacher_precision
 from attention_transfer.training.setup.checking import check_trainable
-from attention_transfer.training.setup.comparison import compare, log_comparison
+from attention_transfer.training.setup.comparison import compared_stages
 from attention_transfer.training.setup.data.loaders import (
     Loaders,
     batches_of,
@@ -71,6 +71,7 @@ from attention_transfer.training.setup.networks import (
     prefer_channels_last,
     with_named_student,
 )
+from attention_transfer.training.setup.schedule import warn_of_fading
 from attention_transfer.training.setup.start.class_weights import choose_class_weights
 from attention_transfer.training.setup.start.freezing import freeze, warn_of_useless_freezing
 from attention_transfer.training.setup.terms import build_terms, check_are_terms, check_terms
@@ -119,7 +120,7 @@ def prepare(
     seed_everything(config.seed)
     config, loaders, first, counts, data_classes = open_data(config, runtime, parts, point, cleanup)
     if runtime.is_main:
-        describe_data(config, loaders, counts, parts, goes_on=point.checkpoint is not None)
+        describe_data(config, loaders, counts, parts)
     class_weights = choose_class_weights(config, counts, point)
     check_are_terms(parts.terms)
     distils = config.alpha > 0 or needs_of_teacher(parts.terms).logits
@@ -159,11 +160,13 @@ def prepare(
     cleanup.callback(teachers.close)
     build_terms(terms, config, student, teacher, images, runtime)
     state = _first_state(config, student, terms, callbacks, parts, batches_of(loaders.train), unlabelled_digest)
-    state.recipe |= of_teacher | _compare(config, terms, student, teacher, images_of(loaders, first, images), runtime)
+    state.recipe |= of_teacher | compared_stages(
+        config, terms, student, teacher, images_of(loaders, first, images), runtime
+    )
     refuse_another_recipe(state.recipe, point, config)
     state.class_weights, state.frozen = class_weights, frozen
     state.teacher_digest, state.data_digest, state.data_classes = teacher_digest, data_digest, data_classes
-    _begin(point, state, paths, runtime, loaders)
+    _begin(point, state, paths, runtime, loaders, has_own_scheduler=parts.scheduler is not None)
     run = RunContext(
         config=config,
         state=state,
@@ -178,25 +181,6 @@ def prepare(
         captured_logs=captured_logs,
     )
     return PreparedRun(run, loaders, teachers, terms, list(callbacks.values()))
-
-
-def _compare(
-    config: Config,
-    terms: Sequence[LossTerm],
-    student: nn.Module,
-    teacher: nn.Module | None,
-    images: Tensor | None,
-    runtime: AcceleratedRuntime,
-) -> dict[str, str]:
-    """What the run compares, logged in the main process; the choice in words, for the run's recipe."""
-    comparison = None
-    if teacher is not None and images is not None:
-        comparison = compare(config, terms, student, teacher, images, runtime)
-    if comparison is None:
-        return {}
-    if runtime.is_main:
-        log_comparison(comparison)
-    return comparison.recipe
 
 
 def _callbacks(config: Config, parts: UserParts, runtime: AcceleratedRuntime) -> dict[str, Callback]:
@@ -316,9 +300,19 @@ def _in_precision(
     return config if teacher is None else with_teacher_precision(config, runtime, teacher, shape)
 
 
-def _begin(point: ResumePoint, state: RunState, paths: RunPaths, runtime: AcceleratedRuntime, loaders: Loaders) -> None:
+def _begin(
+    point: ResumePoint,
+    state: RunState,
+    paths: RunPaths,
+    runtime: AcceleratedRuntime,
+    loaders: Loaders,
+    *,
+    has_own_scheduler: bool,
+) -> None:
     """Restore the checkpoint to resume from, if any, and remove files of an earlier run of the same name."""
     checkpoint: dict[str, Any] | None = point.checkpoint
+    if not has_own_scheduler:
+        warn_of_fading(state.config, state.optimizer, goes_on=checkpoint is not None)
     if checkpoint is not None:
         data_digest = state.data_digest
         state.restore(checkpoint, point.source, runtime)

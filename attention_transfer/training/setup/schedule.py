@@ -7,9 +7,14 @@ run at most: they are never warned of, and neither is 'constant'. A warm-up does
 
 from __future__ import annotations
 
+import logging
 import math
 
+from torch.optim import Optimizer
+
 from attention_transfer.config import Config
+
+logger = logging.getLogger(__name__)
 
 FADED = 1e-3
 """Below this fraction of its initial value a learning rate trains next to nothing."""
@@ -67,11 +72,12 @@ of its start, and hardly anything is learnt; set step_size=40.
     )
 
 
-def milestones_warning(config: Config, *, goes_on: bool = False) -> str | None:
+def milestones_warning(config: Config, lr: float, *, goes_on: bool = False) -> str | None:
     """The same for schedule='multistep'; and a warning of milestones that the run does not reach.
 
     Args:
-        config: uses lr, epochs, milestones and gamma.
+        config: uses epochs, milestones and gamma.
+        lr: the rate of the first epoch.
         goes_on: the run is resumed, so that its schedule cannot change.
 
     Returns:
@@ -89,19 +95,35 @@ def milestones_warning(config: Config, *, goes_on: bool = False) -> str | None:
         return None
     remedy = "start a new run with" if goes_on else "set"
     return (
-        f"milestones {list(milestones)} and gamma {gamma:g} cut lr from {config.lr:g} to "
-        f"{config.lr * gamma ** len(milestones):.0e} in {epochs} epochs: from epoch {last_good + 1} on it is "
+        f"milestones {list(milestones)} and gamma {gamma:g} cut lr from {lr:g} to "
+        f"{lr * gamma ** len(milestones):.0e} in {epochs} epochs: from epoch {last_good + 1} on it is "
         f"below a thousandth of its start, and hardly anything is learnt; {remedy} later milestones or a greater gamma."
     )
 
 
-def fading_warning(config: Config, *, goes_on: bool = False) -> str | None:
+def fading_warning(config: Config, lr: float, *, goes_on: bool = False) -> str | None:
     """The warning that a run's settings deserve, if any; see the module.
 
     Args:
-        config: uses lr, epochs, schedule, step_size, milestones and gamma.
+        config: uses epochs, schedule, step_size, milestones and gamma.
+        lr: the rate of the first epoch, of the setting or of the user's own optimizer.
         goes_on: the run is resumed, so that its schedule cannot change.
     """
     if config.schedule == "step":
-        return schedule_warning(config.lr, config.epochs, config.step_size, config.gamma, goes_on=goes_on)
-    return milestones_warning(config, goes_on=goes_on) if config.schedule == "multistep" else None
+        return schedule_warning(lr, config.epochs, config.step_size, config.gamma, goes_on=goes_on)
+    return milestones_warning(config, lr, goes_on=goes_on) if config.schedule == "multistep" else None
+
+
+def warn_of_fading(config: Config, optimizer: Optimizer, *, goes_on: bool) -> None:
+    """Log that warning, with the rate that the optimizer's first group was made with, be it the user's own.
+
+    Args:
+        config: as for `fading_warning`.
+        optimizer: of the run, with its scheduler or without.
+        goes_on: the run is resumed.
+    """
+    group = optimizer.param_groups[0]
+    # a scheduler may have changed lr already, as a warm-up does, and then keeps what it was
+    told = fading_warning(config, float(group.get("initial_lr", group["lr"])), goes_on=goes_on)
+    if told is not None:
+        logger.warning("%s", told)

@@ -179,7 +179,8 @@ def test_a_scheduler_of_ones_own_and_one_by_settings_are_an_error(settings, give
 
 
 def faded(**settings):
-    return fading_warning(Config(**settings))
+    config = Config(**settings)
+    return fading_warning(config, config.lr)
 
 
 def test_early_milestones_are_warned_of_and_schedules_that_end_small_by_design_are_not():

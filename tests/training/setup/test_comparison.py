@@ -58,6 +58,15 @@ def test_the_shares_are_those_of_the_weighted_stages():
     assert weighted == pytest.approx((0, plain[1] / total, 3 * plain[2] / total))
 
 
+@pytest.mark.parametrize(
+    ("settings", "pairs"), [({}, 3), ({"beta": 0.0}, 3), ({"attention": "gradient"}, 1)], ids=["sum", "off", "gradient"]
+)
+def test_a_wrong_number_of_stage_weights_is_refused_before_the_first_batch(settings, pairs):
+    student = create_model("CifarResNet-8", 10)
+    with pytest.raises(ConfigError, match=rf"stage_weights has 2 numbers, but {pairs} pairs of stages are compared"):
+        comparison(student, create_model("CifarResNet-14", 10), stage_weights=(1.0, 2.0), **settings)
+
+
 def test_a_few_tokens_with_most_of_the_energy_are_warned_of():
     teacher = small_vit()
     with torch.no_grad():

@@ -10,7 +10,8 @@ from torch.optim.lr_scheduler import StepLR
 
 from attention_transfer import train_at
 from attention_transfer.config import Config
-from attention_transfer.training.setup.schedule import faded_from, schedule_warning
+from attention_transfer.training.optim import make_scheduler
+from attention_transfer.training.setup.schedule import faded_from, schedule_warning, warn_of_fading
 
 SCHEDULES = [(120, 10, 0.1), (50, 10, 0.1), (31, 10, 0.1), (41, 10, 0.1), (30, 3, 0.5), (90, 1, 0.9), (9, 3, 1.0),
              (5, 2, 1e-3), (5, 2, 1e-4), (400, 40, 0.01)]  # fmt: skip
@@ -78,3 +79,13 @@ def test_a_run_says_it_once_and_one_that_goes_on_says_that_it_cannot_be_changed_
 def test_a_run_whose_rate_does_not_fade_says_nothing(settings, tmp_path):
     train_at({**settings, "model": "CifarResNet-8", "precision": "fp32"})
     assert "thousandth" not in (tmp_path / "logs" / "run.log").read_text()
+
+
+@pytest.mark.parametrize("schedule", [{"step_size": 1}, {"schedule": "multistep", "milestones": (1, 2)}])
+def test_the_rate_named_is_that_of_an_optimizer_of_ones_own(schedule, caplog):
+    config = Config(**schedule, epochs=8, gamma=1e-4, lr=0.5, warmup_epochs=1)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.003)
+    make_scheduler(config, optimizer, batches=4)
+    assert optimizer.param_groups[0]["lr"] < 0.003  # it warms up
+    warn_of_fading(config, optimizer, goes_on=False)
+    assert "cut lr from 0.003 to " in caplog.text

@@ -32,7 +32,6 @@ from attention_transfer.training.setup.data.loaders import (
 )
 from attention_transfer.training.setup.data.numbering import number_alike
 from attention_transfer.training.setup.idle_settings import refuse_idle_settings, warn_of_idle_settings
-from attention_transfer.training.setup.schedule import fading_warning
 from attention_transfer.training.setup.user_parts import UserParts
 
 logger = logging.getLogger(__name__)
@@ -74,27 +73,21 @@ def describe_data(
     loaders: Loaders,
     counts: ClassCounts | None,
     parts: UserParts,
-    *,
-    goes_on: bool,
 ) -> None:
-    """Log the classes in a table, and warn of idle settings, of a rate that fades early and of imbalanced classes.
+    """Log the classes in a table, and warn of idle settings and of imbalanced classes.
 
     Args:
         config: the settings.
         loaders: of the run.
         counts: images per class of each split, if known.
         parts: what the user has passed to train_at beside the settings.
-        goes_on: the run is resumed.
     """
     warn_of_idle_settings(config, parts)
     for line in class_table(counts) if counts else ():
         logger.info("%s", line)
-    faded = None
-    if parts.scheduler is None:
-        faded = fading_warning(config, goes_on=goes_on)
     imbalanced = imbalance_warning(class_counts(loaders.train) or {}, config.class_names or ())
-    for sentence in filter(None, (faded, imbalanced)):
-        logger.warning("%s", sentence)
+    if imbalanced is not None:
+        logger.warning("%s", imbalanced)
 
 
 def check_images(

@@ -61,11 +61,12 @@ def _freeze_backbone(network: nn.Module, config: Config) -> tuple[str, ...]:
 
 def _beside(network: nn.Module, heads: Sequence[str], within: str = "") -> Iterator[str]:
     """The greatest modules that hold no head, in their order."""
-    for child, module in network.get_submodule(within).named_children():
+    for child, _ in network.get_submodule(within).named_children():
         name = f"{within}.{child}" if within else child
         if any(head.startswith(f"{name}.") for head in heads):
             yield from _beside(network, heads, name)
-        elif name not in heads and any(True for _ in module.state_dict()):
+        elif name not in heads:
+            # also those without weights: dropout in front of the head is part of what does not learn
             yield name
 
 

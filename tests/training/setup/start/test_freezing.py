@@ -42,6 +42,18 @@ def test_a_frozen_backbone_stays_and_the_head_is_trained(settings, tmp_path):
     assert json.loads((tmp_path / "logs" / "run_summary.json").read_text())["frozen"] == content["training"]["frozen"]
 
 
+def test_dropout_before_the_head_of_a_frozen_backbone_is_off_as_the_rest_of_it_is(settings):
+    torch.manual_seed(5)
+    classifier = nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 10))
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, 4), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), classifier)
+    modes = {name: set() for name, _ in network.named_modules() if name not in ("", "4")}
+    for name, seen in modes.items():
+        network.get_submodule(name).register_forward_hook(lambda module, *_, seen=seen: seen.add(module.training))
+    train_at({**settings, "epochs": 1, "freeze": "backbone"}, student=network)
+    assert modes.pop("4.1") == {True, False}
+    assert all(seen == {False} for seen in modes.values()), modes
+
+
 def read_log(folder):
     return (folder / "logs" / "run.log").read_text()
 
