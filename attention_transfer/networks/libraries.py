@@ -78,7 +78,8 @@ def without_memory(build_network: Callable[[], nn.Module]) -> nn.Module:
     except ConfigError as error:
         if not isinstance(error.__cause__, NotImplementedError):
             raise
-    return build_network()
+    with torch.random.fork_rng(devices=[]):
+        return build_network()
 
 
 def classes_of_head(head: nn.Module | None) -> int | None:

@@ -114,8 +114,8 @@ def _documented(network: nn.Module, stages: Stages, images: Tensor) -> list[Tens
     return [stage.readout(stage.name, nodes[stage.name]) for stage in stages.stages]
 
 
-def blind_quarters(network: nn.Module, stages: Stages, images: Tensor) -> Iterator[str]:
-    """Stages whose map changes most in another quarter than that in which a bright patch is put.
+def blind_quarters(network: nn.Module, stages: Stages, images: Tensor) -> Iterator[tuple[str, str]]:
+    """Stages whose map changes most in another quarter than that in which a bright patch is put, and which patch.
 
     Args:
         network: any.
@@ -132,7 +132,7 @@ def blind_quarters(network: nn.Module, stages: Stages, images: Tensor) -> Iterat
             maps = [energy(x) for x in tapped(network, stages.stages, patched)]
             for stage, before, after in zip(stages.stages, plain, maps, strict=True):
                 if min(before.shape[1:]) >= 2 and _most_in(after - before) != (down, right):
-                    yield f"{stage.label} changes most in another quarter than {(down, right)}"
+                    yield stage.name, f"changes most in another quarter than {(down, right)}"
 
 
 def _most_in(difference: Tensor) -> tuple[int, int]:
@@ -163,25 +163,29 @@ def unmoved(network: nn.Module, stages: Stages, images: Tensor) -> Iterator[tupl
             yield stage.name, f"moves with correlation {by[1]:.2f} (unmoved {by[0]:.2f})"
 
 
-def unmoved_in_larger(network: nn.Module, stages: Stages, images: Tensor) -> list[str]:
-    """What `unmoved` finds, and finds again in images of twice the size if the network takes them.
+Check = Callable[[nn.Module, Stages, Tensor], Iterator[tuple[str, str]]]
 
-    In a small map the padding of many layers reaches every cell, so that there is no interior.
+
+def also_in_larger(check: Check, network: nn.Module, stages: Stages, images: Tensor) -> list[str]:
+    """What a check finds, and finds at the same stages in images of twice the size if the network takes them.
+
+    In a small map the padding of many layers reaches every cell, and a cell sees the whole image.
 
     Args:
+        check: `blind_quarters` or `unmoved`.
         network: any.
         stages: that were chosen.
         images: [B, 3, H, W].
     """
-    found = dict(unmoved(network, stages, images))
+    found = list(check(network, stages, images))
     if found:
         larger = F.interpolate(images[:TAUGHT], scale_factor=2, mode="bicubic", antialias=True)
         try:
-            again = dict(unmoved(network, stages, larger))
+            again = {stage for stage, _ in check(network, stages, larger)}
         except (AssertionError, AttentionTransferError, RuntimeError, ValueError):
-            again = found  # it takes images of one size
-        found = {stage: problem for stage, problem in found.items() if stage in again}
-    return [f"{stage} {problem}" for stage, problem in found.items()]
+            again = {stage for stage, _ in found}  # it takes images of one size
+        found = [(stage, problem) for stage, problem in found if stage in again]
+    return [f"{stage} {problem}" for stage, problem in found]
 
 
 def mixers(network: nn.Module) -> list[str]:
@@ -270,8 +274,8 @@ def judge(network: nn.Module, images: Tensor, other: nn.Module | None = None) ->
     [stages] = chosen
     wrong += unlike_documented(network, stages, images[:TAUGHT].flip(3))
     trained = as_if_trained(network, images)
-    wrong += blind_quarters(trained, stages, images)
-    kinds, still = mixers(network), unmoved_in_larger(trained, stages, images)
+    wrong += also_in_larger(blind_quarters, trained, stages, images)
+    kinds, still = mixers(network), also_in_larger(unmoved, trained, stages, images)
     notes = [f"mixes positions by {', '.join(kinds)}: {problem}" for problem in still if kinds]
     wrong += [] if kinds else still
     if other is not None:

@@ -13,6 +13,7 @@ from attention_transfer.catalogue import NETWORKS
 from attention_transfer.errors import ConfigError
 from attention_transfer.networks import registry
 from attention_transfer.networks.architecture import Architecture
+from attention_transfer.networks.libraries import build, without_memory
 from attention_transfer.networks.registry import (
     ModelCard,
     card_of,
@@ -201,3 +202,11 @@ def test_a_card_of_a_family_that_is_no_longer_registered_is_an_error(registry_pu
     NETWORKS.pop()
     with pytest.raises(ConfigError, match="'Tiny' is not registered here; call register_network"):
         taps_of(model)
+
+
+def test_looking_at_a_networks_shapes_draws_nothing_at_random():
+    """RegNet computes with its weights while it is built, so that it cannot be built without memory."""
+    state = torch.get_rng_state()
+    network = without_memory(lambda: build("torchvision/regnet_x_400mf", 10))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert network.fc.out_features == 10
