@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 _PROBED_CLASSES = 7
 """A number of classes that no layer inside a network has as its width."""
+HOW_HEADS_BEGIN = "with torch's own initial weights of such a layer"
 AUXILIARY = {"GoogLeNet": ("aux1", "aux2"), "Inception3": ("AuxLogits",)}
 
 
@@ -68,6 +69,22 @@ def heads_of(name: str) -> tuple[str, ...]:
     named: Any = getattr(network, "pretrained_cfg", {}).get("classifier")
     first = named[0] if isinstance(named, tuple | list) else named
     return tuple(sorted(heads, key=lambda head: head != first))
+
+
+def renew_heads(network: nn.Module, name: str) -> None:
+    """Initialise the heads of a library's network as torch does a Linear: uniformly, within 1 / sqrt(inputs).
+
+    The libraries' own initial weights are for a network that is trained from scratch, for many classes: some become
+    larger the fewer classes there are (EfficientNet's have a standard deviation of 0.4 for two), so that on a
+    pretrained backbone the first logits would be large and wrong.
+
+    Args:
+        network: changed in place.
+        name: 'timm/NAME' or 'torchvision/NAME'.
+    """
+    for head in heads_of(name):
+        module: Any = network.get_submodule(head)
+        module.reset_parameters()
 
 
 def without_memory(build_network: Callable[[], nn.Module]) -> nn.Module:

@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from attention_transfer.catalogue import TIMM, TORCHVISION, library_of
 from attention_transfer.errors import ConfigError
 from attention_transfer.networks.architecture import Size
-from attention_transfer.networks.libraries import AUXILIARY, build, build_timm, fixed_size, heads_of
+from attention_transfer.networks.libraries import (
+    AUXILIARY,
+    HOW_HEADS_BEGIN,
+    build,
+    build_timm,
+    fixed_size,
+    heads_of,
+    renew_heads,
+)
 
 if TYPE_CHECKING:
     from torchvision.models import WeightsEnum
@@ -39,8 +47,12 @@ def load_pretrained(name: str, num_classes: int, weights: str, image_size: Size 
         network = _pretrained_timm(short, num_classes, weights, image_size)
     else:
         network = _pretrained_torchvision(short, num_classes, weights, image_size)
-    if published_classes(name, weights) not in (num_classes, 0):
-        log_new_head(name, num_classes)
+    published = published_classes(name, weights)
+    # a backbone with a single logit is a teacher's, whose head is emptied
+    if published != num_classes and (published or num_classes > 1):
+        why = "the head tells other classes apart" if published else "the weights have no head"
+        log_new_head(name, num_classes, why)
+        renew_heads(network, name)
     return network
 
 
@@ -97,12 +109,12 @@ def _tagged(name: str, weights: str) -> str:
     return f"{stem}.{tag}" if tag else stem
 
 
-def log_new_head(name: str, num_classes: int) -> None:
-    """Log which layers of a library's network are newly initialised for these classes."""
+def log_new_head(name: str, num_classes: int, why: str) -> None:
+    """Log which layers of a library's network are newly initialised for these classes, how, and why."""
     heads = heads_of(name)
     logger.info(
-        "%s: the head tells other classes apart, so %s %s newly initialised for %d classes",
-        name, " and ".join(heads), "is" if len(heads) == 1 else "are", num_classes,
+        "%s: %s, so %s %s newly initialised for %d classes, %s",
+        name, why, " and ".join(heads), "is" if len(heads) == 1 else "are", num_classes, HOW_HEADS_BEGIN,
     )  # fmt: skip
 
 

@@ -239,6 +239,8 @@ def _load_pretrained(model: nn.Module, architecture: Architecture, name: str, we
     head = f"{architecture.head}."
     fresh = {key: tensor for key, tensor in model.state_dict().items() if key.startswith(head)}
     if any(state[key].shape != tensor.shape for key, tensor in fresh.items()):
-        logger.info("the head of %s %s tells other classes apart, so a new one is trained", name, weights)
+        logger.info(
+            "the head of %s %s tells other classes apart, so %s is newly initialised", name, weights, architecture.head
+        )
         state |= fresh
     model.load_state_dict(state)

@@ -108,7 +108,7 @@ def test_pretrained_weights_with_other_classes_keep_all_but_the_head(published, 
         state = create_model("ResNet18", num_classes=5, weights="DEFAULT").state_dict()
     assert state["fc.weight"].shape == (5, 512)
     assert all(torch.equal(state[key], published[key]) for key in published if not key.startswith("fc."))
-    assert "the head of ResNet18 DEFAULT tells other classes apart" in caplog.text
+    assert "the head of ResNet18 DEFAULT tells other classes apart, so fc is newly initialised" in caplog.text
 
 
 def test_without_a_network_the_error_names_the_url_and_the_place_for_the_file(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from attention_transfer.catalogue import library_of
 from attention_transfer.checkpoint import card_from, is_checkpoint, load_weights, read_plain
 from attention_transfer.class_names import Classes, match
 from attention_transfer.config import Config
@@ -16,7 +17,7 @@ from attention_transfer.errors import CheckpointError, ConfigError, DataError, T
 from attention_transfer.modules import unwrapped
 from attention_transfer.networks.fitting import COUNTER
 from attention_transfer.networks.heads import head_names
-from attention_transfer.networks.libraries import weights_for_size
+from attention_transfer.networks.libraries import HOW_HEADS_BEGIN, renew_heads, weights_for_size
 from attention_transfer.networks.registry import card_of
 from attention_transfer.teacher.loading import OWN_KEY
 from attention_transfer.teacher.state_dicts import Weights, find_weights, matching, readings
@@ -38,7 +39,8 @@ def load_initial_weights(student: nn.Module, config: Config, path: str, setting:
 
     The file is a checkpoint of this library, or one of another training script, with the weights under any usual key
     and prefix. The head is matched by the names of the classes; where they are not the student's, and where their
-    number differs or the file has no head, the student keeps its new one.
+    number differs or the file has no head, the student keeps its new one (initialised as torch does, in a network of
+    timm or torchvision).
 
     Args:
         student: filled in place.
@@ -62,6 +64,10 @@ def load_initial_weights(student: nn.Module, config: Config, path: str, setting:
     body = {key: value for key, value in found.weights.items() if key not in of_head}
     kept = {key: value for key, value in own.items() if key in of_head or key.endswith(f".{COUNTER}")}
     load_weights(network, {**kept, **body, **head}, f"{setting}: {path}")
+    card = card_of(network)
+    if of_head and not head and card is not None and all(library_of(card.name)):
+        renew_heads(network, card.name)
+        sentence += f"; it begins {HOW_HEADS_BEGIN}"
     logger.info("the student begins with the weights of %s; %s", path, sentence)
 
 
