@@ -63,10 +63,19 @@ class _Call:
 
     def __init__(self, module: nn.Module) -> None:
         self._signature = inspect.signature(module.forward)
-        self.arguments: Mapping[str, Any] | None = None
+        self._received: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
     def listen(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.arguments = self._signature.bind(*args, **kwargs).arguments
+        # named only when they are taken: a signature cannot be bound inside a compiled network
+        self._received = args, kwargs
+
+    def take(self) -> Mapping[str, Any] | None:
+        """The arguments, which are not held here afterwards; None if the module was not called."""
+        received, self._received = self._received, None
+        if received is None:
+            return None
+        args, kwargs = received
+        return self._signature.bind(*args, **kwargs).arguments
 
 
 def _refuse_masks(module: nn.Module, arguments: Mapping[str, Any], allowed: tuple[str, ...]) -> None:
@@ -90,7 +99,8 @@ class NormedReader:
     def __init__(self, module: nn.Module) -> None:
         self._module: Any = module
         self._call = _Call(module)
-        self._outputs: dict[str, Tensor] = {}
+        # the keys never change, as they are guards of a compiled network
+        self._outputs: dict[str, Tensor | None] = {"q": None, "k": None}
 
     @staticmethod
     def takes(module: nn.Module) -> bool:
@@ -110,13 +120,12 @@ class NormedReader:
 
     def take(self) -> QueriesAndKeys | None:
         """See `Reader`."""
-        arguments, outputs = self._call.arguments, dict(self._outputs)
-        self._call.arguments = None
-        self._outputs.clear()
-        if arguments is None or len(outputs) < 2:
+        arguments, q, k = self._call.take(), self._outputs["q"], self._outputs["k"]
+        self._outputs["q"] = self._outputs["k"] = None
+        if arguments is None or q is None or k is None:
             return None
         _refuse_masks(self._module, arguments, ("x", "rope"))
-        q, k, rope = outputs["q"], outputs["k"], arguments.get("rope")
+        rope = arguments.get("rope")
         keys = k if rope is None else self._rotated(k, rope)
         if k.shape[1] != q.shape[1]:  # grouped queries
             keys = keys.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
@@ -175,8 +184,8 @@ class FusedLinearReader:
 
     def take(self) -> QueriesAndKeys | None:
         """See `Reader`."""
-        arguments, output = self._call.arguments, self.output
-        self._call.arguments = self.output = None
+        arguments, output = self._call.take(), self.output
+        self.output = None
         if arguments is None or output is None or output.dim() != 3:
             return None
         _refuse_masks(self._module, dict(list(arguments.items())[1:]), ())
@@ -215,8 +224,7 @@ class MultiheadReader:
 
     def take(self) -> QueriesAndKeys | None:
         """See `Reader`."""
-        arguments, module = self._call.arguments, self._module
-        self._call.arguments = None
+        arguments, module = self._call.take(), self._module
         if arguments is None:
             return None
         known = ("query", "key", "value", "need_weights", "average_attn_weights")

@@ -105,11 +105,15 @@ class Taps(Hooked):
         def listen(module: nn.Module, args: Any, output: Any) -> None:
             for i, readout in own:
                 self._outputs[i] = readout(name, output)
+
+        def listen_and_stop(module: nn.Module, args: Any, output: Any) -> None:
+            listen(module, args, output)
             self._calls[name] += 1
             if self._stopping and len(self._outputs) == len(self.stages):
                 raise _AllCollected
 
-        return listen
+        # a number that counts up would be a guard of a compiled network: it would be compiled anew for every batch
+        return listen_and_stop if self.stop else listen
 
     def take(self) -> tuple[Tensor, ...]:
         """The `features` [B, C, H, W] of the last forward pass, which are no longer held here afterwards."""
