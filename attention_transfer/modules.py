@@ -53,6 +53,11 @@ def refuse_data_parallel(student: nn.Module) -> None:
             )
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something listens to a module's forward pass, or changes it."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
     """Run a network in eval mode without gradients inside; afterwards every module's mode is restored.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from attention_transfer.class_names import Classes
 from attention_transfer.config import Config
+from attention_transfer.data.loading.loaders import own_sampler
 from attention_transfer.distributed import Runtime
 from attention_transfer.errors import ConfigError
 from attention_transfer.features.attention_discovery import find_attention
@@ -33,7 +35,7 @@ from attention_transfer.teacher.cache.plan import CachePlan, plan_for
 from attention_transfer.teacher.cache.teacher import CachedTeacher
 from attention_transfer.teacher.classes import labels_in_teacher
 from attention_transfer.teacher.online import OnlineTeacher
-from attention_transfer.teacher.runner import MAPS_AND_LOGITS, FrozenRunner
+from attention_transfer.teacher.runner import CHUNK, MAPS_AND_LOGITS, FrozenRunner, chunk_for
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +89,7 @@ def make_runner(
     runtime: Runtime,
     autocast: Callable[[], AbstractContextManager[Any]],
     needs: Needs,
+    chunk: int = CHUNK,
 ) -> FrozenRunner:
     """The teacher's runner for these settings.
 
@@ -97,6 +100,7 @@ def make_runner(
         runtime: gives the memory format for a user's network.
         autocast: makes the context that gives the number format.
         needs: the signals that the loss needs.
+        chunk: images in a pass, see `chunk_for`.
     """
     preprocess = preprocessing_of(teacher, config, images)
     seen = like_weights(preprocess(images), teacher)
@@ -106,6 +110,7 @@ def make_runner(
         images,
         needs=needs,
         autocast=autocast,
+        chunk=chunk,
         memory_format=memory_format_of(teacher, runtime),
         layout=_layout(teacher, seen, config) if needs.blocks else None,
         to_own_labels=_own_labels(teacher, needs, students_classes(config)),
@@ -194,7 +199,10 @@ def build_teachers(
     """
     if teacher is None:
         return Teachers(NoTeacher(), NoTeacher())
-    make = _maker(config, teacher, runtime, needs)
+    sampler = own_sampler(train)
+    batch_size = config.batch_size if sampler is None else sampler.batch_size
+    chunk = chunk_for(runtime.device, math.ceil(batch_size / runtime.world_size))
+    make = _maker(config, teacher, runtime, needs, chunk)
     teachers = Teachers(NoTeacher(), NoTeacher())
     with ExitStack() as opened:
         opened.callback(teachers.close)
@@ -237,7 +245,9 @@ def _log_cost(plan: CachePlan | None) -> None:
         logger.info("%s", plan.cost)
 
 
-def _maker(config: Config, teacher: nn.Module, runtime: Runtime, needs: Needs) -> Callable[[Tensor], FrozenRunner]:
+def _maker(
+    config: Config, teacher: nn.Module, runtime: Runtime, needs: Needs, chunk: int
+) -> Callable[[Tensor], FrozenRunner]:
     """A function that makes the teacher's runner from images [B, 3, H, W] when first called, one for the whole run."""
     made: list[FrozenRunner] = []
 
@@ -246,7 +256,7 @@ def _maker(config: Config, teacher: nn.Module, runtime: Runtime, needs: Needs) -
             in_precision = partial(runtime.autocast, config.teacher_precision)
             seen = preprocessing_of(teacher, config, images)(images)
             with refusing_misfits(teacher, seen, TEACHER):
-                made.append(make_runner(config, teacher, images, runtime, in_precision, needs))
+                made.append(make_runner(config, teacher, images, runtime, in_precision, needs, chunk))
         return made[0]
 
     return make

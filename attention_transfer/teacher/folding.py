@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from attention_transfer.features.stages.stage import Stage, as_stages
 from attention_transfer.features.taps import Taps
-from attention_transfer.modules import device_of, like_weights, undisturbed, unwrapped
+from attention_transfer.modules import device_of, has_hooks, like_weights, undisturbed, unwrapped
 from attention_transfer.networks.registry import network_name
 
 logger = logging.getLogger(__name__)
@@ -111,15 +111,11 @@ def foldable_pairs(network: nn.Module, images: Tensor, names: Sequence[str]) -> 
 
 def _is_plain_conv(module: nn.Module) -> bool:
     # A subclass may recompute its weights in every pass.
-    return type(module) is nn.Conv2d and module.weight.dtype == torch.float32 and not _has_hooks(module)
+    return type(module) is nn.Conv2d and module.weight.dtype == torch.float32 and not has_hooks(module)
 
 
 def _is_plain_norm(module: nn.Module) -> bool:
-    return type(module) is nn.BatchNorm2d and module.running_var is not None and not _has_hooks(module)
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    return type(module) is nn.BatchNorm2d and module.running_var is not None and not has_hooks(module)
 
 
 class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -23,11 +23,33 @@ from attention_transfer.modules import device_of, like_weights, undisturbed, unw
 from attention_transfer.networks.preprocessing import UNCHANGED, Preprocessing
 from attention_transfer.networks.registry import network_name
 from attention_transfer.teacher.folding import fold_batch_norm
+from attention_transfer.teacher.number_format import convert_weights
 
 CHUNK = 32
-"""Images in a pass."""
+"""Images in a pass on a CPU, and the least on other devices."""
+LARGEST_CHUNK = 256
+"""The most images in a pass on other devices."""
 
 MAPS_AND_LOGITS = Needs(maps=(SUM_OF_SQUARES,), logits=True)
+
+
+def chunk_for(device: torch.device, images: int) -> int:
+    """Images in a pass whose outputs are cached, as the size of a pass decides about their last bits.
+
+    On a CPU 32. A GPU, which would be idle with so few, gets a whole batch: the power of two at or above it, from 32
+    to 256, so that batches of similar sizes share a cache.
+
+    Args:
+        device: of the teacher.
+        images: in a batch of one process.
+
+    Example:
+        >>> chunk_for(torch.device("cpu"), 128), chunk_for(torch.device("cuda"), 100)
+        (32, 128)
+    """
+    if device.type == "cpu":
+        return CHUNK
+    return int(min(LARGEST_CHUNK, max(CHUNK, 2 ** (images - 1).bit_length())))
 
 
 class FrozenRunner:
@@ -39,7 +61,8 @@ class FrozenRunner:
     logits: a linear layer of some widths (17 to 27 and 33 to 43 classes among them) is split differently by three
     threads than by one or two.
 
-    Batch norm is folded when the runner is made: weights that change later have no effect.
+    Batch norm is folded, and weights are converted to autocast's number format, when the runner is made: weights that
+    change later have no effect.
 
     Args:
         model: the teacher's network, on its device, also inside wrappers.
@@ -49,7 +72,8 @@ class FrozenRunner:
         autocast: makes the context that gives the number format.
         chunk: images in a pass.
         memory_format: of the images and of a folded network.
-        fold: fold batch norm where that is safe, see `fold_batch_norm`.
+        fold: fold batch norm and convert weights where that is safe, see `fold_batch_norm` and `convert_weights`.
+            False: the network itself runs, with the weights that it has at the time.
         layout: of its attention modules; None where attention is not needed.
         to_own_labels: label i of a batch is class to_own_labels[i] of the network; None: its class i.
         preprocess: done to the images of each chunk first.
@@ -98,6 +122,9 @@ class FrozenRunner:
             self.network.to(memory_format=memory_format)
         self.depends_on_batch = _normalises_by_batch(self.network)
         self._unfolded = unwrapped(model)
+        if fold:
+            seen = like_weights(preprocess(images), self._unfolded).contiguous(memory_format=memory_format)
+            self.network = convert_weights(self.network, seen, self.stages, autocast, is_own=self.is_folded)
         self.layout = layout if needs.blocks else None
         self.to_own_labels = None if to_own_labels is None else tuple(to_own_labels)
         self._probe = Probe(self.network, needs, self.stages, self.layout, stop=not needs.logits)
@@ -181,7 +208,11 @@ class FrozenRunner:
         shape = (size, *images.shape[1:])
         padded = torch.zeros(shape, dtype=images.dtype, device=images.device).to(memory_format=self.memory_format)
         padded[: len(images)] = images
+<<<<<<< HEAD
         return self.preprocess(padded).contiguous(memory_format=self.memory_format)
+=======
+        return like_weights(self.preprocess(padded), self._unfolded).contiguous(memory_format=self.memory_format)
+>>>>>>> 9e39502 (A frozen teacher's weights are converted once; a chunk fits the device)
 
 
 def _trimmed(output: Tensor, count: int) -> Tensor:

@@ -16,7 +16,7 @@ from attention_transfer.features.signals import Needs
 from attention_transfer.features.taps import Taps
 from attention_transfer.modules import undisturbed
 from attention_transfer.networks.registry import taps_of
-from attention_transfer.teacher.runner import FrozenRunner
+from attention_transfer.teacher.runner import FrozenRunner, chunk_for
 
 NETWORKS = [("ResNet18", 40), ("CifarResNet-20", 32), ("WideResNet-16-1", 32), ("MultiBranchNet", 40)]
 MAPS = Needs(maps=(SUM_OF_SQUARES,))
@@ -200,3 +200,9 @@ def test_it_runs_in_the_number_format_that_it_is_given():
     for exact, rounded in zip(full, half, strict=True):
         assert not torch.equal(exact, rounded)
         assert (exact - rounded).abs().max() < 0.05 * exact.abs().max()
+
+
+def test_a_chunk_is_32_on_a_cpu_and_fits_the_batch_on_a_gpu():
+    sizes = [1, 32, 33, 100, 128, 256, 1000]
+    assert [chunk_for(torch.device("cpu"), size) for size in sizes] == [32] * 7
+    assert [chunk_for(torch.device("cuda"), size) for size in sizes] == [32, 32, 64, 128, 128, 256, 256]

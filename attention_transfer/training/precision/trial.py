@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -166,13 +167,16 @@ def answering_step(config: Config, runtime: Runtime, teacher: nn.Module, shape: 
         teacher: on the device.
         shape: [B, C, H, W] of a batch.
     """
-    batch, formats = _random_batch(shape), ["fp32"]
-    needs = needs_of_teacher(default_terms(config))
+    batch, needs = _random_batch(shape), needs_of_teacher(default_terms(config))
     with _quiet():
-        runner = make_runner(config, teacher, batch.images, runtime, lambda: runtime.autocast(formats[0]), needs)
+        runners = {
+            precision: make_runner(config, teacher, batch.images, runtime, partial(runtime.autocast, precision), needs)
+            for precision in ("fp32", "bf16")
+        }
 
     def step(precision: str, count: int) -> None:
-        formats[0], runner.chunk = precision, count
+        runner = runners[precision]
+        runner.chunk = count
         runner.run(batch.images[:count], batch.labels[:count])
 
     return step
