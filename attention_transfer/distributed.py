@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from attention_transfer.config import Config
 from attention_transfer.devices import resolve_device
 from attention_transfer.errors import AttentionTransferError, ConfigError
+from attention_transfer.kernels import Kernels
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -110,6 +111,9 @@ class Runtime:
         """Every process's `value`, by rank, in every process."""
         return [value]
 
+    def time_kernels(self) -> None:
+        """Let a GPU's kernels be chosen by timing: for runs that keep no outputs for others."""
+
     def align_buffers(self, module: nn.Module) -> None:
         """Give every process the main process's buffers (running statistics), before measuring."""
 
@@ -138,6 +142,7 @@ class AcceleratedRuntime(Runtime):
         # a notebook may call train_at several times with different devices.
         self._found = [(kind, dict(kind._shared_state)) for kind in (AcceleratorState, PartialState, GradientState)]
         AcceleratorState._reset_state(reset_partial_state=True)
+        self._kernels = Kernels(device, tf32=config.tf32)
         try:
             # accelerate's precision is fixed from here on, while ours may be chosen once the networks exist: so it
             # gets none
@@ -159,7 +164,8 @@ class AcceleratedRuntime(Runtime):
         self.use_precision(precision)
 
     def close(self) -> None:
-        """Restore accelerate's earlier state, which may be that of a user's own Accelerator."""
+        """Restore PyTorch's switches, and accelerate's earlier state, which may be that of a user's own Accelerator."""
+        self._kernels.close()
         for kind, state in self._found:
             kind._shared_state.clear()
             kind._shared_state.update(state)
@@ -174,6 +180,9 @@ class AcceleratedRuntime(Runtime):
             return student
         device_ids = [self.device] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(student, device_ids=device_ids)
+
+    def time_kernels(self) -> None:
+        self._kernels.choose_by_timing()
 
     def backward(self, loss: Tensor) -> None:
         """As `Runtime.backward`, with the gradients scaled in fp16."""

@@ -17,13 +17,17 @@ def seed_everything(seed: int) -> None:
 
 
 def random_state() -> dict[str, Any]:
-    """The states of the global generators as plain data and tensors."""
+    """The states of the global generators as plain data and tensors; on CUDA that of the current device.
+
+    A process that has not used CUDA has no state there, and none is made.
+    """
     name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    uses_cuda: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return {
         "python": random.getstate(),
         "numpy": (str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": [torch.cuda.get_rng_state()] if uses_cuda else [],
     }
 
 
@@ -34,5 +38,14 @@ def restore_random_state(state: dict[str, Any]) -> None:
     name, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    _restore_cuda(state["cuda"])
+
+
+def _restore_cuda(states: list[torch.Tensor]) -> None:
+    """The current device's state; of a checkpoint of version 0.1 those of all devices."""
+    if not states or not torch.cuda.is_available():
+        return
+    if len(states) == 1:
+        torch.cuda.set_rng_state(states[0])
+    elif len(states) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states)

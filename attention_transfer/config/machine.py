@@ -24,6 +24,10 @@ class MachineSettings(SettingsGroup):
     teacher_precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="number format in which the teacher answers; auto as for precision"
     )
+    tf32: bool = Field(
+        False,
+        description="compute float32 in TF32 on GPUs that have it: faster, with 10 bits of float32's 23 (CUDA only)",
+    )
     compile: bool = Field(False, description="compile the student with torch.compile (CUDA only)")
 
     @field_validator("device")

@@ -158,6 +158,11 @@ class Teachers:
     train: Teacher
     val: Teacher
 
+    @property
+    def are_kept(self) -> bool:
+        """Whether outputs are kept for other runs, or rounded as if they were."""
+        return any(isinstance(teacher, CachedTeacher) for teacher in (self.train, self.val))
+
     def close(self) -> None:
         """Close the caches; from then on the network runs for everything."""
         with ExitStack() as closing:
@@ -186,6 +191,8 @@ def build_teachers(
 ) -> Teachers:
     """The teachers of a run, with their caches open, to be closed; every process must call this together.
 
+    Where nothing is kept for other runs, a GPU may choose its kernels by timing.
+
     Args:
         config: alpha, beta, layers, epochs, teacher_precision (no longer 'auto') and the cache's settings are used.
         teacher: the network, on the device; None for a run without.
@@ -197,13 +204,14 @@ def build_teachers(
     Raises:
         CacheError: teacher_cache is 'on', and the cache cannot be written.
     """
+    teachers = Teachers(NoTeacher(), NoTeacher())
     if teacher is None:
-        return Teachers(NoTeacher(), NoTeacher())
+        runtime.time_kernels()
+        return teachers
     sampler = own_sampler(train)
     batch_size = config.batch_size if sampler is None else sampler.batch_size
     chunk = chunk_for(runtime.device, math.ceil(batch_size / runtime.world_size))
     make = _maker(config, teacher, runtime, needs, chunk)
-    teachers = Teachers(NoTeacher(), NoTeacher())
     with ExitStack() as opened:
         opened.callback(teachers.close)
         for role, loader in (("train", train), ("val", val)):
@@ -212,6 +220,8 @@ def build_teachers(
                 _log_cost(plan)
             setattr(teachers, role, _cached(plan, config, teacher, make, runtime, needs) or OnlineTeacher(make))
         opened.pop_all()
+    if not teachers.are_kept:
+        runtime.time_kernels()
     return teachers
 
 

@@ -195,7 +195,7 @@ class FrozenRunner:
         return signals
 
     def _pass(self, images: Tensor, size: int) -> dict[str, Signal]:
-        padded = like_weights(self._padded(images, size), self.network).contiguous(memory_format=self.memory_format)
+        padded = like_weights(self._padded(images, size), self._unfolded).contiguous(memory_format=self.memory_format)
         logits = self._probe.run(padded)
         output = {name: _part(signal, len(images)) for name, signal in self._probe.signals().items()}
         if self.needs.logits:
@@ -208,11 +208,7 @@ class FrozenRunner:
         shape = (size, *images.shape[1:])
         padded = torch.zeros(shape, dtype=images.dtype, device=images.device).to(memory_format=self.memory_format)
         padded[: len(images)] = images
-<<<<<<< HEAD
         return self.preprocess(padded).contiguous(memory_format=self.memory_format)
-=======
-        return like_weights(self.preprocess(padded), self._unfolded).contiguous(memory_format=self.memory_format)
->>>>>>> 9e39502 (A frozen teacher's weights are converted once; a chunk fits the device)
 
 
 def _trimmed(output: Tensor, count: int) -> Tensor:

@@ -84,7 +84,7 @@ def open_split(config: Config, split: str) -> DataLoader[Any]:
     """The loader of one split: whole images, without augmentation."""
     from attention_transfer.training.setup.data.loaders import open_folder
 
-    return open_folder(config.model_copy(update={"augment": False}))[split]
+    return open_folder(config.model_copy(update={"augment": False}), pin_memory=False)[split]
 
 
 def check_has_head(network: nn.Module, source: str) -> None:

@@ -62,7 +62,8 @@ def cache_identity(
             where images are not augmented.
         layout: of the teacher's attention modules, where they are read.
         labels: of the samples in the teacher's own numbering, where a map depends on them.
-        running: number format, folding, size of a chunk, device, and the number format of the stored maps.
+        running: number format, folding, size of a chunk, device, the number format of the stored maps, and on CUDA
+            the card's model and whether it computes in TF32.
     """
     is_augmented = dataset.augmentation is not None and views != "warp"
     content = {

@@ -19,6 +19,7 @@ from attention_transfer.distributed import Runtime, all_or_raise
 from attention_transfer.errors import CacheError, ConfigError
 from attention_transfer.features.maps import ATTENTION, FEATURES
 from attention_transfer.features.signals import TeacherOutput
+from attention_transfer.kernels import card_identity
 from attention_transfer.logs import log_once
 from attention_transfer.networks.registry import network_name
 from attention_transfer.teacher.cache.grid import Grid, find_grids
@@ -178,6 +179,7 @@ def _identity(plan: CachePlan, config: Config, teacher: nn.Module, runner: Froze
         device=runtime.device.type,
         memory_format=str(runner.memory_format),
         map_precision=config.map_precision,
+        **card_identity(runtime.device),
         **runner.preprocess.identity,
     )
 

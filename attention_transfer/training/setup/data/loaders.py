@@ -124,7 +124,8 @@ def open_loaders(
         if val is None:
             logger.info("there is no val_loader: the last epoch counts as the best")
         return Loaders(train, val, test, own=[], idle=_idle(user_loaders.values()))
-    own = open_folder(config, runtime.rank, runtime.world_size)
+    is_on_gpu = runtime.device.type == "cuda"
+    own = open_folder(config, runtime.rank, runtime.world_size, pin_memory=is_on_gpu)
     if "test" in own and not len(own["test"]):
         # the folder has no test labels, which was logged
         del own["test"]
@@ -157,13 +158,16 @@ def _idle(user_loaders: Iterable[Loader | None]) -> list[DataLoader[Any]]:
     return [loader for loader in user_loaders if isinstance(loader, DataLoader) and loader._iterator is None]
 
 
-def open_folder(config: Config, rank: int = 0, world_size: int = 1) -> dict[str, DataLoader[Any]]:
+def open_folder(
+    config: Config, rank: int = 0, world_size: int = 1, *, pin_memory: bool | None = None
+) -> dict[str, DataLoader[Any]]:
     """Our loaders over data_dir, by the name of their split.
 
     Args:
         config: the settings of the loaders.
         rank: of this process.
         world_size: the number of processes.
+        pin_memory: page-locked batches; None: if there is a CUDA GPU.
     """
     loaders = prepare_dataloaders(
         config.data_dir,
@@ -181,6 +185,7 @@ def open_folder(config: Config, rank: int = 0, world_size: int = 1) -> dict[str,
         augment_seed=config.augment_seed,
         rank=rank,
         world_size=world_size,
+        pin_memory=pin_memory,
         sampler=config.sampler,
     )
     named = zip(("train", "val", "test"), loaders, strict=True)
