@@ -34,6 +34,7 @@ class CrossEntropy:
     def __init__(self, label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None) -> None:
         self.label_smoothing = label_smoothing
         self._weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        self._by_device: dict[torch.device, Tensor] = {}
 
     @property
     def is_weighted(self) -> bool:
@@ -80,16 +81,19 @@ class CrossEntropy:
         is_labelled, weights = labels >= 0, self._on(labels)
         if weights is None:
             return is_labelled.sum(dtype=torch.float32)
-        own = weights[labels.clamp_min(0)]
+        # a label beyond the classes is refused elsewhere, with its own sentence
+        own = weights[labels.clamp(0, len(weights) - 1)]
         if mixed is not None:
             partners, shares = mixed
-            own = shares * own + (1 - shares) * weights[partners.clamp_min(0)]
+            own = shares * own + (1 - shares) * weights[partners.clamp(0, len(weights) - 1)]
         return (own * is_labelled).sum()
 
     def _on(self, like: Tensor) -> Tensor | None:
-        if self._weights is not None and self._weights.device != like.device:
-            self._weights = self._weights.to(like.device)
-        return self._weights
+        if self._weights is None:
+            return None
+        if like.device not in self._by_device:
+            self._by_device[like.device] = self._weights.to(like.device)
+        return self._by_device[like.device]
 
 
 PLAIN = CrossEntropy()

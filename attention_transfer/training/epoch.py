@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from attention_transfer.data.batches import Batch
@@ -38,12 +38,14 @@ class LocalBatch(NamedTuple):
         global_size: images in the global batch.
         num_labelled: images in the batch that have a label; None where labels came on a GPU.
         global_labelled: images in the global batch that have one; likewise.
+        emphasis: a factor [] of the cross-entropy, see `Criterion.emphases`; None: 1.
     """
 
     batch: Batch
     global_size: int
     num_labelled: int | None
     global_labelled: int | None
+    emphasis: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -66,7 +68,9 @@ class LocalBatch(NamedTuple):
         return self.size * self.global_labelled / self.global_size
 
 
-def local_batches(loader: Iterable[Any], runtime: Runtime, criterion: Criterion) -> Iterator[LocalBatch]:
+def local_batches(
+    loader: Iterable[Any], runtime: Runtime, criterion: Criterion, group: int = 1
+) -> Iterator[LocalBatch]:
     """This process's share of every batch of a loader; batches without images are skipped.
 
     Loaders of ours that were made for these processes are sharded by their sampler; of any other, every process reads
@@ -76,16 +80,32 @@ def local_batches(loader: Iterable[Any], runtime: Runtime, criterion: Criterion)
         loader: over the batches of all processes.
         runtime: gives device, memory format and processes.
         criterion: has the number of classes, once the student has run.
+        group: batches that make one step; with class weights they are read ahead, as their weights belong together.
 
     Raises:
         DataError: a label is not one of the student's classes.
     """
+    shares = _shares(loader, runtime)
+    if group > 1 and criterion.weighs_classes:
+        shares = _emphasised(shares, criterion, group)
+    for local in shares:
+        yield local._replace(batch=_arrived(local.batch, runtime, criterion))
+
+
+def _emphasised(shares: Iterator[LocalBatch], criterion: Criterion, group: int) -> Iterator[LocalBatch]:
+    while step := list(itertools.islice(shares, group)):
+        for local, emphasis in zip(step, criterion.emphases([each.batch for each in step]), strict=True):
+            yield local._replace(emphasis=emphasis)
+
+
+def _shares(loader: Iterable[Any], runtime: Runtime) -> Iterator[LocalBatch]:
+    """This process's share of every batch, where the loader has put it."""
     sampler = own_sampler(loader, runtime.world_size)
     if sampler is not None:
         sizes = zip(sampler.global_sizes(), sampler.labelled_sizes(), strict=True)
         rest = itertools.islice(sizes, sampler.start_batch, None)
         for batch, (size, labelled) in zip(Received(loader), rest, strict=True):
-            yield LocalBatch(_arrived(batch, runtime, criterion), size, _count(batch), labelled)
+            yield LocalBatch(batch, size, _count(batch), labelled)
         return
     for number, batch in enumerate(Received(loader)):
         if number == 0 and runtime.is_main and batch.indices is None:
@@ -93,7 +113,7 @@ def local_batches(loader: Iterable[Any], runtime: Runtime, criterion: Criterion)
         mine = slice(runtime.rank, None, runtime.world_size)
         part = batch.part(mine)
         if len(batch.labels):
-            yield LocalBatch(_arrived(part, runtime, criterion), len(batch.labels), _count(part), _count(batch))
+            yield LocalBatch(part, len(batch.labels), _count(part), _count(batch))
 
 
 def _count(batch: Batch) -> int | None:
@@ -146,8 +166,9 @@ def run_training_epoch(
         module.eval()
     criterion.modules.train()
     progress = progress or EpochProgress(runtime, criterion.weights)
-    updates = Updates(optimizer, runtime, rule or UpdateRule(), student, criterion.parameters())
-    for local in local_batches(loader, runtime, criterion):
+    rule = rule or UpdateRule()
+    updates = Updates(optimizer, runtime, rule, student, criterion.parameters())
+    for local in local_batches(loader, runtime, criterion, rule.accumulate):
         with updates.batch(local.global_size, is_last=progress.is_at_last_batch) as share:
             losses = _compute_gradients(criterion, student, local, runtime, progress.epochs, share)
         progress.waiting = updates.waiting
@@ -173,7 +194,7 @@ def _compute_gradients(
     batch = local.batch if size else _stand_in(local.batch)
     with _batch_norm_by_size([student, criterion.modules], len(batch.labels)):
         labelled = local.labelled if size else None
-        losses = criterion(student, batch, epoch, is_stand_in=not size, labelled=labelled)
+        losses = criterion(student, batch, epoch, is_stand_in=not size, labelled=labelled, emphasis=local.emphasis)
     # gradients are averaged over processes: each is weighted by its share of the global batch
     weight = size * runtime.world_size / local.global_size * share
     runtime.backward(losses.total if weight == 1 else losses.total * weight)

@@ -13,6 +13,7 @@ from torch import nn
 from attention_transfer import create_model
 from attention_transfer.config import resolve_config
 from attention_transfer.data.loading.loaders import prepare_dataloaders
+from attention_transfer.data.views import Augmentation
 from attention_transfer.distributed import AcceleratedRuntime
 from attention_transfer.errors import DivergenceError
 from attention_transfer.losses.classification import CrossEntropy
@@ -22,6 +23,7 @@ from attention_transfer.training.criterion.criterion import Criterion
 from attention_transfer.training.epoch import run_training_epoch, run_validation_epoch
 from attention_transfer.training.epoch_progress import EpochProgress
 from attention_transfer.training.optim.updates import UpdateRule
+from attention_transfer.training.setup.terms import build_terms
 
 
 class FrozenNorm(nn.Module):
@@ -62,33 +64,46 @@ def three_steps(options) -> None:
         rank=0 if options.get("whole_loader") else runtime.rank,
         world_size=1 if options.get("whole_loader") else runtime.world_size,
         sampler=options.get("sampler", "shuffle"),
+        augment="views" in options,
+        augmentation=Augmentation(**options["views"]) if "views" in options else None,
     )
     torch.manual_seed(0)
     student = FrozenNorm(create_model("CifarResNet-8", 10))
     teacher = FrozenNorm(create_model("CifarResNet-8", 10))
-    optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9)
     trained = CrossEntropy(options.get("label_smoothing", 0.0), options.get("class_weights"))
-    needs = needs_of_teacher(default_terms(config))
-    criterion = Criterion(config, make_teacher(teacher, config, runtime, needs), runtime, cross_entropy=trained)
+    terms = default_terms(config)
+    needs = needs_of_teacher(terms)
+    build_terms(terms, config, student, teacher, next(iter(val)).images, runtime)
+    criterion = Criterion(config, make_teacher(teacher, config, runtime, needs), runtime, terms, cross_entropy=trained)
+    criterion.modules.double()
+    optimizer = torch.optim.SGD([*student.parameters(), *criterion.parameters()], lr=0.01, momentum=0.9)
     length = len(loader) if options.get("knows_length") else None
     progress = EpochProgress(runtime, criterion.weights, 0, length)
     rule = UpdateRule(options.get("accumulate", 1), options.get("clip_grad"))
     figures = run_training_epoch(
         criterion, runtime.wrap(student), loader, optimizer, runtime, progress=progress, rule=rule
     )
-    criterion = Criterion(config, make_teacher(teacher, config, runtime, needs), runtime)
+    criterion = Criterion(config, make_teacher(teacher, config, runtime, needs), runtime, terms)
     measured = run_validation_epoch(criterion, student, val, runtime)
-    if runtime.is_main:
-        gradients = {name: parameter.grad for name, parameter in student.named_parameters()}
+    runtime.close()
+    if runtime.is_main or options.get("every_rank"):
+        trained_modules = nn.ModuleDict({"student": student, "terms": criterion.modules})
+        gradients = {name: parameter.grad for name, parameter in trained_modules.named_parameters()}
         torch.save(
             {
-                "weights": student.state_dict(),
+                "weights": trained_modules.state_dict(),
                 "gradients": gradients,
                 "train": figures._asdict(),
                 "val": measured._asdict(),
             },
-            options["out"],
+            f"{options['out']}.{runtime.rank}" if options.get("every_rank") else options["out"],
         )
+
+
+def several_times_three_steps(options) -> None:
+    """`three_steps` of several recipes in the same processes, as starting these takes longer than the steps."""
+    for name, recipe in options["recipes"].items():
+        three_steps({**options, **recipe, "out": f"{options['out']}.{name}"})
 
 
 def diverge(options) -> None:
@@ -144,5 +159,5 @@ def signalled_run(options) -> None:
 
 if __name__ == "__main__":
     settings = json.loads(Path(sys.argv[1]).read_text())
-    things = {f.__name__: f for f in (three_steps, whole_run, diverge, signalled_run)}
+    things = {f.__name__: f for f in (three_steps, several_times_three_steps, whole_run, diverge, signalled_run)}
     things[settings["do"]](settings)

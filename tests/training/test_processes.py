@@ -109,6 +109,35 @@ def test_weights_balance_and_gradient_attention_are_those_of_the_global_batch(tm
         assert both[part]["figures"] == pytest.approx(alone[part]["figures"], rel=1e-6)
 
 
+def test_mixed_images_hints_and_weighted_groups_are_those_of_one_process_and_relations_agree(tmp_path, digits_folder):
+    cut(digits_folder, tmp_path / "data", 49)
+    weights = [0.2, 3.0, 1.0, 0.5, 2.0, 1.0, 0.1, 0.7, 1.0, 0.5]
+    recipes = {
+        "mixed": {"views": {"mixup": 0.4, "cutmix": 0.4}, "class_weights": weights},
+        "hint": {"loss": {"hint": 2.0}},
+        "groups": {"class_weights": weights, "accumulate": 2, "batch_size": 12},
+        "relations": {"loss": {"logit_loss": "dist"}},
+    }  # fmt: skip
+    common = {"data": str(tmp_path / "data"), "batch_size": 24, "recipes": recipes, "every_rank": True}
+    for processes in (1, 2):
+        launch(tmp_path, processes, str(processes), do="several_times_three_steps", **common)
+    for name in recipes:
+        alone, first, second = (
+            torch.load(tmp_path / f"{processes}.{name}.{rank}", weights_only=True)
+            for processes, rank in ((1, 0), (2, 0), (2, 1))
+        )
+        assert all(torch.equal(value, second["weights"][key]) for key, value in first["weights"].items()), name
+        if name == "relations":  # correlations over a batch are those of each process's share
+            continue
+        for part in ("weights", "gradients"):
+            for key, value in alone[part].items():
+                torch.testing.assert_close(first[part][key], value, rtol=1e-6, atol=1e-6, msg=f"{name} {key}")
+        for part in ("train", "val"):
+            assert first[part]["figures"] == pytest.approx(alone[part]["figures"], rel=1e-6), name
+    projectors = [key for key in torch.load(tmp_path / "2.hint.0", weights_only=True)["gradients"] if "projec" in key]
+    assert len(projectors) == 4
+
+
 @pytest.mark.parametrize(
     "recipe",
     [

@@ -88,6 +88,7 @@ class Criterion:
         *,
         is_stand_in: bool = False,
         labelled: Labelled | None = None,
+        emphasis: Tensor | None = None,
     ) -> Losses:
         """Compute the losses of a batch.
 
@@ -97,6 +98,7 @@ class Criterion:
             epoch: from 0, including the fraction of the current one.
             is_stand_in: the batch takes the place of an empty share, and counts for nothing.
             labelled: how many of the images have a label; None: they are counted, where labels are on the CPU.
+            emphasis: a factor [] of the cross-entropy, see `emphases`; None: 1.
         """
         labelled = labelled or Labelled.of(batch.labels)
         try:
@@ -107,12 +109,21 @@ class Criterion:
             raise
         if batch.mixing is not None:
             refuse_mixed_labels(self.terms)
-        classify = partial(self._classification, mixed=batch.mixing, labelled=labelled, is_stand_in=is_stand_in)
+        classify = partial(
+            self._classification, mixed=batch.mixing, labelled=labelled, is_stand_in=is_stand_in, emphasis=emphasis
+        )
         pairs, map_pairs = self.pairs(output, teacher), self.map_pairs(output, teacher)
         return combine(output, teacher, batch.labels, self.terms, pairs, epoch, classify, map_pairs, labelled)
 
     def _classification(
-        self, logits: Tensor, labels: Tensor, *, mixed: Mixed | None, labelled: Labelled, is_stand_in: bool
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        *,
+        mixed: Mixed | None,
+        labelled: Labelled,
+        is_stand_in: bool,
+        emphasis: Tensor | None,
     ) -> Tensor:
         """The cross-entropy []; with weighted classes, this process's part of the mean over the global batch.
 
@@ -120,12 +131,36 @@ class Criterion:
         it is multiplied by the mean weight here, over the mean weight in the global batch.
         """
         mean = self._cross_entropy(logits, labels, mixed, are_all_labelled=labelled.is_all)
+        mean = mean if emphasis is None else mean * emphasis
         if not self._cross_entropy.is_weighted or self.runtime.world_size == 1:
             return mean if labelled.share == 1 else mean * labelled.share
         mine = torch.stack([labels.new_tensor(len(labels)).float(), self._cross_entropy.sum_of_weights(labels, mixed)])
         images, weights = self.runtime.sum_over_processes(torch.zeros_like(mine) if is_stand_in else mine.clone())
         share: Tensor = (mine[1] / mine[0]) / (weights / images).clamp_min(torch.finfo(torch.float32).tiny)
         return mean * share
+
+    @property
+    def weighs_classes(self) -> bool:
+        """Whether cross-entropy has class weights, so that `emphases` are not all 1."""
+        return self._cross_entropy.is_weighted
+
+    def emphases(self, batches: Sequence[Batch]) -> Tensor:
+        """How much the cross-entropy of each batch counts beside the others of a group [N], by their class weights.
+
+        The batches of a step are averaged by their numbers of images, while a weighted mean over all of their images
+        divides by the sum of the weights: so each batch's is multiplied by its mean weight over that of the group.
+        Every process must call this together, with its shares of the batches.
+        """
+        of_each = [
+            torch.stack([x.labels.new_tensor(len(x.labels)).float(), self._weight_of(x)]).to(self.runtime.device)
+            for x in batches
+        ]
+        images, weights = self.runtime.sum_over_processes(torch.stack(of_each)).unbind(1)
+        mean = (weights.sum() / images.sum()).clamp_min(torch.finfo(torch.float32).tiny)
+        return weights / images / mean
+
+    def _weight_of(self, batch: Batch) -> Tensor:
+        return self._cross_entropy.sum_of_weights(batch.labels, batch.mixing)
 
     def ask_teacher(self, batch: Batch) -> TeacherOutput:
         """The teacher's signals for a batch [B, C, H, W], its logits in the order of the student's classes."""

@@ -66,6 +66,23 @@ def test_accumulation_equals_the_larger_batch(large, small, accumulate):
         assert means == pytest.approx(figures, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("large", "small", "accumulate"),
+    [([12, 8], [5, 4, 3, 5, 3], 3), ([11, 9], [6, 4, 1, 3, 5, 1], 3), ([20], [7, 13], 100)],
+)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_mean_of_weighted_classes_is_that_of_the_larger_batch(large, small, accumulate, smoothing):
+    recipe = {"class_weights": (0.1, 3.0, 1.0, 0.5), "label_smoothing": smoothing}
+    weights, gradients, figures = trained(large, **recipe)
+    others, accumulated, means = trained(small, accumulate=accumulate, **recipe)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(accumulated[name], gradient, rtol=1e-5, atol=1e-7)
+    for name, value in weights.items():
+        torch.testing.assert_close(others[name], value, rtol=1e-5, atol=1e-7)
+    if len(large) == 1:
+        assert means == pytest.approx(figures, rel=1e-5)
+
+
 def test_so_it_does_for_a_real_network_whose_statistics_are_frozen():
     def student():
         torch.manual_seed(0)
