@@ -86,6 +86,19 @@ def warn_of_idle_settings(config: Config, parts: UserParts) -> None:
         logger.warning("augment is True, but train_loader is yours, and its images stay as it gives them")
 
 
+def log_unbalanced_partners(config: Config) -> None:
+    """Log that a balanced sampler does not balance the second images of mixup and cutmix.
+
+    Args:
+        config: uses sampler, mixup and cutmix.
+    """
+    if config.sampler == "balanced" and (config.mixup or config.cutmix):
+        logger.info(
+            "sampler is 'balanced': so are the images of a batch, while the second images that mixup and cutmix mix in "
+            "are drawn evenly from all"
+        )
+
+
 def refuse_idle_settings(config: Config, parts: UserParts, *, begins: bool) -> None:
     """Refuse settings that ask for what the user's own train_loader or student does not do.
 

@@ -10,7 +10,7 @@ from attention_transfer import ConfigError, create_model, prepare_dataloaders, t
 from attention_transfer.checkpoint import read_checkpoint, write_checkpoint
 from attention_transfer.config import Config
 from attention_transfer.data.views import Augmentation
-from attention_transfer.training.setup.idle_settings import warn_of_idle_settings
+from attention_transfer.training.setup.idle_settings import log_unbalanced_partners, warn_of_idle_settings
 from attention_transfer.training.setup.user_parts import UserParts
 
 TRIVIAL = {"augment": True, "augmentation": ("trivial",)}
@@ -109,3 +109,19 @@ def test_a_run_that_goes_on_needs_no_published_weights(settings, tmp_path, monke
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
     monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_: pytest.fail("weights are fetched"))
     assert len(train_at({"resume": str(path), "epochs": 2})["training_history"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_told"),
+    [
+        ({"sampler": "balanced", "augment": True, "mixup": 0.2}, True),
+        ({"sampler": "balanced", "augment": True, "cutmix": 1.0}, True),
+        ({"sampler": "balanced"}, False),
+        ({"augment": True, "mixup": 0.2}, False),
+    ],
+    ids=str,
+)
+def test_second_images_that_a_balanced_sampler_does_not_balance_are_told(caplog, settings, is_told):
+    with caplog.at_level("INFO", "attention_transfer"):
+        log_unbalanced_partners(Config(**settings))
+    assert ("drawn evenly from all" in caplog.text) is is_told

@@ -31,7 +31,11 @@ from attention_transfer.training.setup.data.loaders import (
     with_pixel_range,
 )
 from attention_transfer.training.setup.data.numbering import number_alike
-from attention_transfer.training.setup.idle_settings import refuse_idle_settings, warn_of_idle_settings
+from attention_transfer.training.setup.idle_settings import (
+    log_unbalanced_partners,
+    refuse_idle_settings,
+    warn_of_idle_settings,
+)
 from attention_transfer.training.setup.user_parts import UserParts
 
 logger = logging.getLogger(__name__)
@@ -83,6 +87,7 @@ def describe_data(
         parts: what the user has passed to train_at beside the settings.
     """
     warn_of_idle_settings(config, parts)
+    log_unbalanced_partners(config)
     for line in class_table(counts) if counts else ():
         logger.info("%s", line)
     imbalanced = imbalance_warning(class_counts(loaders.train) or {}, config.class_names or ())
