@@ -99,7 +99,8 @@ def _log(network: nn.Module, frozen: Sequence[str]) -> None:
     if not trained:
         raise ConfigError("there is nothing to train: freeze leaves no parameter of the student; name fewer modules.")
     total = sum(map(Tensor.numel, network.parameters()))
-    logger.info("frozen are %s: %s of %s parameters are trained", _some(frozen), f"{trained:,}", f"{total:,}")
+    with_weights = [name for name in frozen if any(True for _ in network.get_submodule(name).state_dict())]
+    logger.info("frozen are %s: %s of %s parameters are trained", _some(with_weights), f"{trained:,}", f"{total:,}")
 
 
 def frozen_modules(student: nn.Module, names: Sequence[str]) -> list[nn.Module]:
