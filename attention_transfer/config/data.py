@@ -17,7 +17,9 @@ class DataSettings(SettingsGroup):
 
     heading: ClassVar = "Data"
 
-    data_dir: Path = Field("data", description="train/, val/ and test/ folders, or a folder of class folders")
+    data_dir: Path = Field(
+        "data", description="train/, val/ and test/ folders, a folder of class folders, or a table of paths and labels"
+    )
     unlabelled_dir: Path | None = Field(
         None,
         description="any tree of images without labels, of which each batch has some more; cross-entropy passes them "

@@ -7,7 +7,8 @@ from attention_transfer.data.loading.loaders import prepare_dataloaders
 from attention_transfer.data.loading.sampler import EpochBatchSampler
 from attention_transfer.data.loading.user_loaders import check_loader, classes_of, count_classes, unpack
 from attention_transfer.data.rendering import render_views, render_whole, view_matrices
-from attention_transfer.data.sources.folder import Sample, Splits, find_splits
+from attention_transfer.data.sources.base import Sample
+from attention_transfer.data.sources.folder import Splits, find_splits
 from attention_transfer.data.views import Augmentation, ViewParameters, draw_view, draw_views
 
 __all__ = [

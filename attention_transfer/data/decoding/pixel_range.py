@@ -23,7 +23,7 @@ from attention_transfer.data.decoding.depth import (
     natural_range,
 )
 from attention_transfer.data.decoding.images import unreadable
-from attention_transfer.data.sources.folder import Sample
+from attention_transfer.data.sources.base import Sample
 from attention_transfer.errors import DataError
 
 logger = logging.getLogger(__name__)

@@ -24,9 +24,9 @@ from attention_transfer.data.loading.options import LoaderOptions, check_integer
 from attention_transfer.data.loading.reimport import end_if_imported_again
 from attention_transfer.data.loading.sampler import EpochBatchSampler
 from attention_transfer.data.loading.workers import end_workers, prepare_worker
-from attention_transfer.data.sources.base import Source
+from attention_transfer.data.sources.base import Sample, Source
 from attention_transfer.data.sources.files import FileSource
-from attention_transfer.data.sources.folder import Sample, find_splits
+from attention_transfer.data.sources.folder import find_splits
 from attention_transfer.data.sources.split_cut import CutFraction
 from attention_transfer.data.sources.unlabelled import WithUnlabelled, find_unlabelled
 from attention_transfer.data.views import Augmentation

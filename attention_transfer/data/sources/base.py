@@ -7,10 +7,31 @@ those of a folder: with reproducible views, cached outputs of the teacher, and r
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image file and its class.
+
+    Attributes:
+        path: absolute path of the file.
+        relative: path relative to the data folder, with forward slashes on every system.
+        label: position of its class in `Splits.classes`.
+        size: size of the file in bytes.
+        mtime_ns: time of its last change in nanoseconds.
+    """
+
+    path: str
+    relative: str
+    label: int
+    size: int
+    mtime_ns: int
+
 
 Content = str | bytes | npt.NDArray[np.uint8]
 """An undecoded image: the path of a file, its bytes, or RGB pixels [H, W, 3]."""

@@ -6,8 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from attention_transfer.data.sources.base import Mark
-from attention_transfer.data.sources.folder import Sample
+from attention_transfer.data.sources.base import Mark, Sample
 from attention_transfer.progress import progress_bar
 
 

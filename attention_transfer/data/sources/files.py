@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from attention_transfer.data.sources.base import Mark
+from attention_transfer.data.sources.base import Mark, Sample
 from attention_transfer.data.sources.digest import samples_digest
-from attention_transfer.data.sources.folder import Sample
 
 
 class FileSource:
@@ -22,7 +21,7 @@ class FileSource:
         self.samples = tuple(samples)
         self.classes = tuple(classes)
         self.labels: Sequence[int] = [sample.label for sample in self.samples]
-        self.place = str(Path(self.samples[0].path).parents[1]) if self.samples else "no images"
+        self.place = str(Path(self.samples[0].path).parent.parent) if self.samples else "no images"
         self._fingerprints: dict[Mark, str] = {}
 
     def __len__(self) -> int:

@@ -9,35 +9,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from attention_transfer.data.sources.base import Sample
 from attention_transfer.data.sources.image_files import begins_like_an_image, image_suffixes, in_words, suffix_of
 from attention_transfer.data.sources.listing import files_below, visible_entries, visible_folders
 from attention_transfer.data.sources.split_cut import CutFraction, SplitCut, cut, set_aside
 from attention_transfer.data.sources.split_folders import EXPECTED, SplitFolders, find_split_folders
 from attention_transfer.data.sources.split_names import means_unlabelled
+from attention_transfer.data.sources.table import is_table, read_table
 from attention_transfer.errors import DataError
 
 logger = logging.getLogger(__name__)
 
 _LISTED = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One image file and its class.
-
-    Attributes:
-        path: absolute path of the file.
-        relative: path relative to the data folder, with forward slashes on every system.
-        label: position of its class in `Splits.classes`.
-        size: size of the file in bytes.
-        mtime_ns: time of its last change in nanoseconds.
-    """
-
-    path: str
-    relative: str
-    label: int
-    size: int
-    mtime_ns: int
 
 
 @dataclass(frozen=True)
@@ -76,6 +59,8 @@ def find_splits(
     Which images are cut depends only on their relative paths and on `split_seed`, so it is the same on every machine
     and in every run, and an added image does not move the others. How many are cut is logged.
 
+    It may also be a table (.csv, .tsv, .parquet) of paths and labels; see `read_table`.
+
     Classes are the folders in train. Some of them may be missing or empty in val or test, which is logged. A test
     split without class folders has no labels: this is logged, and `test` is empty.
 
@@ -84,7 +69,7 @@ def find_splits(
     files, which is logged with their suffixes.
 
     Args:
-        data_dir: the folder.
+        data_dir: the folder, or the table.
         split_seed: seed of the cut of a missing val or test.
         val_fraction: share of each class that is cut where val is missing; 'auto': 0.15, at most about 10,000 images.
         test_fraction: likewise for test; 0: there is no test split.
@@ -121,6 +106,9 @@ def find_unsplit(data_dir: str | os.PathLike[str]) -> Splits | None:
 def _read(data_dir: str | os.PathLike[str]) -> tuple[dict[str, Path], tuple[str, ...], dict[str, list[Sample]]]:
     """The folder of each split that has one, the classes, and the images in each of these folders."""
     root = Path(data_dir).expanduser().resolve()
+    if is_table(root) and root.is_file():
+        table = read_table(root)
+        return dict.fromkeys(table.samples, root), table.classes, table.samples
     if not root.is_dir():
         problem = "is a file" if root.exists() else "does not exist"
         raise DataError(f"The data folder {root} {problem}; data_dir must name a folder. {EXPECTED}")

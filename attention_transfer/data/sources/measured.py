@@ -6,7 +6,8 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from attention_transfer.data.sources.folder import Sample, Splits, find_splits, find_unsplit
+from attention_transfer.data.sources.base import Sample
+from attention_transfer.data.sources.folder import Splits, find_splits, find_unsplit
 from attention_transfer.data.sources.split_cut import SplitCut
 from attention_transfer.errors import DataError
 

@@ -7,9 +7,10 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import Literal
 
 from attention_transfer.config import Config
+from attention_transfer.data.sources.base import Sample
 from attention_transfer.errors import DataError
 
 AUTO_FRACTION = 0.15
@@ -20,21 +21,6 @@ _FEWEST_TO_CUT = 3
 _MILLION = 10**6
 
 CutFraction = float | Literal["auto"]
-
-
-class Member(Protocol):
-    """An image as far as the cut needs it."""
-
-    @property
-    def relative(self) -> str:
-        """Path relative to the data folder, with forward slashes."""
-
-    @property
-    def label(self) -> int:
-        """Position of its class."""
-
-
-M = TypeVar("M", bound=Member)
 
 
 @dataclass(frozen=True)
@@ -81,8 +67,8 @@ class SplitCut:
 
 
 def cut(
-    samples: Sequence[M], roles: Sequence[str], how: SplitCut, folder: Path, classes: Sequence[str]
-) -> dict[str, list[M]]:
+    samples: Sequence[Sample], roles: Sequence[str], how: SplitCut, folder: Path, classes: Sequence[str]
+) -> dict[str, list[Sample]]:
     """Cut splits from training images, class by class, at least one image of each; what is left is 'train'.
 
     Which images are cut depends only on their relative paths and on the seed: an added image does not move others.
@@ -97,7 +83,7 @@ def cut(
     Raises:
         DataError: a class has fewer than three images, or all would be cut.
     """
-    parts: dict[str, list[M]] = {role: [] for role in ("train", *roles)}
+    parts: dict[str, list[Sample]] = {role: [] for role in ("train", *roles)}
     shares = {role: how.parts_per_million(role, len(samples)) for role in roles}
     for label, group in itertools.groupby(samples, key=lambda sample: sample.label):
         of_class = list(group)
@@ -113,7 +99,7 @@ def cut(
     return {role: sorted(part, key=lambda sample: (sample.label, sample.relative)) for role, part in parts.items()}
 
 
-def _too_few(of_class: Sequence[object], sizes: dict[str, int], folder: Path) -> str:
+def _too_few(of_class: Sequence[Sample], sizes: dict[str, int], folder: Path) -> str:
     roles = " and ".join(sizes)
     if len(of_class) < _FEWEST_TO_CUT:
         return (
@@ -127,7 +113,7 @@ def _too_few(of_class: Sequence[object], sizes: dict[str, int], folder: Path) ->
     )
 
 
-def set_aside(parts: Mapping[str, Sequence[Member]], folder: Path, split_seed: int) -> str:
+def set_aside(parts: Mapping[str, Sequence[Sample]], folder: Path, split_seed: int) -> str:
     """What was cut, and how to keep it, in a sentence for the log."""
     cut_off = {role: len(part) for role, part in parts.items() if role != "train"}
     images = sum(map(len, parts.values()))

@@ -9,9 +9,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from attention_transfer.data.sources.base import Content, Mark, Source
+from attention_transfer.data.sources.base import Content, Mark, Sample, Source
 from attention_transfer.data.sources.files import FileSource
-from attention_transfer.data.sources.folder import Sample
 from attention_transfer.data.sources.image_files import begins_like_an_image, image_suffixes, in_words, suffix_of
 from attention_transfer.data.sources.listing import files_below
 from attention_transfer.errors import DataError

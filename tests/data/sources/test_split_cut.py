@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from attention_transfer import prepare_dataloaders, train_at
 from attention_transfer.config import create_at_config
+from attention_transfer.data.sources.base import Sample
 from attention_transfer.data.sources.folder import find_splits
 from attention_transfer.data.sources.split_cut import MOST_IMAGES, SplitCut, cut
 from attention_transfer.errors import ConfigError, DataError
 
 
-@dataclass(frozen=True)
-class Image:
-    relative: str
-    label: int
-
-
 def many(classes, images):
     """As many images of each class."""
-    return [Image(f"{label}/{i}.png", label) for label in range(classes) for i in range(images)]
+    return [Sample("", f"{label}/{i}.png", label, 0, 0) for label in range(classes) for i in range(images)]
 
 
 def sizes(samples, how):

@@ -14,8 +14,8 @@ import pytest
 from support.small_disks import mounted, needs_mount
 
 import attention_transfer
+from attention_transfer.data.sources.base import Sample
 from attention_transfer.data.sources.digest import samples_digest
-from attention_transfer.data.sources.folder import Sample
 from attention_transfer.errors import WriteError
 
 pytestmark = pytest.mark.slow
