@@ -17,6 +17,18 @@ def like_weights(images: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
     return images if weights is None else images.to(weights.dtype)
 
 
+def handed_over(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor [...] on a device; through page-locked memory to a GPU, as only then the host does not wait for it."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def constants(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
+    """Numbers [n] of a tensor's device and dtype, written there: a copy from the CPU would make the host wait."""
+    return torch.cat([like.new_full((1,), value) for value in values])
+
+
 def device_of(model: torch.nn.Module) -> torch.device:
     """Where a network's parameters are; the CPU for a network without any."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

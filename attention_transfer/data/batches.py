@@ -90,8 +90,7 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch on another device; indices and matrices stay on the CPU, where they are used."""
-        moved = self._with_each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-        return replace(moved, indices=self.indices, matrices=self.matrices)
+        return self._with_each(lambda tensor: tensor.to(device, non_blocking=non_blocking), _OF_PIXELS)
 
     def own(self) -> Batch:
         """The same batch in this process's own memory.
@@ -106,8 +105,8 @@ class Batch:
         present = {name: tensor for name in _OF_PIXELS if (tensor := getattr(self, name)) is not None}
         return Batch(**{name: tensor[which] for name, tensor in present.items()})
 
-    def _with_each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        present = {name: tensor for name in _TENSORS if (tensor := getattr(self, name)) is not None}
+    def _with_each(self, change: Callable[[Tensor], Tensor], names: Sequence[str] | None = None) -> Batch:
+        present = {name: tensor for name in names or _TENSORS if (tensor := getattr(self, name)) is not None}
         changed: dict[str, Any] = {name: change(tensor) for name, tensor in present.items()}
         return replace(self, **changed)
 

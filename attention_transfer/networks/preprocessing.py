@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from attention_transfer.config import Config
 from attention_transfer.errors import ConfigError
 from attention_transfer.logs import log_once
-from attention_transfer.modules import unwrapped
+from attention_transfer.modules import constants, unwrapped
 from attention_transfer.networks.architecture import Size
 from attention_transfer.networks.registry import card_of
 
@@ -72,7 +72,7 @@ class Preprocessing:
                 f"the teacher has a mean and a standard deviation of its own for 3 channels, but the images have "
                 f"{images.shape[1]}; set teacher_mean and teacher_std to 'run'."
             )
-        factor, shift = images.new_tensor(self.factor), images.new_tensor(self.shift)
+        factor, shift = constants(self.factor, images), constants(self.shift, images)
         return images * factor[:, None, None] + shift[:, None, None]
 
     @property

@@ -127,6 +127,7 @@ class FrozenRunner:
             self.network = convert_weights(self.network, seen, self.stages, autocast, is_own=self.is_folded)
         self.layout = layout if needs.blocks else None
         self.to_own_labels = None if to_own_labels is None else tuple(to_own_labels)
+        self._own_labels: Tensor | None = None
         self._probe = Probe(self.network, needs, self.stages, self.layout, stop=not needs.logits)
 
     def run(self, images: Tensor, labels: Tensor | None = None, *, whole: bool = False) -> TeacherOutput:
@@ -175,8 +176,9 @@ class FrozenRunner:
         """Labels [B] as the network numbers its classes; those below 0, of images without a label, stay."""
         if self.to_own_labels is None:
             return labels
-        own = torch.tensor(self.to_own_labels, device=labels.device)
-        return torch.where(labels < 0, labels, own[labels.clamp_min(0)])
+        if self._own_labels is None or self._own_labels.device != labels.device:
+            self._own_labels = torch.tensor(self.to_own_labels, device=labels.device)
+        return torch.where(labels < 0, labels, self._own_labels[labels.clamp_min(0)])
 
     def _gradient(self, images: Tensor, labels: Tensor, size: int) -> Tensor:
         """The gradient [n, C, H, W] of a chunk, padded as in `_pass`; float32, or float64 as the weights; unfolded."""

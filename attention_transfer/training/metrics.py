@@ -98,9 +98,8 @@ class MeanMeter:
             means = torch.stack([losses.total, *losses.scalars.values()])
             hits = losses.logits.argmax(dim=1) == labels
             correct = hits.sum()
-            counts = torch.stack([correct.new_tensor(count), correct])
             sums = means.to(self._dtype) * self._weights_of(count, labelled)
-            new = torch.cat([counts.to(self._dtype), sums, self._filled(labelled)])
+            new = torch.cat([self._filled(count), correct.to(self._dtype).view(1), sums, self._filled(labelled)])
             self._sums = new if self._sums is None else self._sums + new
             if self._counts_classes:
                 self._add_by_class(hits, labels, losses.logits.shape[1])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from attention_transfer.data.batches import Batch, collate
 from attention_transfer.data.dataset import ImageDataset
+from attention_transfer.modules import handed_over
 from attention_transfer.teacher.cache.grid import Grid
 from attention_transfer.teacher.cache.store import Rows
 from attention_transfer.teacher.cache.warp import is_mirrored, mirror, warp_maps
@@ -80,7 +81,7 @@ class ViewIndex:
 
     def images(self, batch: Batch, positions: Rows) -> Tensor:
         """The batch's own images [n, 3, H, W] at some positions [n]."""
-        return batch.images[torch.from_numpy(positions).to(batch.images.device)]
+        return batch.images[handed_over(torch.from_numpy(positions), batch.images.device)]
 
     def project_to_view(self, batch: Batch, maps: Maps) -> tuple[Maps, Maps | None]:
         """The maps [B, h, w] as they are: the records are of the views themselves."""
@@ -124,14 +125,15 @@ class WarpIndex:
         images = self.dataset.whole(batch.indices.numpy()[positions].tolist())
         mirrored = torch.from_numpy(self._mirrored(batch)[positions])
         images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
-        return images.to(batch.images.device)
+        return handed_over(images, batch.images.device)
 
     def project_to_view(self, batch: Batch, maps: Maps) -> tuple[Maps, Maps | None]:
         """The maps [B, h, w] warped to the views, and their coverage [B, h, w]; see `warp_maps`."""
         assert batch.matrices is not None
         matrices = torch.where(is_mirrored(batch.matrices)[:, None, None], mirror(batch.matrices), batch.matrices)
+        matrices = handed_over(matrices, batch.images.device)
         pairs = [
-            warp_maps(stage, matrices.to(stage.device, non_blocking=True), grid, self.dataset.image_size)
+            warp_maps(stage, matrices, grid, self.dataset.image_size)
             for stage, grid in zip(maps, self.grids, strict=True)
         ]
         return tuple(warped for warped, _ in pairs), tuple(coverage for _, coverage in pairs)

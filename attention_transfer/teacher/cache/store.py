@@ -25,6 +25,7 @@ from attention_transfer.cache.records import Records, file_size
 from attention_transfer.features.maps import INPUT_GRADIENT, SUM_OF_SQUARES, MapFunction
 from attention_transfer.features.signals import LOGITS as LOGITS_SIGNAL
 from attention_transfer.features.signals import Signal, TeacherOutput, map_signal
+from attention_transfer.modules import handed_over
 
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[Any]
@@ -107,13 +108,25 @@ class OutputShape:
 
     def encode_maps(self, maps: Sequence[Tensor]) -> Floats:
         """Normalised maps [B, h, w] of each stage as rows [B, cells] in the stored dtype."""
-        scaled = [stage.flatten(1) * math.sqrt(stage[0].numel()) for stage in maps]
-        rows: Floats = torch.cat(scaled, dim=1).cpu().numpy().astype(self.map_type)
+        rows: Floats = self._scaled(maps).cpu().numpy().astype(self.map_type)
         return rows
 
     def decode_maps(self, rows: Floats, device: torch.device) -> tuple[Tensor, ...]:
         """Normalised maps [B, h, w], float32, of each stage, from rows [B, cells]."""
-        numbers = torch.from_numpy(rows).to(device, non_blocking=True).float()
+        return self._split(handed_over(torch.from_numpy(rows), device).float())
+
+    def rounded_maps(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Normalised maps [B, h, w], float32, of each stage, rounded on their device as if they had been stored."""
+        rows = self._scaled(maps)
+        if rows.dtype != torch.float32:
+            # NumPy rounds float64 to float16 once, PyTorch by way of float32
+            return self.decode_maps(self.encode_maps(maps), rows.device)
+        return self._split(rows.half().float() if self.map_precision == "fp16" else rows)
+
+    def _scaled(self, maps: Sequence[Tensor]) -> Tensor:
+        return torch.cat([stage.flatten(1) * math.sqrt(stage[0].numel()) for stage in maps], dim=1)
+
+    def _split(self, numbers: Tensor) -> tuple[Tensor, ...]:
         stages = torch.split(numbers, [h * w for h, w in self.maps], dim=1)
         return tuple((stage / math.sqrt(h * w)).view(-1, h, w) for stage, (h, w) in zip(stages, self.maps, strict=True))
 

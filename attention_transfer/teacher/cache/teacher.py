@@ -8,6 +8,7 @@ from torch import Tensor
 
 from attention_transfer.data.batches import Batch
 from attention_transfer.errors import DataError
+from attention_transfer.modules import handed_over
 from attention_transfer.teacher.base import TeacherOutput
 from attention_transfer.teacher.cache.index import CacheIndex
 from attention_transfer.teacher.cache.store import Floats, OutputShape, Rows, TeacherCache
@@ -51,10 +52,8 @@ class CachedTeacher:
             return self.runner.run(batch.images, batch.labels)
         if self.shape.depends_on_label:
             self._check_labels(batch)
-        stored_maps, stored_logits = self._read(batch)
-        device = batch.images.device
-        maps, coverage = self.index.project_to_view(batch, self.shape.decode_maps(stored_maps, device))
-        logits = None if stored_logits is None else torch.from_numpy(stored_logits).to(device)
+        stored, logits = self._rounded(batch) if self.cache is None else self._decoded(self.cache, batch)
+        maps, coverage = self.index.project_to_view(batch, stored)
         return self.shape.output(maps, logits, coverage)
 
     def close(self) -> None:
@@ -72,12 +71,24 @@ class CachedTeacher:
                 "the labels as they are while a run goes on, or set teacher_cache='off' in a loop of your own."
             )
 
-    def _read(self, batch: Batch) -> tuple[Floats, Floats | None]:
+    def _rounded(self, batch: Batch) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """Where nothing is kept: the outputs never leave the device, so that the host does not wait for them."""
+        positions = np.arange(len(batch.labels))
+        self.misses += len(positions)
+        images = self.index.images(batch, positions)
+        output = self.runner.run(images, batch.labels)
+        logits = None if output.logits is None else output.logits.float()
+        return self.shape.rounded_maps(self.shape.maps_of(output)), logits
+
+    def _decoded(self, cache: TeacherCache, batch: Batch) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        maps, logits = self._read(cache, batch)
+        device = batch.images.device
+        decoded = self.shape.decode_maps(maps, device)
+        return decoded, None if logits is None else handed_over(torch.from_numpy(logits), device)
+
+    def _read(self, cache: TeacherCache, batch: Batch) -> tuple[Floats, Floats | None]:
         rows = self.index.rows(batch)
-        if self.cache is None:
-            self.misses += len(rows)
-            return self._run_teacher(batch, np.arange(len(rows)))
-        maps, logits, found = self.cache.read(rows)
+        maps, logits, found = cache.read(rows)
         missing = np.flatnonzero(~found)
         self.hits += len(rows) - len(missing)
         if len(missing):
@@ -101,7 +112,7 @@ class CachedTeacher:
             logits[missing] = new_logits
 
     def _run_teacher(self, batch: Batch, positions: Rows) -> tuple[Floats, Floats | None]:
-        labels = batch.labels[torch.from_numpy(positions).to(batch.labels.device)]
+        labels = batch.labels[handed_over(torch.from_numpy(positions), batch.labels.device)]
         output = self.runner.run(self.index.images(batch, positions), labels)
         return self.shape.encode_maps(self.shape.maps_of(output)), _on_cpu(output.logits)
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attention_transfer.data.frame import ImageSize, as_frame
+from attention_transfer.modules import constants
 from attention_transfer.teacher.cache.grid import Axis, Grid
 
 _EDGE = 1 + 1e-4
@@ -42,7 +43,7 @@ def warp_maps(maps: Tensor, matrices: Tensor, grid: Grid, image_size: ImageSize)
 
 def mirror(matrices: Tensor) -> Tensor:
     """The matrices [B, 2, 3] from the same views to the mirrored whole images, from those to the whole images."""
-    return matrices * matrices.new_tensor([[-1.0], [1.0]])
+    return matrices * constants((-1.0, 1.0), matrices).view(2, 1)
 
 
 def is_mirrored(matrices: Tensor) -> Tensor:

@@ -134,7 +134,8 @@ class Criterion:
         mean = mean if emphasis is None else mean * emphasis
         if not self._cross_entropy.is_weighted or self.runtime.world_size == 1:
             return mean if labelled.share == 1 else mean * labelled.share
-        mine = torch.stack([labels.new_tensor(len(labels)).float(), self._cross_entropy.sum_of_weights(labels, mixed)])
+        weight = self._cross_entropy.sum_of_weights(labels, mixed)
+        mine = torch.stack([torch.full_like(weight, len(labels)), weight])
         images, weights = self.runtime.sum_over_processes(torch.zeros_like(mine) if is_stand_in else mine.clone())
         share: Tensor = (mine[1] / mine[0]) / (weights / images).clamp_min(torch.finfo(torch.float32).tiny)
         return mean * share
