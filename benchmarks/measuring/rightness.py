@@ -217,6 +217,8 @@ def unteachable(student: nn.Module, teacher: nn.Module, images: Tensor) -> Itera
     stages, theirs = choose_stages(student, images).stages, choose_stages(teacher, images).stages
     wanted = tapped(teacher, theirs, images)
     parameters = [p for p in student.parameters() if p.requires_grad]
+    # tokens and tables of positions come before it, and need not take part
+    first = next(p for name, p in student.named_parameters() if name.endswith("weight") and p.dim() >= 2)
     optimizer = torch.optim.AdamW(parameters, lr=1e-3)
     losses = []
     for step in range(STEPS + 1):
@@ -225,13 +227,16 @@ def unteachable(student: nn.Module, teacher: nn.Module, images: Tensor) -> Itera
             student(images)
         loss = attention_loss(taps.features, wanted)
         loss.backward()
-        if step == 0 and (parameters[0].grad is None or not bool(parameters[0].grad.abs().sum() > 0)):
-            named = next(name for name, p in student.named_parameters() if p is parameters[0])
-            yield f"no gradient reaches {named}"
+        if step == 0 and not _has_gradient(first):
+            yield "no gradient reaches the first layer"
         optimizer.step()
         losses.append(float(loss.detach()))
     if not min(losses[-3:]) <= FALLS_TO * losses[0]:
         yield f"AT falls from {losses[0]:.2e} to {losses[-1]:.2e} alone"
+
+
+def _has_gradient(parameter: nn.Parameter) -> bool:
+    return parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
 
 
 def disturbed(network: nn.Module, work: Callable[[], object]) -> Iterator[str]:
