@@ -114,35 +114,61 @@ def _documented(network: nn.Module, stages: Stages, images: Tensor) -> list[Tens
     return [stage.readout(stage.name, nodes[stage.name]) for stage in stages.stages]
 
 
-def blind_quarters(network: nn.Module, stages: Stages, images: Tensor) -> Iterator[tuple[str, str]]:
-    """Stages whose map changes most in another quarter than that in which a bright patch is put, and which patch.
+Problems = Iterator[tuple[int, str]]
+"""The number of a stage, and a sentence."""
+
+
+def blind_quarters(network: nn.Module, stages: Stages, images: Tensor) -> Problems:
+    """Stages whose map changes most in another quarter than that in which a bright patch is put.
 
     Args:
         network: any.
         stages: that were chosen; those smaller than 2x2 have no quarters.
         images: [B, 3, H, W].
     """
+    for i, shares in _shares_of_quarters(network, stages, images):
+        for quarter in range(4):
+            if int(shares[quarter].argmax()) != quarter:
+                words = ", ".join(f"{share:.2f}" for share in shares[quarter].tolist())
+                yield i, f"{stages.stages[i].label} changes most elsewhere than in quarter {quarter} ({words})"
+
+
+def indistinct_quarters(network: nn.Module, stages: Stages, images: Tensor) -> Problems:
+    """Stages of which some quarter changes more with a bright patch elsewhere than with one in it.
+
+    This is what can be asked of a network that mixes all positions: its maps change everywhere.
+
+    Args:
+        network: any.
+        stages: that were chosen; those smaller than 2x2 have no quarters.
+        images: [B, 3, H, W].
+    """
+    for i, shares in _shares_of_quarters(network, stages, images):
+        for quarter in range(4):
+            if int(shares[:, quarter].argmax()) != quarter:
+                yield i, f"{stages.stages[i].label} changes in quarter {quarter} most with a patch elsewhere"
+
+
+def _shares_of_quarters(network: nn.Module, stages: Stages, images: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """The shares [4, 4] of the change of a stage's map: of a patch in each quarter, in each quarter."""
     height, width = images.shape[2:]
     plain = [energy(x) for x in tapped(network, stages.stages, images)]
-    for down in (0, 1):
-        for right in (0, 1):
-            patched = images.clone()
-            top, left = height // 8 + down * height // 2, width // 8 + right * width // 2
-            patched[:, :, top : top + height // 4, left : left + width // 4] = 3.0
-            maps = [energy(x) for x in tapped(network, stages.stages, patched)]
-            for stage, before, after in zip(stages.stages, plain, maps, strict=True):
-                if min(before.shape[1:]) >= 2 and _most_in(after - before) != (down, right):
-                    yield stage.name, f"changes most in another quarter than {(down, right)}"
+    shares: list[list[Tensor]] = [[] for _ in plain]
+    for down, right in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        patched = images.clone()
+        top, left = height // 8 + down * height // 2, width // 8 + right * width // 2
+        patched[:, :, top : top + height // 4, left : left + width // 4] = 3.0
+        for of_stage, before, x in zip(shares, plain, tapped(network, stages.stages, patched), strict=True):
+            change = (energy(x) - before).abs().mean(dim=0, keepdim=True)
+            quarters = F.adaptive_avg_pool2d(change.unsqueeze(1), 2).flatten()
+            of_stage.append(quarters / quarters.sum())
+    for i, (before, of_stage) in enumerate(zip(plain, shares, strict=True)):
+        if min(before.shape[1:]) >= 2:
+            yield i, torch.stack(of_stage)
 
 
-def _most_in(difference: Tensor) -> tuple[int, int]:
-    quarters = F.adaptive_avg_pool2d(difference.abs().mean(dim=0, keepdim=True).unsqueeze(1), 2)[0, 0]
-    most = int(quarters.argmax())
-    return most // 2, most % 2
-
-
-def unmoved(network: nn.Module, stages: Stages, images: Tensor) -> Iterator[tuple[str, str]]:
-    """Stages whose map does not move by one cell when the image moves by one stride, each with what it does instead.
+def unmoved(network: nn.Module, stages: Stages, images: Tensor) -> Problems:
+    """Stages whose map does not move by one cell when the image moves by one stride.
 
     Interior cells are compared, where neither padding nor what comes in at the edge reaches far.
 
@@ -152,7 +178,7 @@ def unmoved(network: nn.Module, stages: Stages, images: Tensor) -> Iterator[tupl
         images: [B, 3, H, W].
     """
     before = tapped(network, stages.stages, images)
-    for i, stage in enumerate(stages.stages):
+    for i in range(len(before)):
         height, width = before[i].shape[2:]
         if min(height, width) < LEAST_SIDE or images.shape[3] % width:
             continue
@@ -160,10 +186,10 @@ def unmoved(network: nn.Module, stages: Stages, images: Tensor) -> Iterator[tupl
         moved = energy(tapped(network, stages.stages, torch.roll(images, images.shape[3] // width, dims=3))[i])
         by = {offset: _correlation(plain, moved, offset) for offset in (-1, 0, 1, 2)}
         if max(by, key=lambda offset: by[offset]) != 1 or by[1] < LEAST_CORRELATION:
-            yield stage.name, f"moves with correlation {by[1]:.2f} (unmoved {by[0]:.2f})"
+            yield i, f"{stages.stages[i].label} moves with correlation {by[1]:.2f} (unmoved {by[0]:.2f})"
 
 
-Check = Callable[[nn.Module, Stages, Tensor], Iterator[tuple[str, str]]]
+Check = Callable[[nn.Module, Stages, Tensor], Problems]
 
 
 def also_in_larger(check: Check, network: nn.Module, stages: Stages, images: Tensor) -> list[str]:
@@ -172,7 +198,7 @@ def also_in_larger(check: Check, network: nn.Module, stages: Stages, images: Ten
     In a small map the padding of many layers reaches every cell, and a cell sees the whole image.
 
     Args:
-        check: `blind_quarters` or `unmoved`.
+        check: `blind_quarters`, `indistinct_quarters` or `unmoved`.
         network: any.
         stages: that were chosen.
         images: [B, 3, H, W].
@@ -185,7 +211,7 @@ def also_in_larger(check: Check, network: nn.Module, stages: Stages, images: Ten
         except (AssertionError, AttentionTransferError, RuntimeError, ValueError):
             again = {stage for stage, _ in found}  # it takes images of one size
         found = [(stage, problem) for stage, problem in found if stage in again]
-    return [f"{stage} {problem}" for stage, problem in found]
+    return [problem for _, problem in found]
 
 
 def mixers(network: nn.Module) -> list[str]:
@@ -263,8 +289,8 @@ def disturbed(network: nn.Module, work: Callable[[], object]) -> Iterator[str]:
 def judge(network: nn.Module, images: Tensor, other: nn.Module | None = None) -> Verdict:
     """Every check of a library's network, as student and as teacher.
 
-    A network that mixes positions by attention or the like need not shift its maps with the image: what is missing
-    there is a note.
+    A network that mixes positions by attention or the like need not shift its maps with the image, and each quarter of
+    them must change most with a patch in it, not only there: what is missing is a note.
 
     Args:
         network: of timm or torchvision, in eval mode.
@@ -279,10 +305,13 @@ def judge(network: nn.Module, images: Tensor, other: nn.Module | None = None) ->
     [stages] = chosen
     wrong += unlike_documented(network, stages, images[:TAUGHT].flip(3))
     trained = as_if_trained(network, images)
-    wrong += also_in_larger(blind_quarters, trained, stages, images)
-    kinds, still = mixers(network), also_in_larger(unmoved, trained, stages, images)
-    notes = [f"mixes positions by {', '.join(kinds)}: {problem}" for problem in still if kinds]
-    wrong += [] if kinds else still
+    blind, still = (also_in_larger(check, trained, stages, images) for check in (blind_quarters, unmoved))
+    notes = []
+    if kinds := mixers(network):
+        notes = [f"mixes positions by {', '.join(kinds)}: {problem}" for problem in (*blind, *still)]
+        wrong += also_in_larger(indistinct_quarters, trained, stages, images) if blind else []
+    else:
+        wrong += (*blind, *still)
     if other is not None:
         batch = images[:TAUGHT]
         wrong += (f"as a student: {problem}" for problem in unteachable(trained, other, batch))
