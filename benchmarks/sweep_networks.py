@@ -158,6 +158,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="file of results, one line a network")
     parser.add_argument("--only", nargs="*", help="these networks alone")
     parser.add_argument("--share", default="1/1", help="run this share alone, as 1/2 and 2/2 in two processes")
+    parser.add_argument(
+        "--without-onednn", action="store_true", help="for networks of which oneDNN's backward pass ends the process"
+    )
     parser.add_argument("--table", action="store_true", help="print the table, and run nothing")
     arguments = parser.parse_args()
     lines = [json.loads(text) for text in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
@@ -165,6 +168,7 @@ def main() -> None:
         if arguments.photos is None:
             parser.error("--photos is needed to run the sweep")
         logging.disable(logging.WARNING)
+        torch.backends.mkldnn.enabled = not arguments.without_onednn  # type: ignore[assignment]
         partner = create_model("timm/resnet10t", CLASSES).eval()
         share, shares = map(int, arguments.share.split("/"))
         for name, parameters in list(_wanted(arguments.only))[share - 1 :: shares]:
