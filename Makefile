@@ -22,7 +22,7 @@ demo: install ## teach a small network the handwritten digits, with and without 
 
 # Two tests at a time with a thread each: threads of two trainings would wait for each other. The tests of a file stay
 # together, as they share what was trained for them.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 test: install ## run the whole test suite
 	$(PYTEST) --durations=20

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -17,6 +19,24 @@ from support.warm import Program
 from attention_transfer import create_model
 
 ImageFolder = Callable[[Mapping[str, int]], Path]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Under --no-loadscope-reorder, which pytest-xdist has, files with many slow tests are the first to begin.
+
+    Left to itself it begins with the files that have many tests, quick ones too; what comes last are then files of one
+    test that takes long, beside which the other core has nothing to do.
+    """
+    if not getattr(config.option, "loadscopereorder", True):
+        slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+        items.sort(key=lambda item: -slow[item.path])
+
+
+def pytest_collection_finish() -> None:
+    """Spares the garbage collector the million objects of what has been imported, which stay anyway."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -93,7 +113,7 @@ def settings(tmp_path, few_digits):
     """Of a short run that takes no time for what most tests are not about: no trial of number formats, no figures."""
     return {
         "data_dir": str(few_digits),
-        "image_size": 32,
+        "image_size": 16,
         "num_workers": 0,
         "epochs": 1,
         "device": "cpu",

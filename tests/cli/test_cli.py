@@ -25,7 +25,7 @@ from attention_transfer.config import GROUPS, Config, resolve_config
 from attention_transfer.errors import ConfigError, DataError
 
 COMMAND = [sys.executable, "-m", "attention_transfer"]
-SMALL = ["--model", "CifarResNet-8", "--image-size", "32", "--num-workers", "0", "--device", "cpu", "--lr", "0.05"]
+SMALL = ["--model", "CifarResNet-8", "--image-size", "16", "--num-workers", "0", "--device", "cpu", "--lr", "0.05"]
 SMALL += ["--precision", "fp32", "--figure-freq", "0"]
 
 
@@ -89,7 +89,7 @@ def test_evaluate_takes_another_split(trained, few_digits, capsys):
 
 def test_evaluate_takes_bare_weights(few_digits, tmp_path, capsys):
     torch.save(create_model("CifarResNet-8", 10).state_dict(), tmp_path / "bare.pth")
-    settings = ["--data-dir", few_digits, "--image-size", 32, "--num-workers", 0]
+    settings = ["--data-dir", few_digits, "--image-size", 16, "--num-workers", 0]
     assert in_process("evaluate", tmp_path / "bare.pth", *settings) == 0
     assert f"on all 120 images of {few_digits}" in capsys.readouterr().out
 
@@ -312,7 +312,7 @@ def test_a_damaged_image_is_one_sentence_also_out_of_a_worker(image_folder):
     root = image_folder({"ant": 8, "bee": 8})
     for file in (root / "ant").iterdir():
         file.write_bytes(file.read_bytes()[:40])
-    small = ["--model", "CifarResNet-8", "--image-size", "32", "--num-workers", "1"]
+    small = ["--model", "CifarResNet-8", "--image-size", "16", "--num-workers", "1"]
     words = ["train", *small, "--epochs", 1, "--data-dir", root]
     _, told = call(*words, folder=root.parent, code=2)
     error = [line for line in told.splitlines() if "error: " in line]

@@ -27,7 +27,7 @@ def filled(few_digits, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache-command")
     torch.manual_seed(0)
     torch.save(create_model("CifarResNet-8", 10).state_dict(), folder / "teacher.pth")
-    words = ["--data-dir", few_digits, "--teacher-model", folder / "teacher.pth", "--image-size", 32]
+    words = ["--data-dir", few_digits, "--teacher-model", folder / "teacher.pth", "--image-size", 16]
     words += ["--augment", "--num-workers", 1, "--device", "cpu", "--cache-dir", folder / "cache"]
     words += ["--teacher-precision", "fp32"]
     told = [call("prefill", *words, "--augment-views", views)[0] for views in (2, "warp")]
@@ -50,7 +50,7 @@ def test_a_run_after_prefill_never_runs_the_teacher(filled, few_digits, tmp_path
     train_at(
         {
             "model": "CifarResNet-8", "data_dir": str(few_digits), "teacher_model": str(folder / "teacher.pth"),
-            "image_size": 32, "augment": True, "augment_views": views, "epochs": 3, "num_workers": 0, "device": "cpu",
+            "image_size": 16, "augment": True, "augment_views": views, "epochs": 3, "num_workers": 0, "device": "cpu",
             "cache_dir": str(folder / "cache"), "save_dir": str(tmp_path), "log_dir": str(tmp_path),
             "experiment_name": "run", "precision": "fp32", "teacher_precision": "fp32", "figure_freq": 0,
         }

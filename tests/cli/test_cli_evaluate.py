@@ -24,7 +24,7 @@ def trained(eighty_digits, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     train_at(
         {
-            "model": "CifarResNet-8", "data_dir": str(eighty_digits), "image_size": 32, "num_workers": 0, "epochs": 3,
+            "model": "CifarResNet-8", "data_dir": str(eighty_digits), "image_size": 16, "num_workers": 0, "epochs": 3,
             "device": "cpu", "precision": "fp32", "lr": 0.05, "batch_size": 16, "experiment_name": "run",
             "save_dir": str(folder / "checkpoints"), "log_dir": str(folder / "logs"),
         }

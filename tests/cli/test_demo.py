@@ -15,7 +15,7 @@ from attention_transfer.cli.app import main
 from attention_transfer.cli.commands.demo import Trained, verdict
 from attention_transfer.cli.digits import write_digits
 
-FEW = 200
+FEW = 100
 
 
 def write_few_digits(folder):

@@ -23,7 +23,7 @@ def blocks(language: str) -> list[str]:
 
 
 def substituted(code: str, photos: Path, teacher: Path) -> str:
-    code = code.replace('"photos"', f'"{photos}", image_size=64, num_workers=1')
+    code = code.replace('"photos"', f'"{photos}", image_size=48, num_workers=1')
     code = code.replace('"teacher.pth"', f'"{teacher}"')
     return re.sub(r"epochs=\d+", "epochs=1", code)
 
@@ -59,9 +59,9 @@ def test_the_python_blocks_run_one_after_another(workshop, few_digits):
 @pytest.mark.slow
 def test_the_commands_run_one_after_another(workshop, few_digits):
     commands = next(block for block in blocks("bash") if "attention-transfer evaluate" in block)
-    settings = ["model: CifarResNet-8", "image_size: 32", "epochs: 1", "num_workers: 0"]
+    settings = ["model: CifarResNet-8", "image_size: 16", "epochs: 1", "num_workers: 0"]
     (workshop / "run.yaml").write_text("\n".join([f"data_dir: {few_digits}", *settings]))
-    small = "--image-size 32 --model CifarResNet-8 --num-workers 0"
+    small = "--image-size 16 --model CifarResNet-8 --num-workers 0"
     for line in commands.splitlines():
         words = shlex.split(line, comments=True)
         assert words[0] == "attention-transfer"
@@ -104,7 +104,8 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     notebook = nbformat.read(ROOT / "examples" / "attention_transfer.ipynb", as_version=4)
     for cell in notebook.cells:
         cell.source = re.sub(r"epochs = \d+", "epochs = 1", cell.source)
-        cell.source = cell.source.replace("digits.images, digits.target", "digits.images[:200], digits.target[:200]")
+        cell.source = cell.source.replace("digits.images, digits.target", "digits.images[:120], digits.target[:120]")
+        cell.source = re.sub(r"image_size(\W+)64", r"image_size\g<1>48", cell.source)
     client = NotebookClient(
         notebook,
         timeout=500,

@@ -38,7 +38,7 @@ def received(attention):
 
 @pytest.fixture
 def recipe(settings, tmp_path):
-    return {**settings, "epochs": 2, "lr": 0.01, "cache_dir": str(tmp_path / "cache")}
+    return {**settings, "image_size": 32, "epochs": 2, "lr": 0.01, "cache_dir": str(tmp_path / "cache")}
 
 
 def test_a_term_reads_attention_probabilities_of_both_and_teaches_the_student(recipe):

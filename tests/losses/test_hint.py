@@ -126,7 +126,7 @@ def test_a_hint_that_cannot_be_given_is_refused(recipe, teacher):
         compute_at_loss(create_model("CifarResNet-8", 10), teacher, *tensors(4, classes=10), {"hint": 1.0})
     with pytest.raises(ConfigError, match="features, which are not cached"):
         prefill_caches({**recipe, "teacher_model": "teacher.pth"})
-    blind = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
+    blind = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 10))
     with pytest.raises(ConfigError):
         train_at(recipe, teacher=blind)
 

@@ -58,7 +58,7 @@ def three_steps(options) -> None:
         options["data"],
         options["batch_size"],
         num_workers=0,
-        image_size=32,
+        image_size=16,
         unlabelled_dir=options.get("unlabelled_dir"),
         unlabelled_ratio=0.7,
         rank=0 if options.get("whole_loader") else runtime.rank,

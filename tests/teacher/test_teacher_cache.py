@@ -152,7 +152,7 @@ def one_view(few_digits, tmp_path_factory):
     folder = tmp_path_factory.mktemp("one-view")
     folders = {"cache_dir": "cache", "save_dir": "checkpoints", "log_dir": "logs"}
     here = {key: str(folder / name) for key, name in folders.items()}
-    common = {"data_dir": str(few_digits), "image_size": 32, "num_workers": 0, "device": "cpu", "augment_views": 1}
+    common = {"data_dir": str(few_digits), "image_size": 16, "num_workers": 0, "device": "cpu", "augment_views": 1}
     run({**RECIPE, **common, **here}, new_teacher(), "first", epochs=2)
     return folder / "cache"
 

@@ -37,7 +37,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def recipe(settings, tmp_path):
-    return {**settings, "model": "CifarResNet-8", "epochs": 2, "lr": 0.01, "cache_dir": str(tmp_path / "cache")}
+    changes = {"image_size": 32, "model": "CifarResNet-8", "epochs": 2, "lr": 0.01}
+    return {**settings, **changes, "cache_dir": str(tmp_path / "cache")}
 
 
 def networks(kind, classes=10):

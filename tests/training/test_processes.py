@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from support import ranks
+from support import ranks, warm
 
 WORKER = Path(__file__).parents[1] / "support" / "process_worker.py"
 
@@ -36,10 +34,7 @@ def launch(tmp_path, processes, name, launcher=None, **settings):
         ],
     }[launcher]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", *module, str(WORKER), str(options)],
-        env=environment, cwd=WORKER.parents[2], capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    done = warm.run("-m", *module, str(WORKER), str(options), env=environment, cwd=WORKER.parents[2])
     assert done.returncode == 0, done.stdout + done.stderr
     return tmp_path / name, done.stdout
 
@@ -47,7 +42,7 @@ def launch(tmp_path, processes, name, launcher=None, **settings):
 def run_of(tmp_path, data):
     """Settings of a run of two processes."""
     return {
-        "model": "CifarResNet-8", "data_dir": str(data), "image_size": 32, "num_workers": 0, "epochs": 1,
+        "model": "CifarResNet-8", "data_dir": str(data), "image_size": 16, "num_workers": 0, "epochs": 1,
         "device": "cpu", "precision": "fp32", "teacher_precision": "fp32", "figure_freq": 0, "batch_size": 64,
         "experiment_name": "two", "cache_dir": str(tmp_path / "cache"), "save_dir": str(tmp_path / "checkpoints"),
         "log_dir": str(tmp_path / "logs"),

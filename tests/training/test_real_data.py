@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tarfile
 from pathlib import Path
 
@@ -83,17 +84,28 @@ def test_a_student_comes_to_look_where_the_teacher_of_cifar_looks(cifar_folder, 
     assert results["test_results"]["samples"] == 500
 
 
-@pytest.mark.parametrize("way", fidelity.HELD_TO_TARGET, ids=str)
-def test_what_a_student_hears_from_memory_is_what_the_users_teacher_says(cifar_folder, resnet56, tmp_path, way):
-    dataset, batches = fidelity.some_batches(cifar_folder, 2, 64)
-    heard = fidelity.remembered(resnet56, dataset, tmp_path, way)
+@pytest.fixture(scope="module")
+def students(cifar_folder, resnet56):
+    """A student before its training, after one epoch, and after three."""
     torch.manual_seed(0)
     student = create_model("CifarResNet-8", 10)
     loader, *_ = prepare_dataloaders(cifar_folder, 32, image_size=32, num_workers=0, augment=True)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9)
-    for epochs in (0, 1, 2):
+    seen = [copy.deepcopy(student)]
+    for epochs in (1, 2):
         for _ in range(epochs):
             train_epoch(student, resnet56, loader, optimizer, "cpu", {"beta": 1000.0})
+        seen.append(copy.deepcopy(student))
+    return seen
+
+
+@pytest.mark.parametrize("way", fidelity.HELD_TO_TARGET, ids=str)
+def test_what_a_student_hears_from_memory_is_what_the_users_teacher_says(
+    cifar_folder, resnet56, students, tmp_path, way
+):
+    dataset, batches = fidelity.some_batches(cifar_folder, 2, 64)
+    heard = fidelity.remembered(resnet56, dataset, tmp_path, way)
+    for student in students:
         found = fidelity.measure(student, heard, resnet56, batches)
         assert max(*found.maps, found.loss, found.gradient) <= fidelity.TARGET
     assert heard.misses == len(dataset)  # all of it was read, none made anew

@@ -25,7 +25,8 @@ FIGURES = {"loss", "accuracy", "classification", "kd", "attention"}
 
 
 def test_a_run_with_a_teacher_gives_everything_that_is_promised(settings, teacher, tmp_path):
-    results = train_at({**settings, "alpha": 0.1, "epochs": 2, "save_freq": 2, "print_freq": 3}, teacher=teacher)
+    recipe = {"image_size": 32, "alpha": 0.1, "epochs": 2, "save_freq": 2, "print_freq": 3}
+    results = train_at({**settings, **recipe}, teacher=teacher)
     assert set(results) >= {
         "model", "teacher_model", "best_accuracy", "training_history", "test_results", "config", "experiment_name",
     }  # fmt: skip

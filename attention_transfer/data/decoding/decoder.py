@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +19,7 @@ from attention_transfer.data.decoding.once import warn_once
 from attention_transfer.data.frame import Frame, ImageSize, as_frame, least_sides
 from attention_transfer.data.views import Augmentation
 from attention_transfer.errors import DataError
+from attention_transfer.versions import version
 
 Picture = npt.NDArray[np.uint8]
 """[H, W, 3], RGB."""

@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from attention_transfer.features.stages.stage import Stage
 from attention_transfer.modules import unwrapped
 from attention_transfer.networks.readout import NCHW
 from attention_transfer.networks.registry import network_name
+from attention_transfer.versions import version
 
 FORMAT = "answers 1"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 import time
-from importlib.metadata import version
 from typing import Any
 
 from attention_transfer.class_names import numbers_as_names
@@ -13,6 +12,7 @@ from attention_transfer.files import write_atomically
 from attention_transfer.training.callbacks.base import Callback
 from attention_transfer.training.checkpointing.state import EpochRecord
 from attention_transfer.training.context import RunContext
+from attention_transfer.versions import version
 
 LIBRARIES = ("torch", "torchvision", "accelerate", "timm", "numpy", "pillow")
 

@@ -88,8 +88,9 @@ LIMITS = ["limited", "limited meanwhile"]
 
 def train(disks, scenarios, few_digits, shell_before="", before=()):
     settings = {
-        "model": "CifarResNet-8", "data_dir": str(few_digits), "image_size": 32, "num_workers": 0, "device": "cpu",
+        "model": "CifarResNet-8", "data_dir": str(few_digits), "image_size": 16, "num_workers": 0, "device": "cpu",
         "epochs": 3, "save_freq": 1, "experiment_name": "run", "cache_dir": str(disks / "cache"), "precision": "fp32",
+        "figure_freq": 0,
     }  # fmt: skip
     words = [str(TRAINER), str(disks), json.dumps(scenarios), json.dumps(settings)]
     return run([*before, sys.executable, *words], shell_before)

@@ -55,7 +55,7 @@ def whole(few_digits, teacher, tmp_path_factory):
 
 def run_whole(folder, data, network, teacher, **changes):
     folders = {key: str(folder / name) for key, name in FOLDERS.items()}
-    common = {"data_dir": str(data), "image_size": 32, "device": "cpu", "experiment_name": "whole"}
+    common = {"data_dir": str(data), "image_size": 16, "device": "cpu", "experiment_name": "whole"}
     return train_at({**RECIPE, **common, **folders, **changes}, student=network, teacher=teacher), folder
 
 

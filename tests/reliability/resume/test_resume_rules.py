@@ -69,7 +69,7 @@ def trained(few_digits, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     settings = {
         "model": "CifarResNet-8", "batch_size": 20, "precision": "fp32", "teacher_precision": "fp32", "lr": 0.02,
-        "data_dir": str(few_digits), "image_size": 32, "num_workers": 0, "epochs": 1, "device": "cpu",
+        "data_dir": str(few_digits), "image_size": 16, "num_workers": 0, "epochs": 1, "device": "cpu",
         "save_dir": str(folder / "checkpoints"), "log_dir": str(folder / "logs"), "experiment_name": "run",
     }  # fmt: skip
     train_at(settings)

@@ -20,7 +20,7 @@ WORKER = Path(__file__).parents[2] / "support" / "process_worker.py"
 @pytest.fixture
 def config(tmp_path, few_digits):
     return {
-        "model": "CifarResNet-8", "data_dir": str(few_digits), "image_size": 32, "num_workers": 0, "epochs": 2,
+        "model": "CifarResNet-8", "data_dir": str(few_digits), "image_size": 16, "num_workers": 0, "epochs": 2,
         "device": "cpu", "precision": "fp32", "figure_freq": 0, "experiment_name": "two", "batch_size": 4,
         "cache_dir": str(tmp_path / "cache"), "save_dir": str(tmp_path / "checkpoints"),
         "log_dir": str(tmp_path / "logs"),

@@ -43,7 +43,7 @@ class Slurm:
     def start(self):
         return subprocess.Popen(
             [
-                "bash", SCRIPT, "--data-dir", self._data, "--model", "CifarResNet-8", "--image-size", "32",
+                "bash", SCRIPT, "--data-dir", self._data, "--model", "CifarResNet-8", "--image-size", "16",
                 "--num-workers", "1", "--device", "cpu", "--lr", "0.05", "--precision", "fp32", "--figure-freq", "0",
                 "--epochs", str(self.epochs),
             ],

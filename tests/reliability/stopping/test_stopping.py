@@ -143,7 +143,7 @@ def test_a_run_on_the_command_line_that_is_told_twice_by_its_launcher_ends_as_to
     few_digits, tmp_path, number, code
 ):
     words = {
-        "data-dir": few_digits, "model": "CifarResNet-8", "image-size": 32, "num-workers": 2, "epochs": 1000,
+        "data-dir": few_digits, "model": "CifarResNet-8", "image-size": 16, "num-workers": 2, "epochs": 1000,
         "device": "cpu", "experiment-name": "run", "precision": "fp32", "figure-freq": 0,
     }  # fmt: skip
     command = [str(word) for key, value in words.items() for word in (f"--{key}", value)]

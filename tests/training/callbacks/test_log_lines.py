@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import subprocess
 import sys
 
 import pytest
+from support import warm
 
 from attention_transfer import train_at
 from attention_transfer.logs import LIBRARY, ConsoleHandler, is_printed_elsewhere, log_to_stdout
@@ -51,15 +50,11 @@ def runs(tmp_path_factory, few_digits):
     """The folder of a run after each of the setups, one after the other, and the lines printed on each stream."""
     folder = tmp_path_factory.mktemp("runs")
     settings = {
-        "model": "CifarResNet-8", "data_dir": str(few_digits), "image_size": 32, "num_workers": 0, "epochs": 1,
-        "device": "cpu", "precision": "fp32", "save_dir": "checkpoints", "log_dir": "logs",
+        "model": "CifarResNet-8", "data_dir": str(few_digits), "image_size": 16, "num_workers": 0, "epochs": 1,
+        "device": "cpu", "precision": "fp32", "figure_freq": 0, "save_dir": "checkpoints", "log_dir": "logs",
     }  # fmt: skip
     setups, settings = json.dumps(list(SETUPS.values())), json.dumps(settings)
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(mark=MARK, setups=setups, settings=settings)],
-        cwd=folder, capture_output=True, text=True, timeout=200, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-    )  # fmt: skip
+    done = warm.run("-c", PROGRAM.format(mark=MARK, setups=setups, settings=settings), cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder, *(text.split(MARK)[1:] for text in (done.stdout, done.stderr))
 

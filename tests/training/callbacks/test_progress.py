@@ -14,7 +14,7 @@ from support import warm
 
 pytestmark = pytest.mark.speed
 
-ARGUMENTS = ["train", "--model", "CifarResNet-8", "--image-size", "32", "--epochs", "1", "--num-workers", "0"]
+ARGUMENTS = ["train", "--model", "CifarResNet-8", "--image-size", "16", "--epochs", "1", "--num-workers", "0"]
 ARGUMENTS += ["--precision", "fp32", "--figure-freq", "0"]
 
 

@@ -18,7 +18,7 @@ def events(few_digits, tmp_path_factory):
     torch.manual_seed(1)
     results = train_at(
         {
-            "model": "CifarResNet-8", "data_dir": str(few_digits), "image_size": 32, "num_workers": 0, "epochs": 3,
+            "model": "CifarResNet-8", "data_dir": str(few_digits), "image_size": 16, "num_workers": 0, "epochs": 3,
             "alpha": 0.1, "print_freq": 2, "figure_freq": 3, "device": "cpu", "experiment_name": "run",
             "precision": "fp32", "teacher_precision": "fp32",
             "save_dir": str(folder / "c"), "log_dir": str(folder / "l"),

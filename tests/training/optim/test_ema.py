@@ -98,7 +98,7 @@ def test_validation_measures_the_average_from_its_first_epoch_on(settings, tmp_p
     from attention_transfer.data.loading.loaders import prepare_dataloaders
 
     results = train_at({**settings, "ema_start": 2, "alpha": 0.0})
-    _, val, _ = prepare_dataloaders(settings["data_dir"], 20, num_workers=0, image_size=32)
+    _, val, _ = prepare_dataloaders(settings["data_dir"], 20, num_workers=0, image_size=settings["image_size"])
     for epoch, whose in ((1, "student"), (2, "ema"), (3, "ema")):
         path = tmp_path / "checkpoints" / f"run_epoch_{epoch}.pth"
         assert read_checkpoint(path)["weights"] == whose

@@ -107,7 +107,7 @@ def test_a_one_channel_teacher_beside_a_student_of_three_is_told_as_the_teachers
 
 
 def test_a_one_channel_teacher_on_our_own_images_is_told_before_training(settings, tmp_path):
-    with pytest.raises(TeacherError, match=r"\[4, 3, 32, 32\].*takes 1 channel, and 3 came"):
+    with pytest.raises(TeacherError, match=r"\[4, 3, 16, 16\].*takes 1 channel, and 3 came"):
         train_at({**settings, "model": "CifarResNet-8"}, teacher=small(1))
     assert not (tmp_path / "logs").exists()
 
