@@ -134,7 +134,7 @@ def test_other_images_of_equal_size_and_time_are_noticed(eighty_digits, tmp_path
 def test_a_cold_and_a_warm_store_give_the_same_student_with_dropout(settings, tmp_path):
     def train(name):
         torch.manual_seed(0)
-        student = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(3 * 32 * 32, 10))
+        student = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(3 * 16 * 16, 10))
         run = {**settings, "experiment_name": name, "cache_dir": str(tmp_path / "cache"), "precision": "fp32"}
         return train_at(run, student=student)["model"][2].weight
 

@@ -23,6 +23,8 @@ def blocks(language: str) -> list[str]:
 
 
 def substituted(code: str, photos: Path, teacher: Path) -> str:
+    quick = 'figure_freq=0, precision="fp32", teacher_precision="fp32", data_dir="photos"'
+    code = code.replace('data_dir="photos"', quick)
     code = code.replace('"photos"', f'"{photos}", image_size=48, num_workers=1')
     code = code.replace('"teacher.pth"', f'"{teacher}"')
     return re.sub(r"epochs=\d+", "epochs=1", code)
@@ -59,9 +61,9 @@ def test_the_python_blocks_run_one_after_another(workshop, few_digits):
 @pytest.mark.slow
 def test_the_commands_run_one_after_another(workshop, few_digits):
     commands = next(block for block in blocks("bash") if "attention-transfer evaluate" in block)
-    settings = ["model: CifarResNet-8", "image_size: 16", "epochs: 1", "num_workers: 0"]
+    settings = ["model: CifarResNet-8", "image_size: 16", "epochs: 1", "num_workers: 0", "figure_freq: 0"]
     (workshop / "run.yaml").write_text("\n".join([f"data_dir: {few_digits}", *settings]))
-    small = "--image-size 16 --model CifarResNet-8 --num-workers 0"
+    small = "--image-size 16 --model CifarResNet-8 --num-workers 0 --figure-freq 0"
     for line in commands.splitlines():
         words = shlex.split(line, comments=True)
         assert words[0] == "attention-transfer"
@@ -105,6 +107,8 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     for cell in notebook.cells:
         cell.source = re.sub(r"epochs = \d+", "epochs = 1", cell.source)
         cell.source = cell.source.replace("digits.images, digits.target", "digits.images[:120], digits.target[:120]")
+        quick = '"num_workers": 1, "figure_freq": 0, "precision": "fp32"'
+        cell.source = cell.source.replace('"num_workers": 2', quick)
         cell.source = re.sub(r"image_size(\W+)64", r"image_size\g<1>48", cell.source)
     client = NotebookClient(
         notebook,

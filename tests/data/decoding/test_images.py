@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import warnings
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support import warm
 
 from attention_transfer.data.decoding.decoder import Decoder
 from attention_transfer.data.decoding.images import decode_image, resize_whole, to_tensor
@@ -239,6 +238,6 @@ from attention_transfer.data import decode_image
 Image.MAX_IMAGE_PIXELS = 1000
 print(decode_image({str(tmp_path / "large.png")!r}).size)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = warm.run("-c", program)
     assert done.stdout.split() == ["(40,", "40)"]
     assert done.stderr == ""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support import warm
 from support.scans import KINDS, levels, scan_of_12_bits
 
 from attention_transfer import DataError, train_at
@@ -81,7 +80,7 @@ def test_a_range_is_the_same_in_every_process_and_whatever_the_rank(write_folder
         "import sys; from attention_transfer.data import prepare_dataloaders\n"
         "print(prepare_dataloaders(sys.argv[1], num_workers=0, seed=7)[0].dataset.decoder.pixel_range)"
     )
-    elsewhere = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
+    elsewhere = warm.run("-c", code, folder)
     assert here == there
     assert elsewhere.stdout.strip() == str(here)
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
-import sys
 
 import pytest
+from support import warm
 
 from attention_transfer.data.loading.cores import available_cores, cgroup_quota
 
@@ -20,9 +19,9 @@ os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
 warnings.simplefilter("error")
 from attention_transfer import prepare_dataloaders, train_at
 settings = json.loads({settings!r})
-loaders = prepare_dataloaders(settings["data_dir"], image_size=32)
+loaders = prepare_dataloaders(settings["data_dir"], image_size=16)
 assert [loader.num_workers for loader in loaders] == [1, 1, 1], loaders
-loaders = prepare_dataloaders(settings["data_dir"], image_size=32, num_workers=0)
+loaders = prepare_dataloaders(settings["data_dir"], image_size=16, num_workers=0)
 assert [loader.num_workers for loader in loaders] == [0, 0, 0], loaders
 warnings.simplefilter("default")
 train_at(settings)
@@ -34,11 +33,7 @@ def test_on_a_single_core_the_default_of_four_workers_is_one_said_once_and_torch
     del settings["num_workers"]
     # enough images for the store of pixels to be filled by several workers
     settings = {**settings, "model": "CifarResNet-8", "precision": "fp32", "cache_dir": str(tmp_path / "cache")}
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(settings=json.dumps(settings))],
-        capture_output=True, text=True, timeout=120, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-    )  # fmt: skip
+    done = warm.run("-c", PROGRAM.format(settings=json.dumps(settings)))
     assert done.returncode == 0, done.stderr
     printed = done.stdout + done.stderr
     assert printed.count("num_workers is 4: cut to 1, the cores that this process may use") == 1
