@@ -13,13 +13,15 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
+from attention_transfer import object_group
 from attention_transfer.config import Config
 from attention_transfer.devices import resolve_device
 from attention_transfer.errors import AttentionTransferError, ConfigError
 from attention_transfer.kernels import Kernels
+from attention_transfer.seeding import seed_of_process
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -111,6 +113,10 @@ class Runtime:
         """Every process's `value`, by rank, in every process."""
         return [value]
 
+    def wait_for_all(self) -> None:
+        """Wait until every process is here, for hours if need be: before tensors are exchanged, which wait minutes."""
+        self.all_gather_object(None)
+
     def time_kernels(self) -> None:
         """Let a GPU's kernels be chosen by timing: for runs that keep no outputs for others."""
 
@@ -178,8 +184,7 @@ class AcceleratedRuntime(Runtime):
     def wrap(self, student: nn.Module) -> nn.Module:
         if self.world_size == 1:
             return student
-        device_ids = [self.device] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(student, device_ids=device_ids)
+        return in_parallel(student, self.device)
 
     def time_kernels(self) -> None:
         self._kernels.choose_by_timing()
@@ -232,12 +237,10 @@ class AcceleratedRuntime(Runtime):
         return total
 
     def broadcast_object(self, value: Any) -> Any:
-        values = [value]
-        broadcast_object_list(values, from_process=0)
-        return values[0]
+        return value if self.world_size == 1 else object_group.broadcast(value)
 
     def all_gather_object(self, value: Any) -> list[Any]:
-        return list(gather_object([value]))
+        return [value] if self.world_size == 1 else object_group.gather(value)
 
     def align_buffers(self, module: nn.Module) -> None:
         self._broadcast(module.buffers())
@@ -256,6 +259,25 @@ class AcceleratedRuntime(Runtime):
     def load_scaler_state(self, state: dict[str, Any] | None) -> None:
         if state is not None and self._scaler is not None:
             self._scaler.load_state_dict(state)
+
+
+def in_parallel(student: nn.Module, device: torch.device) -> nn.Module:
+    """The student in DistributedDataParallel.
+
+    Running statistics of batch normalisation are not broadcast in every forward pass, as training does not read them:
+    they are aligned before they are read (see `Runtime.align_buffers`). Other buffers may be read, and are broadcast.
+
+    Args:
+        student: on the device.
+        device: of this process.
+    """
+    running = sum(len(list(m.buffers(recurse=False))) for m in student.modules() if isinstance(m, _NormBase))
+    return nn.parallel.DistributedDataParallel(
+        student,
+        device_ids=[device] if device.type == "cuda" else None,
+        broadcast_buffers=running < len(list(student.buffers())),
+        gradient_as_bucket_view=True,
+    )
 
 
 def _clip(optimizer: torch.optim.Optimizer, greatest: float) -> None:
@@ -290,6 +312,23 @@ def resolve_precision(precision: str, device: torch.device, setting: str = "prec
     if precision == "fp16" and device.type != "cuda":
         raise ConfigError(f"{setting} is 'fp16', which needs a CUDA device, not {device}; use 'fp32' or 'bf16'.")
     return precision
+
+
+def seed_process(seed: int, runtime: Runtime, *, is_own_order: bool) -> None:
+    """Seed torch's generators at the start of an epoch in several processes, so that each draws other dropout.
+
+    A shuffled loader of the user's draws its order from torch's generator on the CPU: shares are disjoint only if all
+    processes draw the same, so that with one of those only generators of GPUs differ.
+
+    Args:
+        seed: of the run and the epoch.
+        runtime: gives the process.
+        is_own_order: whether the order is that of a sampler of ours, which needs no global generator.
+    """
+    of_process = seed_of_process(seed, runtime.rank)
+    torch.manual_seed(of_process if is_own_order else seed)
+    if runtime.device.type == "cuda":
+        torch.cuda.manual_seed(of_process)
 
 
 T = TypeVar("T")

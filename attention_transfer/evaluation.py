@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attention_transfer.class_names import Classes, Match, match
 from attention_transfer.config import Config, resolve_config
+from attention_transfer.data.batches import Batch
+from attention_transfer.data.loading.loaders import own_sampler
 from attention_transfer.data.loading.relabelled import Relabelled
 from attention_transfer.data.loading.user_loaders import (
     Received,
@@ -24,6 +27,7 @@ from attention_transfer.data.loading.user_loaders import (
     labelled_part,
     warn_of_unusual_values,
 )
+from attention_transfer.distributed import Runtime
 from attention_transfer.errors import DataError, DivergenceError
 from attention_transfer.modules import count_logits, device_of, like_weights, undisturbed, unwrapped
 from attention_transfer.networks.class_lists import network_classes
@@ -73,32 +77,105 @@ def evaluate_model(
         >>> report["samples"], report["multiply_adds"]
         (4, 40550528)
     """
-    config = resolve_config(config)
-    network, clock = network_classes(model, "the network", config.class_names), Stopwatch(device_of(model))
+    return evaluate_shared(model, test_loader, resolve_config(config), Runtime(device_of(model)))
+
+
+def evaluate_shared(model: nn.Module, test_loader: Iterable[Any], config: Config, runtime: Runtime) -> dict[str, Any]:
+    """As `evaluate_model`, by all processes of a run: each runs the network on every n-th batch.
+
+    The main process adds up the logits of all in the loader's order, so that its figures are those of one process.
+
+    Args:
+        model: the same in every process.
+        test_loader: the same in every process, over all images.
+        config: as for `evaluate_model`.
+        runtime: gives the processes, all of which must call this; they raise the same errors.
+    """
+    network, answers = network_classes(model, "the network", config.class_names), _Answers(model, runtime)
     names, test_loader = _in_networks_numbers(network, test_loader)
     tally: Tally | None = None
     with undisturbed(model):
-        for batch in map(labelled_part, progress_bar(Received(test_loader), desc="evaluating", unit="batch")):
-            if not len(batch.labels):
-                continue
-            images = like_weights(batch.images.to(clock.device), model)
-            if tally is None and batch.indices is None:
-                warn_of_unusual_values(batch.images)
-            with refusing_misfits(model, images, "network"), clock.timing(len(images)):
-                logits = model(images)
+        for logits, labels in _of_all(answers.to(test_loader), runtime):
             if tally is None:
                 _check_count(network, names, count_logits(logits))
                 tally = Tally(names, count_logits(logits))
-            tally.add(logits.cpu().float(), batch.labels.cpu())
+            tally.add(logits, labels)
         if tally is None:
             raise DataError("test_loader gave no image; it must give at least one batch of them.")
-        multiply_adds = count_multiply_adds(model, images[:1])
-    return {
-        **tally.report(),
-        "parameters": sum(parameter.numel() for parameter in unwrapped(model).parameters()),
-        "multiply_adds": multiply_adds,
-        "images_per_second": clock.images_per_second(),
-    }
+        cost = answers.cost()
+    report = tally.report()
+    return {**report, "parameters": sum(parameter.numel() for parameter in unwrapped(model).parameters()), **cost}
+
+
+Answer = tuple[Tensor, Tensor]
+"""The logits [B, K] of a batch, float32, and its labels [B], both on the CPU."""
+
+
+class _Answers:
+    """A network's answers to this process's share of a loader, and what they cost.
+
+    Args:
+        model: in eval mode.
+        runtime: gives the processes.
+    """
+
+    def __init__(self, model: nn.Module, runtime: Runtime) -> None:
+        self._model = model
+        self._runtime = runtime
+        self._clock = Stopwatch(runtime.device)
+        self._image: Tensor | None = None
+
+    def to(self, loader: Iterable[Any]) -> Iterator[Answer]:
+        """The answers to every n-th batch of a loader; batches without labels have none, but take their turn."""
+        share = self._runtime.rank, self._runtime.world_size
+        sampler = own_sampler(loader)
+        with nullcontext() if sampler is None else sampler.every_nth_batch(*share):
+            batches: Iterable[Batch] = Received(loader)
+            if self._runtime.is_main:
+                batches = progress_bar(batches, desc="evaluating", unit="batch")
+            if sampler is None:
+                batches = itertools.islice(batches, share[0], None, share[1])
+            for batch in map(labelled_part, batches):
+                yield self._answer(batch)
+
+    def _answer(self, batch: Batch) -> Answer:
+        if not len(batch.labels):
+            return torch.empty(0, 0), torch.empty(0, dtype=torch.int64)
+        images = like_weights(batch.images.to(self._clock.device), self._model)
+        if self._image is None and batch.indices is None:
+            warn_of_unusual_values(batch.images)
+        self._image = images[:1]
+        with refusing_misfits(self._model, images, "network"), self._clock.timing(len(images)):
+            logits = self._model(images)
+        count_logits(logits)
+        return logits.cpu().float(), batch.labels.cpu()
+
+    def cost(self) -> dict[str, Any]:
+        """multiply_adds and images_per_second, of this process; nothing if it had no image."""
+        if self._image is None:
+            return {}
+        multiply_adds = count_multiply_adds(self._model, self._image)
+        return {"multiply_adds": multiply_adds, "images_per_second": self._clock.images_per_second()}
+
+
+def _of_all(answers: Iterator[Answer], runtime: Runtime) -> Iterator[Answer]:
+    """The answers of all processes that are not empty, in the loader's order; an error of one is raised in all."""
+    if runtime.world_size == 1:
+        yield from (answer for answer in answers if len(answer[1]))
+        return
+    while True:
+        try:
+            mine: Answer | Exception | None = next(answers, None)
+        except Exception as error:
+            mine = error
+        everyone: list[Answer | Exception | None] = runtime.all_gather_object(mine)
+        for each in everyone:
+            if isinstance(each, Exception):
+                raise each
+            if each is not None and len(each[1]):
+                yield each
+        if all(each is None for each in everyone):
+            return
 
 
 class Tally:

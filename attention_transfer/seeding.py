@@ -16,6 +16,11 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def seed_of_process(seed: int, rank: int) -> int:
+    """The seed of one of several processes; the main one has the seed itself."""
+    return seed if rank == 0 else int(np.random.SeedSequence((seed, rank)).generate_state(1, np.uint64)[0] >> 1)
+
+
 def random_state() -> dict[str, Any]:
     """The states of the global generators as plain data and tensors; on CUDA that of the current device.
 

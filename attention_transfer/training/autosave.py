@@ -88,6 +88,8 @@ class AutoSave:
         progress.check()
         self._run.state.check_finite()
         self._run.state.unfinished = progress.state_dict()
+        self._run.state.gather_random_states(self._run.runtime)
         self._callbacks.epoch_paused()
+        self._run.runtime.wait_for_all()
         self._run.state.unfinished = None
         self._saved = time.monotonic()

@@ -192,7 +192,11 @@ def _compute_gradients(
     """The losses of a batch, whose gradients are added to those of the parameters, times the share."""
     size = len(local.batch.labels)
     batch = local.batch if size else _stand_in(local.batch)
-    with _batch_norm_by_size([student, criterion.modules], len(batch.labels)):
+    smallest = local.global_size // runtime.world_size
+    if smallest <= 1 < runtime.world_size:
+        # some process is about to read its running statistics
+        runtime.align_buffers(unwrapped(student))
+    with _batch_norm_by_size([student, criterion.modules], len(batch.labels), smallest):
         labelled = local.labelled if size else None
         losses = criterion(student, batch, epoch, is_stand_in=not size, labelled=labelled, emphasis=local.emphasis)
     # gradients are averaged over processes: each is weighted by its share of the global batch
@@ -208,14 +212,34 @@ def _stand_in(batch: Batch) -> Batch:
 
 
 @contextmanager
-def _batch_norm_by_size(networks: Iterable[nn.Module], size: int) -> Iterator[None]:
-    """Make batch normalisation use its running statistics for a batch of one, which has no variance."""
+def _batch_norm_by_size(networks: Iterable[nn.Module], size: int, smallest: int) -> Iterator[None]:
+    """Make batch normalisation use its running statistics for a batch of one, which has no variance.
+
+    SyncBatchNorm, whose processes wait for each other, does so in all of them or in none.
+
+    Args:
+        networks: with the modules.
+        size: images of this process, at least one of which may be a stand-in.
+        smallest: images of the process that has the fewest, without stand-ins.
+    """
     modules = itertools.chain.from_iterable(network.modules() for network in networks)
-    norms = [module for module in modules if isinstance(module, _BatchNorm) and module.training]
-    if size > 1 or not norms:
+    norms = [
+        module
+        for module in modules
+        if isinstance(module, _BatchNorm)
+        and module.training
+        and (smallest if isinstance(module, nn.SyncBatchNorm) else size) <= 1
+    ]
+    if not norms:
         yield
         return
-    log_once("a batch has a single image: for it, batch normalisation uses its running statistics")
+    if any(isinstance(norm, nn.SyncBatchNorm) for norm in norms):
+        log_once(
+            "a process has a single image of a batch, or none: for that batch, SyncBatchNorm uses its running "
+            "statistics in all processes"
+        )
+    else:
+        log_once("a batch has a single image: for it, batch normalisation uses its running statistics")
     for norm in norms:
         norm.eval()
     try:

@@ -17,9 +17,8 @@ from attention_transfer.data.decoding.once import warn_anew
 from attention_transfer.data.loading.loaders import own_sampler
 from attention_transfer.data.loading.reimport import end_if_imported_again
 from attention_transfer.data.loading.workers import explain_lost_workers
-from attention_transfer.distributed import AcceleratedRuntime
-from attention_transfer.errors import AttentionTransferError, UnguardedScriptError
-from attention_transfer.evaluation import evaluate_model
+from attention_transfer.distributed import AcceleratedRuntime, seed_process
+from attention_transfer.errors import UnguardedScriptError
 from attention_transfer.features.maps import MapFunction
 from attention_transfer.logs import capture_logs, log_once
 from attention_transfer.losses.classification import CrossEntropy
@@ -43,6 +42,7 @@ from attention_transfer.training.setup.prepare import PreparedRun, prepare
 from attention_transfer.training.setup.start.freezing import frozen_modules
 from attention_transfer.training.setup.user_parts import UserParts
 from attention_transfer.training.signals import NOT_SAVED, SAVED, TESTED, SignalHandler, Stopped
+from attention_transfer.training.testing import test_run
 from attention_transfer.training.validation import measure
 
 logger = logging.getLogger(__name__)
@@ -147,6 +147,7 @@ def _train(prepared: PreparedRun, request: SignalHandler) -> dict[str, Any]:
     try:
         with explain_lost_workers():
             callbacks.run_started()
+            run.runtime.wait_for_all()
             if run.state.finished_early:
                 logger.info("the run is finished already, and does not go on: %s", run.state.finished_early)
             while not run.state.is_complete:
@@ -158,7 +159,7 @@ def _train(prepared: PreparedRun, request: SignalHandler) -> dict[str, Any]:
                 autosave.after_epoch()
             request.promise = TESTED
             _load_best(run)
-            run.outcome.update(_test(run, loaders.test))
+            run.outcome.update(test_run(run, loaders.test))
             status = FINISHED
     except (KeyboardInterrupt, Stopped) as stopped:
         status = STOPPED
@@ -228,6 +229,8 @@ def _train_one_epoch(
     }
     if loaders.val is not None:
         runtime.align_buffers(criteria["train"].modules)
+        if runtime.world_size > 1 and own_sampler(loaders.val) is None:
+            seed_process(run.config.seed + epoch, runtime, is_own_order=False)
         record |= measure(
             run, criteria["val"], loaders.val, lambda batches: autosave.after_validation_batch(batches, progress)
         )
@@ -247,9 +250,7 @@ def _progress(run: RunContext, loader: Loader, weights: Mapping[str, float]) -> 
     if unfinished is not None:
         progress.load_state_dict(unfinished)
     elif runtime.world_size > 1:
-        # a shuffled loader of the user's draws its order from torch's generator: shares are disjoint only if all
-        # processes draw the same
-        torch.manual_seed(run.config.seed + state.epoch + 1)
+        seed_process(run.config.seed + state.epoch + 1, runtime, is_own_order=sampler is not None)
     return progress
 
 
@@ -261,27 +262,6 @@ def _load_best(run: RunContext) -> None:
             whose = run.state.weights_at(best)
             logger.info("the model returned has the weights after epoch %d, those of the %s", best, whose)
     run.state.student.eval()
-
-
-def _test(run: RunContext, loader: Loader | None) -> dict[str, Any]:
-    """Test in the main process, and broadcast the results; a test that fails does not fail the run."""
-    tested: dict[str, Any] = {"test_results": None, "test_error": None}
-    if loader is not None and run.runtime.is_main:
-        try:
-            with explain_lost_workers():
-                results = tested["test_results"] = evaluate_model(run.state.student, loader, run.config)
-            accuracies = 100 * results["accuracy"], 100 * results["balanced_accuracy"]
-            logger.info("test accuracy %.2f%%, balanced %.2f%% on %d images", *accuracies, results["samples"])
-        except Exception as error:
-            tested["test_error"] = f"{type(error).__name__}: {error}"
-            logger.error(
-                "the network is trained, but there are no test results: %s",
-                tested["test_error"],
-                # our own errors need no traceback
-                exc_info=None if isinstance(error, AttentionTransferError) else error,
-            )
-    shared: dict[str, Any] = run.runtime.broadcast_object(tested)
-    return shared
 
 
 def _results(run: RunContext, status: str) -> dict[str, Any]:

@@ -157,7 +157,54 @@ def signalled_run(options) -> None:
     Path(options["out"]).with_suffix(f".{rank}.json").write_text(json.dumps(told))
 
 
+class Noisy(nn.Sequential):
+    """A student with batch normalisation, whose dropout is seen by the zeros that it leaves."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__(
+            nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2),
+            nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 64), nn.Dropout(0.5),
+            nn.Linear(64, 10),
+        )  # fmt: skip
+        self.masks: list[list[bool]] = []
+        self[8].register_forward_hook(self._see)
+
+    def _see(self, module, arguments, output) -> None:
+        if module.training:
+            self.masks.append((output[0] == 0).tolist())
+
+
+def apart(options) -> None:
+    """A run in one go, and one that is stopped inside an epoch and goes on; each process writes what it got."""
+    from attention_transfer import Callback, evaluate_model, train_at
+
+    class Stop(Callback):
+        def batch_trained(self, run, batch, meter) -> None:
+            if batch == 5:
+                run.stop("enough")
+
+    config, student = options["config"], Noisy()
+    whole = train_at({**config, "experiment_name": "whole"}, student=student)
+    stopped = train_at({**config, "experiment_name": "parts"}, student=Noisy(), callbacks=[Stop()])
+    parts = train_at({**config, "experiment_name": "parts", "resume": "auto"}, student=Noisy())
+    _, _, test = prepare_dataloaders(config["data_dir"], config["batch_size"], num_workers=0, image_size=32)
+    alone = evaluate_model(whole["model"], test)
+    states = (run["model"].state_dict().values() for run in (whole, parts))
+    told = {
+        "stopped": stopped["status"],
+        "weights": float(torch.cat([x.double().flatten() for x in whole["model"].state_dict().values()]).sum()),
+        "same": all(torch.equal(one, other) for one, other in zip(*states, strict=True)),
+        "masks": student.masks,
+        "shared": {key: value for key, value in whole["test_results"].items() if key != "images_per_second"},
+        "alone": {key: value for key, value in alone.items() if key != "images_per_second"},
+    }
+    rank = int(os.environ["RANK"])
+    Path(options["out"]).with_suffix(f".{rank}.json").write_text(json.dumps(told))
+
+
 if __name__ == "__main__":
     settings = json.loads(Path(sys.argv[1]).read_text())
-    things = {f.__name__: f for f in (three_steps, several_times_three_steps, whole_run, diverge, signalled_run)}
+    every = (three_steps, several_times_three_steps, whole_run, diverge, signalled_run, apart)
+    things = {f.__name__: f for f in every}
     things[settings["do"]](settings)

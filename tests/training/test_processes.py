@@ -244,6 +244,20 @@ def test_two_processes_finish_early_in_the_same_epoch(tmp_path, few_digits):
     assert summary["epochs_completed"] == summary["best_epoch"] + 1 < 40
 
 
+def test_two_processes_draw_other_dropout_go_on_to_the_bit_and_test_together(tmp_path, few_digits):
+    # of each batch of three images the second process has one, for which it must not be normalised
+    config = {**run_of(tmp_path, few_digits), "batch_size": 3, "epochs": 2}
+    out, _ = launch(tmp_path, 2, "out", do="apart", config=config)
+    first, second = (json.loads(out.with_suffix(f".{rank}.json").read_text()) for rank in (0, 1))
+    assert first["stopped"] == second["stopped"] == "stopped"
+    assert first["same"]
+    assert second["same"]
+    assert first["weights"] == second["weights"]
+    assert len(first["masks"]) == len(second["masks"])
+    assert all(one != other for one, other in zip(first["masks"], second["masks"], strict=True))
+    assert first["shared"] == first["alone"] == second["shared"]
+
+
 def test_two_processes_train_the_head_alone(tmp_path, few_digits):
     from attention_transfer.checkpoint import read_checkpoint
 

@@ -263,7 +263,8 @@ def open_images(
         crop_pct=crop_pct,
     )
     batches = EpochBatchSampler(len(dataset), batch_size, shuffle=False, views=1)
-    return _loader(dataset, batches, _workers(num_workers), None)
+    # evaluation waits for each copy; pinning would open a context on a GPU that may be another than the network's
+    return _loader(dataset, batches, _workers(num_workers), False)
 
 
 def _loader(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -60,6 +61,7 @@ class EpochBatchSampler(Sampler[list[Key]]):
         self.world_size = world_size
         self.next_epoch = 0
         self.start_batch = 0
+        self._every = (0, 1)
 
     @property
     def is_balanced(self) -> bool:
@@ -70,6 +72,15 @@ class EpochBatchSampler(Sampler[list[Key]]):
         """Make the next iteration epoch `epoch`, from its batch `start_batch` on; the one after is `epoch + 1`."""
         self.next_epoch = epoch
         self.start_batch = start_batch
+
+    @contextmanager
+    def every_nth_batch(self, first: int, step: int) -> Iterator[None]:
+        """Iterate over the batches first, first + step, ... of an epoch alone, inside the context."""
+        self._every = (first, step)
+        try:
+            yield
+        finally:
+            self._every = (0, 1)
 
     @property
     def has_every_sample(self) -> bool:
@@ -91,11 +102,12 @@ class EpochBatchSampler(Sampler[list[Key]]):
 
     # A generator, so that an iterator that is never advanced (a DataLoader makes one) does not count as an epoch.
     def __iter__(self) -> Iterator[list[Key]]:
-        epoch, start_batch = self.next_epoch, self.start_batch
+        epoch, start_batch, (skipped, step) = self.next_epoch, self.start_batch, self._every
         self.set_epoch(epoch + 1)
         order = self._order(epoch)
         view = epoch if self.views is None else epoch % self.views
-        for first in range(start_batch * self.batch_size, self.num_samples, self.batch_size):
+        first_batch = (start_batch + skipped) * self.batch_size
+        for first in range(first_batch, self.num_samples, step * self.batch_size):
             batch = order[first : first + self.batch_size]
             yield [(view, index) for index in (*self._share(batch), *self._share(self._unlabelled(epoch, first)))]
 

@@ -82,6 +82,8 @@ class RunState:
         class_weights: weight of each class in cross-entropy; None where they have none.
         frozen: names of the student's modules that are not trained.
         ema: the average of the student's weights, or None.
+        random_of_ranks: inside an epoch, the random states of all processes but the main one, by rank; between two
+            epochs they are not needed, as each begins with a seed of its own.
     """
 
     config: Config
@@ -104,6 +106,11 @@ class RunState:
     class_weights: tuple[float, ...] | None = None
     frozen: tuple[str, ...] = ()
     ema: EmaWeights | None = None
+    random_of_ranks: list[dict[str, Any]] = field(default_factory=list)
+
+    def gather_random_states(self, runtime: Runtime) -> None:
+        """Take over the random states of all processes, for a checkpoint; all of them must call this."""
+        self.random_of_ranks = runtime.all_gather_object(random_state())[1:]
 
     def after_update(self) -> None:
         """Count a step of the optimizer."""
@@ -153,6 +160,7 @@ class RunState:
                 "history": self.history,
                 "unfinished": None if self.unfinished is None else dict(self.unfinished),
                 "random": random_state(),
+                "random_of_ranks": [] if self.unfinished is None else self.random_of_ranks,
                 "loss": dict(self.loss_weights),
                 "frozen": list(self.frozen),
                 "class_weights": None if self.class_weights is None else list(self.class_weights),
@@ -234,7 +242,10 @@ class RunState:
             self.best_weights = on_cpu(content["model_state_dict"])
         self.unfinished = None if training["unfinished"] is None else as_progress(training["unfinished"])
         self._restore_stateful(training.get("stateful", {}))
-        restore_random_state(training["random"])
+        self.random_of_ranks = training.get("random_of_ranks", [])
+        states = [training["random"], *self.random_of_ranks]
+        # of other processes than now, or of version 0.1, there is none of each: the run goes on, but not to the bit
+        restore_random_state(states[runtime.rank] if len(states) == runtime.world_size else training["random"])
 
     def _restore_stateful(self, saved: Mapping[str, dict[str, Any]]) -> None:
         for name, state in saved.items():
