@@ -124,7 +124,7 @@ def _cells(path: Path) -> Iterator[dict[str, str]]:
 
 def _of_parquet(path: Path) -> Iterator[dict[str, str]]:
     try:
-        from pyarrow import ArrowInvalid, parquet  # type: ignore[import-not-found, unused-ignore]
+        from pyarrow import ArrowInvalid, parquet  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError:
         raise DataError(f"{path} is read with pyarrow, which is not installed; install it, or save a .csv.") from None
     try:

@@ -75,10 +75,10 @@ def test_a_mean_of_weighted_classes_is_that_of_the_larger_batch(large, small, ac
     recipe = {"class_weights": (0.1, 3.0, 1.0, 0.5), "label_smoothing": smoothing}
     weights, gradients, figures = trained(large, **recipe)
     others, accumulated, means = trained(small, accumulate=accumulate, **recipe)
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(accumulated[name], gradient, rtol=1e-5, atol=1e-7)
-    for name, value in weights.items():
-        torch.testing.assert_close(others[name], value, rtol=1e-5, atol=1e-7)
+    for ours, theirs in ((accumulated, gradients), (others, weights)):
+        for name, x in theirs.items():
+            # in a sum of terms that nearly cancel, rounding is of the terms' size
+            torch.testing.assert_close(ours[name], x, rtol=1e-5, atol=1e-5 * float(x.abs().max()))
     if len(large) == 1:
         assert means == pytest.approx(figures, rel=1e-5)
 
