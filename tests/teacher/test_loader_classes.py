@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.named_classes import DIGITS, ORDER, distilling, named
+from support.images.named_classes import DIGITS, ORDER, distilling, named
 from support.runs import bring, tensors, without_clock
 from torch.utils.data import DataLoader, Dataset
 

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from support.named_classes import DIGITS, ORDER, distilling, named
+from support.images.named_classes import DIGITS, ORDER, distilling, named
 from support.runs import tensors, without_clock
 
 from attention_transfer import TeacherError, compute_at_loss, create_model, train_at, validate

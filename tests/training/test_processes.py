@@ -11,7 +11,7 @@ import pytest
 import torch
 from support import ranks, warm
 
-WORKER = Path(__file__).parents[1] / "support" / "process_worker.py"
+WORKER = Path(__file__).parents[1] / "support" / "workers" / "process_worker.py"
 
 
 pytestmark = [pytest.mark.speed, pytest.mark.slow]

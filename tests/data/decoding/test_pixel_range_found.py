@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from support import warm
-from support.scans import KINDS, levels, scan_of_12_bits
+from support.images.scans import KINDS, levels, scan_of_12_bits
 
 from attention_transfer import DataError, train_at
 from attention_transfer.config import Config

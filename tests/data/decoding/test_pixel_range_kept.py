@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
-from support.scans import KINDS, levels, scan_of_12_bits
+from support.images.scans import KINDS, levels, scan_of_12_bits
 
 from attention_transfer import ConfigError, DataError, load_model, train_at
 from attention_transfer.checkpoint import read_checkpoint, write_checkpoint

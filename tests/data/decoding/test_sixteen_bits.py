@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
-from support.scans import levels, scan_of_12_bits
+from support.images.scans import levels, scan_of_12_bits
 
 from attention_transfer import DataError
 from attention_transfer.data.decoding.depth import FULL, natural_range, to_8_bit

@@ -14,8 +14,8 @@ from support.small_disks import may_mount, mounted, needs_mount
 
 pytestmark = pytest.mark.slow
 
-WRITER = Path(__file__).parents[2] / "support" / "write_worker.py"
-TRAINER = Path(__file__).parents[2] / "support" / "full_disk_worker.py"
+WRITER = Path(__file__).parents[2] / "support" / "workers" / "write_worker.py"
+TRAINER = Path(__file__).parents[2] / "support" / "workers" / "full_disk_worker.py"
 
 
 def run(command, shell_before=""):

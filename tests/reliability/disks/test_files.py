@@ -17,7 +17,7 @@ from attention_transfer.checkpoint import read_checkpoint, write_checkpoint
 from attention_transfer.errors import WriteError
 from attention_transfer.files import _draft, check_writable, disk_space, greatest_file, remove_drafts, write_atomically
 
-WORKER = Path(__file__).parents[2] / "support" / "write_worker.py"
+WORKER = Path(__file__).parents[2] / "support" / "workers" / "write_worker.py"
 CASES = [
     "write before", "write amidst", "write after", "fsync file before", "fsync file after", "replace before",
     "replace after", "fsync folder before", "fsync folder after",

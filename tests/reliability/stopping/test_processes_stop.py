@@ -14,7 +14,7 @@ from attention_transfer.checkpoint import read_checkpoint
 
 pytestmark = [pytest.mark.speed, pytest.mark.slow]
 
-WORKER = Path(__file__).parents[2] / "support" / "process_worker.py"
+WORKER = Path(__file__).parents[2] / "support" / "workers" / "process_worker.py"
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.process_worker import FrozenNorm
 from support.runs import tensors
+from support.workers.process_worker import FrozenNorm
 from torch import nn
 
 from attention_transfer import create_model, train_epoch
