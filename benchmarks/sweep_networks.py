@@ -143,12 +143,19 @@ def table(lines: list[Mapping[str, Any]]) -> str:
     counts = Counter(line["result"] for line in lines)
     head = ", ".join(f"{counts[result]} {result}" for result in (RIGHT, SLOW, REFUSED, WRONG, LEFT_OUT))
     rows = [
-        f"| {line['network']} | {line['result']} | {'; '.join(line.get('stages', ()))}{line.get('reason', '')} |"
-        for line in lines
+        f"| {line['network']} | {line.get('side', '')} | {line['result']} | {_findings(line)} |"
+        for line in sorted(lines, key=lambda line: str(line["network"]))
     ]
-    return "\n".join(
-        [f"{len(lines)} networks: {head}.", "", "| network | | stages, or why not |", "|---|---|---|", *rows]
-    )
+    titles = ["| network | pixels | | stages, or why not |", "|---|---|---|---|"]
+    return "\n".join([f"{len(lines)} networks: {head}.", "", *titles, *rows])
+
+
+def _findings(line: Mapping[str, Any]) -> str:
+    parts = ["; ".join(line.get("stages", ())), line.get("reason", "")]
+    if notes := line.get("notes"):
+        kinds = notes[0].partition(": ")[0]
+        parts.append(f"{kinds}, and so is exempt: {'; '.join(note.partition(': ')[2] for note in notes)}")
+    return ". ".join(filter(None, parts))
 
 
 def main() -> None:
