@@ -21,7 +21,6 @@ from attention_transfer.config import Config
 from attention_transfer.devices import resolve_device
 from attention_transfer.errors import AttentionTransferError, ConfigError
 from attention_transfer.kernels import Kernels
-from attention_transfer.seeding import seed_of_process
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -148,7 +147,9 @@ class AcceleratedRuntime(Runtime):
         # a notebook may call train_at several times with different devices.
         self._found = [(kind, dict(kind._shared_state)) for kind in (AcceleratorState, PartialState, GradientState)]
         AcceleratorState._reset_state(reset_partial_state=True)
-        self._kernels = Kernels(device, tf32=config.tf32)
+        # of several processes each gets a GPU from accelerate, whatever the number in the setting
+        is_one_of_several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        self._kernels = Kernels(torch.device(device.type) if is_one_of_several else device, tf32=config.tf32)
         try:
             # accelerate's precision is fixed from here on, while ours may be chosen once the networks exist: so it
             # gets none
@@ -312,23 +313,6 @@ def resolve_precision(precision: str, device: torch.device, setting: str = "prec
     if precision == "fp16" and device.type != "cuda":
         raise ConfigError(f"{setting} is 'fp16', which needs a CUDA device, not {device}; use 'fp32' or 'bf16'.")
     return precision
-
-
-def seed_process(seed: int, runtime: Runtime, *, is_own_order: bool) -> None:
-    """Seed torch's generators at the start of an epoch in several processes, so that each draws other dropout.
-
-    A shuffled loader of the user's draws its order from torch's generator on the CPU: shares are disjoint only if all
-    processes draw the same, so that with one of those only generators of GPUs differ.
-
-    Args:
-        seed: of the run and the epoch.
-        runtime: gives the process.
-        is_own_order: whether the order is that of a sampler of ours, which needs no global generator.
-    """
-    of_process = seed_of_process(seed, runtime.rank)
-    torch.manual_seed(of_process if is_own_order else seed)
-    if runtime.device.type == "cuda":
-        torch.cuda.manual_seed(of_process)
 
 
 T = TypeVar("T")

@@ -16,9 +16,22 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def seed_of_process(seed: int, rank: int) -> int:
-    """The seed of one of several processes; the main one has the seed itself."""
-    return seed if rank == 0 else int(np.random.SeedSequence((seed, rank)).generate_state(1, np.uint64)[0] >> 1)
+def seed_process(seed: int, rank: int, device: torch.device, *, is_own_order: bool) -> None:
+    """Seed torch's generators at the start of an epoch in several processes, so that each draws other dropout.
+
+    A shuffled loader of the user's draws its order from torch's generator on the CPU: shares are disjoint only if all
+    processes draw the same, so that with one of those only generators of GPUs differ.
+
+    Args:
+        seed: of the run and the epoch; the main process keeps it.
+        rank: of the process.
+        device: of the process.
+        is_own_order: whether the order is that of a sampler of ours, which needs no global generator.
+    """
+    own = seed if rank == 0 else int(np.random.SeedSequence((seed, rank)).generate_state(1, np.uint64)[0] >> 1)
+    torch.manual_seed(own if is_own_order else seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(own)
 
 
 def random_state() -> dict[str, Any]:

@@ -8,10 +8,10 @@ from typing import Any
 
 from attention_transfer.data.loading.loaders import own_sampler
 from attention_transfer.data.loading.workers import explain_lost_workers
-from attention_transfer.distributed import seed_process
 from attention_transfer.errors import AttentionTransferError
 from attention_transfer.evaluation import evaluate_shared
 from attention_transfer.modules import unwrapped
+from attention_transfer.seeding import seed_process
 from attention_transfer.training.context import RunContext
 
 logger = logging.getLogger(__name__)
@@ -30,9 +30,10 @@ def test_run(run: RunContext, loader: Iterable[Any] | None) -> dict[str, Any]:
     tested: dict[str, Any] = {"test_results": None, "test_error": None}
     run.runtime.align_buffers(unwrapped(run.state.student))
     if loader is not None:
-        if run.runtime.world_size > 1 and own_sampler(loader) is None:
+        runtime = run.runtime
+        if runtime.world_size > 1 and own_sampler(loader) is None:
             # a shuffled loader of the user's must give every process the same batches
-            seed_process(run.config.seed, run.runtime, is_own_order=False)
+            seed_process(run.config.seed, runtime.rank, runtime.device, is_own_order=False)
         try:
             with explain_lost_workers():
                 results = tested["test_results"] = evaluate_shared(run.state.student, loader, run.config, run.runtime)

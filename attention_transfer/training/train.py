@@ -17,7 +17,7 @@ from attention_transfer.data.decoding.once import warn_anew
 from attention_transfer.data.loading.loaders import own_sampler
 from attention_transfer.data.loading.reimport import end_if_imported_again
 from attention_transfer.data.loading.workers import explain_lost_workers
-from attention_transfer.distributed import AcceleratedRuntime, seed_process
+from attention_transfer.distributed import AcceleratedRuntime
 from attention_transfer.errors import UnguardedScriptError
 from attention_transfer.features.maps import MapFunction
 from attention_transfer.logs import capture_logs, log_once
@@ -25,6 +25,7 @@ from attention_transfer.losses.classification import CrossEntropy
 from attention_transfer.losses.term import LossTerm
 from attention_transfer.losses.total import needs_of_teacher
 from attention_transfer.networks.class_lists import students_classes
+from attention_transfer.seeding import seed_process
 from attention_transfer.teacher.classes import match_logits
 from attention_transfer.training.autosave import AutoSave
 from attention_transfer.training.callbacks.base import Callback, CallbackList
@@ -230,7 +231,7 @@ def _train_one_epoch(
     if loaders.val is not None:
         runtime.align_buffers(criteria["train"].modules)
         if runtime.world_size > 1 and own_sampler(loaders.val) is None:
-            seed_process(run.config.seed + epoch, runtime, is_own_order=False)
+            seed_process(run.config.seed + epoch, runtime.rank, runtime.device, is_own_order=False)
         record |= measure(
             run, criteria["val"], loaders.val, lambda batches: autosave.after_validation_batch(batches, progress)
         )
@@ -250,7 +251,7 @@ def _progress(run: RunContext, loader: Loader, weights: Mapping[str, float]) -> 
     if unfinished is not None:
         progress.load_state_dict(unfinished)
     elif runtime.world_size > 1:
-        seed_process(run.config.seed + state.epoch + 1, runtime, is_own_order=sampler is not None)
+        seed_process(run.config.seed + state.epoch + 1, runtime.rank, runtime.device, is_own_order=sampler is not None)
     return progress
 
 

@@ -188,7 +188,8 @@ def apart(options) -> None:
     whole = train_at({**config, "experiment_name": "whole"}, student=student)
     stopped = train_at({**config, "experiment_name": "parts"}, student=Noisy(), callbacks=[Stop()])
     parts = train_at({**config, "experiment_name": "parts", "resume": "auto"}, student=Noisy())
-    _, _, test = prepare_dataloaders(config["data_dir"], config["batch_size"], num_workers=0, image_size=32)
+    size = config["image_size"]
+    _, _, test = prepare_dataloaders(config["data_dir"], config["batch_size"], num_workers=0, image_size=size)
     alone = evaluate_model(whole["model"], test)
     states = (run["model"].state_dict().values() for run in (whole, parts))
     told = {
