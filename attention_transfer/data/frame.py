@@ -60,6 +60,11 @@ class Frame:
         return self.height if self.height == self.width else self.size
 
     @property
+    def shows_all(self) -> bool:
+        """Whether the whole of every image fills the frame."""
+        return self.resize == "squash"
+
+    @property
     def is_filled(self) -> bool:
         """Whether every image covers the frame."""
         return self.resize != "pad"
@@ -88,7 +93,7 @@ class Frame:
 
     def region(self, height: int, width: int) -> Box:
         """The part of an image of this height and width that the frame shows."""
-        if self.resize == "squash":
+        if self.shows_all:
             return 0.0, 0.0, 1.0, 1.0
         if self.resize == "pad":
             inner_height, inner_width = self.fitted(height, width)

@@ -139,7 +139,8 @@ def _render(
     images = _look_up(pictures, places).masked_fill_(empty, 0)
     if any(view.changes_colours for view in views):
         images = _change_colours(images, empty, views)
-    recolour(images, empty, [view.trivial for view in views], mean)
+    if any(view.trivial is not None for view in views):
+        recolour(images, empty, [view.trivial for view in views], mean)
     images, shown = _normalise(images, mean, std).masked_fill_(empty, 0), outside.logical_not_().squeeze(1)
     for i, view in enumerate(views):
         if view.erased is not None:
@@ -148,7 +149,9 @@ def _render(
 
 
 def _are_reflected(views: Sequence[ViewParameters], frame: Frame) -> Tensor:
-    return torch.tensor([frame.is_filled and view.shift is not None for view in views])
+    if not frame.is_filled:
+        return torch.zeros(len(views), dtype=torch.bool)
+    return torch.tensor([view.shift is not None for view in views])
 
 
 def render_whole(
@@ -211,9 +214,11 @@ def _reduce(
     """
     left, top, right, bottom = view.box
     height, width, _ = picture.shape
-    region = frame.region(height, width)
-    matrix = _through(region, matrix)
-    shown = (bottom - top) * (region[3] - region[1]), (right - left) * (region[2] - region[0])
+    shown = bottom - top, right - left
+    if not frame.shows_all:
+        region = frame.region(height, width)
+        matrix = _through(region, matrix)
+        shown = shown[0] * (region[3] - region[1]), shown[1] * (region[2] - region[0])
     densities = shown[0] * height / frame.height, shown[1] * width / frame.width
     if max(densities) <= density:
         return picture, matrix
