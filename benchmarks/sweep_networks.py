@@ -115,7 +115,8 @@ def _built(name: str, archive: Path) -> tuple[nn.Module, Tensor]:
         with torch.no_grad():
             network(images[:1])
     except Exception:
-        network, images = create_model(name, CLASSES).eval(), photos(archive, _published_side(name))
+        network = create_model(name, CLASSES).eval()
+        images = photos(archive, _side_of(network))
     return network, images
 
 
@@ -126,12 +127,10 @@ def _result(wrong: Sequence[str]) -> str:
     return SLOW if all("AT falls from" in sentence for sentence in wrong) else WRONG
 
 
-def _published_side(name: str) -> int:
-    library, _, short = name.partition("/")
-    if library != "timm":
-        return 224
-    config: Any = timm.get_pretrained_cfg(short)
-    return SIDE if config is None else int(config.input_size[-1])
+def _side_of(network: nn.Module) -> int:
+    """The side of the images for which a network was made: timm says it; torchvision's are made for 224."""
+    published: Any = getattr(network, "pretrained_cfg", {})
+    return int(published.get("input_size", (3, 224, 224))[-1])
 
 
 def _sentence(error: Exception) -> str:

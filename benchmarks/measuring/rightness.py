@@ -182,6 +182,9 @@ def judge(network: nn.Module, images: Tensor, other: nn.Module | None = None) ->
         wrong += (*blind, *still)
     if other is not None:
         batch = images[:TAUGHT]
-        wrong += (f"as a student: {problem}" for problem in unteachable(trained, other, batch))
+        # as it is built, or else as if trained: with closed residual branches there is little that can learn
+        if untaught := list(unteachable(network, other, batch)):
+            untaught = list(unteachable(trained, other, batch))
+        wrong += (f"as a student: {problem}" for problem in untaught)
         wrong += (f"as a teacher: {problem}" for problem in unteachable(other, trained, batch))
     return Verdict(stages, tuple(wrong), tuple(notes))
