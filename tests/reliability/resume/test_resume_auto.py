@@ -15,6 +15,7 @@ from support.runs import assert_same_weights, scalars
 
 from attention_transfer import CheckpointError, ConfigError, create_at_config, create_model, train_at
 from attention_transfer.checkpoint import read_checkpoint, write_checkpoint
+from attention_transfer.config import Config
 from attention_transfer.training.setup import prepare as preparing
 
 pytestmark = pytest.mark.slow
@@ -56,8 +57,9 @@ def change(path, **training):
 
 
 def stopping_student(batches):
-    """A student that asks for a stop in a batch of training."""
+    """A student that asks for a stop in a batch of training; its weights are those of a run's own network."""
     left = [batches]
+    torch.manual_seed(Config().seed)
 
     def count(module, arguments, output):
         left[0] -= module.training
