@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -88,17 +88,22 @@ def local_batches(
     shares = _shares(loader, runtime)
     if group > 1 and criterion.weighs_classes:
         shares = _emphasised(shares, criterion, group)
-    for local in shares:
-        yield local._replace(batch=_arrived(local.batch, runtime, criterion))
+    # closed with this generator: an error that is kept holds its frame, and the loader's workers with it
+    with closing(shares):
+        for local in shares:
+            yield local._replace(batch=_arrived(local.batch, runtime, criterion))
 
 
-def _emphasised(shares: Iterator[LocalBatch], criterion: Criterion, group: int) -> Iterator[LocalBatch]:
-    while step := list(itertools.islice(shares, group)):
-        for local, emphasis in zip(step, criterion.emphases([each.batch for each in step]), strict=True):
-            yield local._replace(emphasis=emphasis)
+def _emphasised(
+    shares: Generator[LocalBatch, None, None], criterion: Criterion, group: int
+) -> Generator[LocalBatch, None, None]:
+    with closing(shares):
+        while step := list(itertools.islice(shares, group)):
+            for local, emphasis in zip(step, criterion.emphases([each.batch for each in step]), strict=True):
+                yield local._replace(emphasis=emphasis)
 
 
-def _shares(loader: Iterable[Any], runtime: Runtime) -> Iterator[LocalBatch]:
+def _shares(loader: Iterable[Any], runtime: Runtime) -> Generator[LocalBatch, None, None]:
     """This process's share of every batch, where the loader has put it."""
     sampler = own_sampler(loader, runtime.world_size)
     if sampler is not None:

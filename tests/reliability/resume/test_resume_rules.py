@@ -55,7 +55,7 @@ OTHERS = {
     "warmup_epochs": 1, "min_lr": 1e-5, "clip_grad": 1.0, "accumulate": 2, "ema": 0.9, "ema_start": 2,
     "best_weights": "student", "resize": "crop", "crop_pct": 0.5, "augmentation": ("trivial",), "mixup": 0.2,
     "cutmix": 0.2, "mask_rotation": True, "unlabelled_ratio": 0.5,
-    "teacher_mean": "run", "teacher_std": (0.1, 0.2, 0.3), "teacher_image_size": 64,
+    "tf32": True, "teacher_mean": "run", "teacher_std": (0.1, 0.2, 0.3), "teacher_image_size": 64,
 }  # fmt: skip
 """A value of each key that is neither the default nor what the run was trained with."""
 
