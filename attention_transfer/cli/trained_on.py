@@ -63,8 +63,11 @@ class Training:
             return is_here  # it cannot be split, so that no network was trained on its current images
         if not is_here and samples_digest(splits.train, "size") != self.data_digest:
             return False
-        if splits.cut:
-            self._refuse_another(SplitCut.of(config))
+        has_folder = {"val": "val" not in splits.cut, "test": splits.is_tested and "test" not in splits.cut}
+        now = SplitCut.of(config)
+        # where training cut no test, another cut may still take one from the images that it has learned from
+        if splits.cut or now.roles([role for role, has in has_folder.items() if has]):
+            self._refuse_another(now)
         return True
 
     def _refuse_another(self, how: SplitCut) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from attention_transfer import create_model, train_at
 from attention_transfer.cli.app import main
+from attention_transfer.errors import DataError
 
 pytestmark = pytest.mark.slow
 
@@ -114,6 +115,18 @@ def test_another_seed_of_the_cut_would_measure_what_was_learned_and_is_refused(r
     moved = copied(eighty_digits, tmp_path / "moved", {name: name for name in DIGITS})
     assert "leave --split-seed out" in refusal("--data-dir", moved, "--split-seed", 3)
     assert "test_fraction is 0.3, but training cut its images with auto" in refusal("--test-fraction", 0.3)
+
+
+def test_a_test_cut_from_images_that_were_all_learned_from_is_refused(image_folder):
+    from attention_transfer.cli.trained_on import Training
+    from attention_transfer.config import resolve_config
+    from attention_transfer.data.sources.split_cut import SplitCut
+
+    folder = image_folder({f"{split}/{name}": 8 for split in ("train", "val") for name in ("ant", "bee")})
+    training = Training(str(folder), None, SplitCut(test_fraction=0))
+    assert training.was_on(resolve_config({"data_dir": str(folder), "test_fraction": 0}))
+    with pytest.raises(DataError, match=r"test_fraction is 0\.2, but training cut its images with 0"):
+        training.was_on(resolve_config({"data_dir": str(folder), "test_fraction": 0.2}))
 
 
 def test_folders_of_splits_are_measured_as_they_are(measure, trained, refusal, eighty_digits, tmp_path):

@@ -77,7 +77,7 @@ def cut(
         samples: the training images, in the order of their classes.
         roles: 'val', 'test' or both.
         how: their sizes and the seed.
-        folder: of the training images, for the message.
+        folder: of the training images, or their table, for the message.
         classes: names of the classes, for the message.
 
     Raises:
@@ -91,7 +91,7 @@ def cut(
             role: max(1, (2 * share * len(of_class) + _MILLION) // (2 * _MILLION)) for role, share in shares.items()
         }
         if len(of_class) < _FEWEST_TO_CUT or sum(sizes.values()) >= len(of_class):
-            raise DataError(_too_few(of_class, sizes, folder / classes[label]))
+            raise DataError(_too_few(of_class, sizes, folder, classes[label]))
         drawn = iter(sorted(of_class, key=lambda sample: _lot(sample.relative, how.split_seed)))
         for role, size in sizes.items():
             parts[role] += itertools.islice(drawn, size)
@@ -99,17 +99,19 @@ def cut(
     return {role: sorted(part, key=lambda sample: (sample.label, sample.relative)) for role, part in parts.items()}
 
 
-def _too_few(of_class: Sequence[Sample], sizes: dict[str, int], folder: Path) -> str:
+def _too_few(of_class: Sequence[Sample], sizes: dict[str, int], source: Path, name: str) -> str:
     roles = " and ".join(sizes)
+    is_table = source.is_file()
+    where = f"The class {name} of {source}" if is_table else f"The class folder {source / name}"
     if len(of_class) < _FEWEST_TO_CUT:
         return (
-            f"The class folder {folder} has {len(of_class)} images, but {roles} must be cut from it: add images (at "
-            f"least {_FEWEST_TO_CUT}), or give {roles} folders."
+            f"{where} has {len(of_class)} images, but {roles} must be cut from it: add images (at least "
+            f"{_FEWEST_TO_CUT}), or give {roles} {'rows' if is_table else 'folders'}."
         )
     cut_off = " and ".join(f"{size} for {role}" for role, size in sizes.items())
     return (
-        f"The class folder {folder} has {len(of_class)} images, of which {cut_off} would be cut, so that none is left "
-        "to train on: lower val_fraction or test_fraction."
+        f"{where} has {len(of_class)} images, of which {cut_off} would be cut, so that none is left to train on: lower "
+        "val_fraction or test_fraction."
     )
 
 
@@ -124,10 +126,6 @@ def set_aside(parts: Mapping[str, Sequence[Sample]], folder: Path, split_seed: i
         f"{' and '.join(cut_off)} cut from {folder} with split_seed {split_seed}: {numbers} of its {images:,} images "
         f"are not trained on ({change} {'change' if len(cut_off) > 1 else 'changes'} that{'; ' if keep else ''}{keep})"
     )
-
-
-def _rounded(numerator: int, denominator: int) -> int:
-    return (2 * numerator + denominator) // (2 * denominator)
 
 
 def _lot(relative: str, split_seed: int) -> bytes:
