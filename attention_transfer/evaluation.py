@@ -87,7 +87,7 @@ def evaluate_shared(model: nn.Module, test_loader: Iterable[Any], config: Config
 
     Args:
         model: the same in every process.
-        test_loader: the same in every process, over all images.
+        test_loader: the same in every process, over all images; or each process's share, of `prepare_dataloaders`.
         config: as for `evaluate_model`.
         runtime: gives the processes, all of which must call this; they raise the same errors.
     """
@@ -126,9 +126,13 @@ class _Answers:
         self._image: Tensor | None = None
 
     def to(self, loader: Iterable[Any]) -> Iterator[Answer]:
-        """The answers to every n-th batch of a loader; batches without labels have none, but take their turn."""
-        share = self._runtime.rank, self._runtime.world_size
+        """The answers to every n-th batch of a loader, or to each batch of one that is split over processes already.
+
+        Batches without labels have none, but take their turn.
+        """
         sampler = own_sampler(loader)
+        is_split = sampler is not None and sampler.world_size > 1
+        share = (0, 1) if is_split else (self._runtime.rank, self._runtime.world_size)
         with nullcontext() if sampler is None else sampler.every_nth_batch(*share):
             batches: Iterable[Batch] = Received(loader)
             if self._runtime.is_main:

@@ -256,6 +256,7 @@ def test_two_processes_draw_other_dropout_go_on_to_the_bit_and_test_together(tmp
     assert len(first["masks"]) == len(second["masks"])
     assert all(one != other for one, other in zip(first["masks"], second["masks"], strict=True))
     assert first["shared"] == first["alone"] == second["shared"]
+    assert first["of_shares"] == second["of_shares"] == first["of_all"]
 
 
 def test_two_processes_train_the_head_alone(tmp_path, few_digits):

@@ -16,6 +16,7 @@ from attention_transfer.data.loading.loaders import prepare_dataloaders
 from attention_transfer.data.views import Augmentation
 from attention_transfer.distributed import AcceleratedRuntime
 from attention_transfer.errors import DivergenceError
+from attention_transfer.evaluation import evaluate_shared
 from attention_transfer.losses.classification import CrossEntropy
 from attention_transfer.losses.total import default_terms, needs_of_teacher
 from attention_transfer.teacher.build import make_teacher
@@ -175,6 +176,17 @@ class Noisy(nn.Sequential):
             self.masks.append((output[0] == 0).tolist())
 
 
+def confusion_of_shares(network, config, rank):
+    """The confusion matrix of a loader that gives each process its share alone."""
+    settings = {"num_workers": 0, "image_size": config["image_size"]}
+    _, mine, _ = prepare_dataloaders(config["data_dir"], config["batch_size"], rank=rank, world_size=2, **settings)
+    runtime = AcceleratedRuntime(resolve_config({"device": "cpu"}))
+    try:
+        return evaluate_shared(network, mine, resolve_config({}), runtime)["confusion_matrix"]
+    finally:
+        runtime.close()
+
+
 def apart(options) -> None:
     """A run in one go, and one that is stopped inside an epoch and goes on; each process writes what it got."""
     from attention_transfer import Callback, evaluate_model, train_at
@@ -189,8 +201,9 @@ def apart(options) -> None:
     stopped = train_at({**config, "experiment_name": "parts"}, student=Noisy(), callbacks=[Stop()])
     parts = train_at({**config, "experiment_name": "parts", "resume": "auto"}, student=Noisy())
     size = config["image_size"]
-    _, _, test = prepare_dataloaders(config["data_dir"], config["batch_size"], num_workers=0, image_size=size)
+    _, val, test = prepare_dataloaders(config["data_dir"], config["batch_size"], num_workers=0, image_size=size)
     alone = evaluate_model(whole["model"], test)
+    rank = int(os.environ["RANK"])
     states = (run["model"].state_dict().values() for run in (whole, parts))
     told = {
         "stopped": stopped["status"],
@@ -199,8 +212,9 @@ def apart(options) -> None:
         "masks": student.masks,
         "shared": {key: value for key, value in whole["test_results"].items() if key != "images_per_second"},
         "alone": {key: value for key, value in alone.items() if key != "images_per_second"},
+        "of_shares": confusion_of_shares(whole["model"], config, rank),
+        "of_all": evaluate_model(whole["model"], val)["confusion_matrix"],
     }
-    rank = int(os.environ["RANK"])
     Path(options["out"]).with_suffix(f".{rank}.json").write_text(json.dumps(told))
 
 
