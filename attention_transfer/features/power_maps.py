@@ -151,12 +151,13 @@ def _write_product(one: Tensor, other: Tensor, out: Tensor) -> None:
 
 
 def raised(x: Tensor, power: float) -> Tensor:
-    """x^p for x >= 0, possibly in place; [...] to [...]. Products and roots are several times as fast as `pow`."""
+    """x^p for x >= 0, possibly in x's place; [...] to [...]. Products and roots are several times as fast as `pow`."""
     if (2 * power) % 1 or power > MOST_PRODUCTS:
         return x.pow_(power)
+    if power == 0.5:
+        return x.sqrt_()
     if power % 1:
-        root = x.sqrt()
-        return root if power < 1 else root.mul_(raised(x, power - 0.5))
+        return x.sqrt().mul_(raised(x, power - 0.5))
     result: Tensor | None = None
     base, left = x, int(power)
     while left:
@@ -164,5 +165,5 @@ def raised(x: Tensor, power: float) -> Tensor:
             result = base if result is None else result * base
         left //= 2
         if left:
-            base = base * base
+            base = base.square_() if result is None else base.square()
     return torch.ones_like(x) if result is None else result
