@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
@@ -89,7 +90,8 @@ def test_a_run_without_a_test_has_no_test_results(eighty_digits, tmp_path):
         }
     )  # fmt: skip
     assert result["test_results"] is None
-    assert result["best_accuracy"] >= 0
+    [summary] = (tmp_path / "log_dir").glob("*_summary.json")
+    assert json.loads(summary.read_text())["splits"] == {"train": 70, "val": 10}
 
 
 @pytest.mark.parametrize(
