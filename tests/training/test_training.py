@@ -114,15 +114,17 @@ def test_a_run_without_a_name_gets_a_readable_unique_one(settings):
 @pytest.mark.slow
 @pytest.mark.speed
 def test_one_process_can_train_again_and_again_in_other_precisions(settings, teacher):
-    before = [len(logging.getLogger("attention_transfer").handlers), len(multiprocessing.active_children())]
+    log = logging.getLogger("attention_transfer")
+    handlers, children = list(log.handlers), set(multiprocessing.active_children())
     for precision in ("fp32", "bf16", "auto", "bf16"):
         results = train_at(
             {**settings, "precision": precision, "overwrite": True, "model": "CifarResNet-8", "num_workers": 1},
             teacher=teacher,
         )
         assert results["config"]["precision"] in (("fp32", "bf16") if precision == "auto" else (precision,))
-    after = [len(logging.getLogger("attention_transfer").handlers), len(multiprocessing.active_children())]
-    assert after == before
+    assert log.handlers == handlers
+    # a child that an earlier test has left may end meanwhile
+    assert set(multiprocessing.active_children()) <= children
     assert not any(module._forward_hooks for module in [*teacher.modules(), *results["model"].modules()])
 
 
